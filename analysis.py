@@ -1,0 +1,135 @@
+"""Predictions and logs -> numbers and pictures."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from scipy.stats import binomtest
+from sklearn.metrics import accuracy_score
+
+from datasets import ROCSTORIES_TEST, read_cloze
+from opt import SCHEDULES
+from utils import InputError, find
+
+
+def rocstories(data_dir: str | os.PathLike, pred_path: str | os.PathLike, log_path: str | os.PathLike) -> None:
+    """Print the accuracies of a run and draw its curves beside its log, as `<desc>.png`.
+
+    The valid accuracy is the best that the log holds, the test accuracy that of the predictions.
+
+    Raises InputError when a file is missing or does not belong to the data.
+    """
+    pred_path, log_path = Path(pred_path), Path(log_path)
+    settings, logs = read_log(log_path)
+    predictions = read_predictions(pred_path)
+    stories, _, _, labels = read_cloze(find(data_dir) / ROCSTORIES_TEST)
+    if len(predictions) != len(labels):
+        raise InputError(
+            f"{pred_path} holds {len(predictions)} predictions, the test set in {data_dir} {len(labels)} rows. "
+            "Name the --data_dir that the run had, or run again with --submit."
+        )
+    print(f"ROCStories Valid Accuracy: {logs['va_acc'].max():.2f}")
+    print(f"ROCStories Test Accuracy:  {accuracy_score(labels, predictions) * 100:.2f}")
+    draw(settings, logs, stories, predictions == labels, log_path.with_suffix(".png"))
+
+
+def read_log(path: Path) -> tuple[dict, pd.DataFrame]:
+    """Return the settings and the logs of a run, one row a log. Raises InputError when there are none."""
+    try:
+        settings, *logs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        logs = pd.DataFrame(logs)
+        logs[["n_updates", "tr_cost", "va_cost", "tr_acc", "va_acc"]]
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: has the run of that --desc ended, and in that --log_dir?") from None
+    except (OSError, ValueError, KeyError):
+        raise InputError(f"{path} is no log of a run: settings, then a line per log. Run again.") from None
+    return settings, logs
+
+
+def read_predictions(path: Path) -> np.ndarray:
+    """Return the column `prediction` of a submission (N,). Raises InputError when there is none."""
+    try:
+        return pd.read_csv(path, sep="\t")["prediction"].to_numpy()
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: run train.py with --submit first, under that --desc.") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is no table of index and prediction ({error}). Run again with --submit.") from None
+
+
+def draw(settings: dict, logs: pd.DataFrame, stories: list[str], is_right: np.ndarray, path: Path) -> None:
+    """Draw cost, accuracy and learning rate over the updates, and the test accuracy by story length."""
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    figure.suptitle(f"{settings['desc']}: {len(logs)} logs, {settings['t_total']} updates, test {is_right.mean():.2%}")
+    (cost, accuracy), (rate, length) = figure.subplots(2, 2)
+
+    for axes, key, label in ((cost, "cost", "cost (nats)"), (accuracy, "acc", "accuracy (%)")):
+        axes.plot(logs["n_updates"], logs[f"tr_{key}"], "o-", label=f"train (its first {settings['n_valid']} rows)")
+        axes.plot(logs["n_updates"], logs[f"va_{key}"], "s-", label="valid")
+        axes.set(xlabel="update", ylabel=label, xlim=(0, settings["t_total"] * 1.02))
+        axes.legend()
+    best = logs.loc[logs["va_acc"].idxmax()]
+    accuracy.annotate(
+        f"kept: {best['va_acc']:.2f}", (best["n_updates"], best["va_acc"]), (0, -14), textcoords="offset points"
+    )
+    accuracy.axhline(50, color="grey", linestyle=":", linewidth=1)
+
+    schedule = SCHEDULES[settings["lr_schedule"]]
+    updates = np.arange(1, settings["t_total"] + 1)
+    rates = [settings["lr"] * schedule(t / settings["t_total"], settings["lr_warmup"]) for t in updates]
+    rate.plot(updates, rates)
+    rate.set(xlabel="update", ylabel="learning rate", xlim=cost.get_xlim())
+
+    table = accuracy_by_length(stories, is_right)
+    middle = table["accuracy"]
+    length.errorbar(range(len(table)), middle, [middle - table["low"], table["high"] - middle], fmt="o", capsize=4)
+    length.axhline(is_right.mean() * 100, color="grey", linewidth=1, label="all")
+    length.set_xticks(range(len(table)), [f"{row.first}-{row.last}\nn = {row.n}" for row in table.itertuples()])
+    length.set(xlabel="words in the story", ylabel="test accuracy (%), 95 % interval", ylim=(0, 105))
+    length.legend()
+    figure.savefig(path, dpi=120)
+
+
+def accuracy_by_length(stories: list[str], is_right: np.ndarray, n_bins: int = 5) -> pd.DataFrame:
+    """Return accuracy and its 95 % Wilson interval (%) of stories grouped by length, in n_bins groups of like size."""
+    words = pd.Series([len(story.split()) for story in stories])
+    groups = pd.DataFrame({"words": words, "right": is_right}).groupby(
+        pd.qcut(words, n_bins, duplicates="drop"), observed=True
+    )
+    rows = []
+    for _, group in groups:
+        right, n = int(group["right"].sum()), len(group)
+        interval = binomtest(right, n).proportion_ci(method="wilson")
+        first, last = group["words"].min(), group["words"].max()
+        rows.append((first, last, n, 100 * right / n, 100 * interval.low, 100 * interval.high))
+    return pd.DataFrame(rows, columns=["first", "last", "n", "accuracy", "low", "high"])
+
+
+ANALYSES = {"rocstories": rocstories}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Analyse a finished run: `python analysis.py --desc DESC --data_dir DIR`."""
+    parser = argparse.ArgumentParser(description=main.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--dataset", choices=ANALYSES, default="rocstories", help="the task of the run")
+    parser.add_argument("--desc", default="rocstories", help="name of the run, as given to train.py")
+    parser.add_argument("--data_dir", default="data/", help="folder of the task's files")
+    parser.add_argument(
+        "--log_dir", default="log/", help="folder of <desc>.jsonl, <desc>.tsv and, to be written, <desc>.png"
+    )
+    args = parser.parse_args(argv)
+    try:
+        log_dir = Path(args.log_dir)
+        ANALYSES[args.dataset](args.data_dir, log_dir / f"{args.desc}.tsv", log_dir / f"{args.desc}.jsonl")
+    except InputError as error:
+        print(f"analysis.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""The authors' modified Adam and its learning-rate schedules (their opt.py, commit a69b5c4)."""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+
+def warmup_cosine(x: float, warmup: float) -> float:
+    """Rise linearly to 1 over the first `warmup` of the updates, then follow 0.5 (1 + cos(pi x))."""
+    return x / warmup if x <= warmup and warmup > 0 else 0.5 * (1 + math.cos(math.pi * x))
+
+
+def warmup_constant(x: float, warmup: float) -> float:
+    """Rise linearly to 1 over the first `warmup` of the updates, then stay."""
+    return x / warmup if x <= warmup and warmup > 0 else 1.0
+
+
+def warmup_linear(x: float, warmup: float) -> float:
+    """As warmup_constant, times 1 - x: the peak stays a little below 1."""
+    return warmup_constant(x, warmup) * (1 - x)
+
+
+SCHEDULES = {
+    "warmup_cosine": warmup_cosine,
+    "warmup_constant": warmup_constant,
+    "warmup_linear": warmup_linear,
+}
+
+
+class OpenAIAdam(torch.optim.AdamW):
+    """Adam with a schedule, clipping by the global norm and decay inside the bias-corrected rate.
+
+    Update t = 1, 2, ... of parameter p with rate r = lr * schedule(t / t_total) * sqrt(1 - b2^t) / (1 - b1^t):
+        p -= r * (m / (sqrt(v) + e) + l2 * p)
+    This is torch's fused AdamW with lr, eps and weight_decay set anew before each update (FIDELITY 26).
+
+    Args:
+        params: all parameters of the model, heads included: the norm is over all of them.
+        lr: peak learning rate.
+        schedule: a name in SCHEDULES.
+        warmup: share of t_total spent warming up, 0 for none.
+        t_total: number of updates planned; later ones keep the schedule's last value.
+        b1, b2: decay of the running mean of gradients and of their squares.
+        e: added to the root of the running mean of squares, outside the bias correction.
+        l2: decay, of parameters with two axes or more; with vector_l2 of all.
+        max_grad_norm: gradients are scaled down to this global norm; 0 or less: never.
+
+    Raises:
+        ValueError: an unknown schedule, or a setting outside its range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        schedule: str,
+        warmup: float,
+        t_total: int,
+        b1: float = 0.9,
+        b2: float = 0.999,
+        e: float = 1e-8,
+        l2: float = 0,
+        vector_l2: bool = False,
+        max_grad_norm: float = -1,
+    ):
+        if schedule not in SCHEDULES:
+            raise ValueError(f"schedule {schedule!r} is not one of {', '.join(SCHEDULES)}")
+        if not 0 <= warmup <= 1:
+            raise ValueError(f"warmup {warmup} is a share of t_total, from 0 to 1")
+        if t_total < 1:
+            raise ValueError(f"t_total {t_total} must be 1 update or more")
+        params = list(params)
+        groups = [
+            {"params": [p for p in params if vector_l2 or p.dim() > 1], "l2": l2},
+            {"params": [p for p in params if not (vector_l2 or p.dim() > 1)], "l2": 0.0},
+        ]
+        super().__init__([g for g in groups if g["params"]], lr=lr, betas=(b1, b2), eps=e, fused=True)
+        self.schedule: Callable[[float, float], float] = SCHEDULES[schedule]
+        self.lr, self.warmup, self.t_total, self.e, self.max_grad_norm = lr, warmup, t_total, e, max_grad_norm
+        for group in self.param_groups:
+            group["t"] = 0  # updates made; here so that state_dict carries it
+
+    @torch.no_grad()
+    def step(self, closure: Callable | None = None):
+        """Make one update, with the gradients as they stand; they are left clipped."""
+        if closure is not None:
+            raise ValueError("OpenAIAdam takes no closure: call backward() before step()")
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if self.max_grad_norm > 0 and grads:
+            # as TF's clip_by_global_norm, opt.py:30-31: no epsilon in the quotient
+            norm = get_total_norm(grads)
+            torch._foreach_mul_(grads, self.max_grad_norm / norm.clamp(min=self.max_grad_norm))
+        for group in self.param_groups:
+            b1, b2 = group["betas"]
+            group["t"] = t = group["t"] + 1
+            correction = math.sqrt(1 - b2**t)
+            # t, not TF's unordered t - 1 or t: opt.py:27-29 and 41 (FIDELITY 28)
+            group["lr"] = self.lr * self.schedule(min(t / self.t_total, 1.0), self.warmup)
+            group["eps"] = self.e / correction
+            group["weight_decay"] = group["l2"] * correction / (1 - b1**t)
+        return super().step()

@@ -1,0 +1,80 @@
+"""A small vocabulary, model and cloze set, written to disk as a user would have them."""
+
+import csv
+import json
+import math
+import os
+import random
+import string
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from datasets import ROCSTORIES_TEST, ROCSTORIES_VALID
+from model_pytorch import FolderSizes
+
+HEADER = (
+    "InputStoryid,InputSentence1,InputSentence2,InputSentence3,InputSentence4,"
+    "RandomFifthSentenceQuiz1,RandomFifthSentenceQuiz2,AnswerRightEnding"
+)
+MERGES = ["t h", "th e</w>", "a n", "i n", "e r", "an d</w>", "w a", "wa s</w>", "in g</w>"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)  # tiny products: more threads only wait for each other
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path) -> Path:
+    """Two blocks of random weights over single characters and a few merges, in the authors' format."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    characters = string.ascii_lowercase + string.digits + ".,!?'-"
+    tokens = [*characters, *(c + "</w>" for c in characters), *(merge.replace(" ", "") for merge in MERGES), "\n</w>"]
+    (folder / "encoder_bpe_40000.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (folder / "vocab_40000.bpe").write_text("\n".join(["#version: 0.2", *MERGES, ""]))
+    shapes = FolderSizes(n_vocab=len(tokens), n_positions=64, n_embd=16, n_head=2, n_layer=2).shapes()
+    (folder / "params_shapes.json").write_text(json.dumps(shapes))
+    (folder / "hparams.json").write_text(json.dumps({"n_head": 2}))
+    values = np.random.default_rng(0).normal(0, 0.02, sum(map(math.prod, shapes))).astype(np.float32)
+    for i, piece in enumerate(np.array_split(values, 10)):
+        np.save(folder / f"params_{i}.npy", piece)
+    return folder
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """Forty valid and twelve test rows of few words."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, n_rows, seed in ((ROCSTORIES_VALID, 40, 0), (ROCSTORIES_TEST, 12, 1)):
+        rng = random.Random(seed)
+        with open(folder / name, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(HEADER.split(","))
+            for i in range(n_rows):
+                sentences = [
+                    " ".join(rng.choices(["the", "cat", "was", "in", "red"], k=rng.randint(1, 4))) for _ in "123456"
+                ]
+                writer.writerow([f"id{i}", *sentences, rng.choice([1, 2])])
+    return folder
+
+
+def folder_from(variable: str) -> Path:
+    """Return the folder an environment variable names, or skip the test."""
+    if not os.environ.get(variable):
+        pytest.skip(f"{variable} does not name a folder")
+    return Path(os.environ[variable])
+
+
+@pytest.fixture
+def real_model_dir() -> Path:
+    return folder_from("GPT1_MODEL_DIR")
+
+
+@pytest.fixture
+def real_data_dir() -> Path:
+    return folder_from("ROCSTORIES_DIR")

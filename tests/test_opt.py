@@ -1,0 +1,125 @@
+"""The modified Adam: every setting against the NumPy statement, and what torch expects of an optimiser."""
+
+import copy
+
+import numpy as np
+import pytest
+import reference
+import torch
+
+import opt
+
+SHAPES = {"table": (5, 3), "matrix": (3, 4), "vector": (4,), "scalar_vector": (1,)}
+SETTINGS = dict(lr=0.01, warmup=0.2, t_total=10)  # 12 updates: the last two are past the end of the schedule
+
+
+def make(schedule: str = "warmup_linear", **settings) -> tuple[dict[str, torch.nn.Parameter], opt.OpenAIAdam]:
+    rng = np.random.default_rng(0)
+    parameters = {name: torch.nn.Parameter(torch.tensor(rng.normal(size=shape))) for name, shape in SHAPES.items()}
+    return parameters, opt.OpenAIAdam(parameters.values(), schedule=schedule, **SETTINGS | settings)
+
+
+def gradients(update: int) -> reference.Parameters:
+    rng = np.random.default_rng(100 + update)
+    return {name: rng.normal(scale=0.5, size=shape) for name, shape in SHAPES.items()}
+
+
+def step(parameters: dict[str, torch.nn.Parameter], optimizer: opt.OpenAIAdam, grads: reference.Parameters) -> None:
+    for name, parameter in parameters.items():
+        parameter.grad = torch.tensor(grads[name]) if name in grads else None
+    optimizer.step()
+
+
+def assert_follows_reference(grads_of, schedule: str = "warmup_linear", **settings) -> None:
+    parameters, optimizer = make(schedule, **settings)
+    p = {name: parameter.detach().numpy().copy() for name, parameter in parameters.items()}
+    state = reference.START
+    for update in range(12):
+        step(parameters, optimizer, grads_of(update))
+        p, state = reference.adam(p, grads_of(update), state, schedule_name=schedule, **SETTINGS | settings)
+        for name, parameter in parameters.items():
+            np.testing.assert_allclose(parameter.detach().numpy(), p[name], rtol=0, atol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize("warmup", [0, 0.002, 0.35])
+@pytest.mark.parametrize("schedule", ["warmup_linear", "warmup_constant", "warmup_cosine"])
+def test_updates_equal_the_reference_under_every_schedule(schedule, warmup):
+    assert_follows_reference(gradients, schedule, warmup=warmup)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(max_grad_norm=1.0),  # clips: the gradients' norm is about 3
+        dict(max_grad_norm=1000.0),
+        dict(max_grad_norm=0),
+        dict(l2=0.1),
+        dict(l2=0.1, vector_l2=True),
+        dict(l2=0.1, max_grad_norm=1.0, b1=0.8, b2=0.9, e=1e-2),
+    ],
+    ids=str,
+)
+def test_updates_equal_the_reference_with_clipping_and_decay(settings):
+    assert_follows_reference(gradients, **settings)
+
+
+def test_a_parameter_without_gradient_is_skipped():
+    def some(update: int) -> reference.Parameters:
+        return {name: g for name, g in gradients(update).items() if name != "matrix"}
+
+    assert_follows_reference(some, max_grad_norm=1.0, l2=0.1)
+
+
+def test_clipping_uses_one_norm_over_all_parameters():
+    parameters, optimizer = make(max_grad_norm=1.0, e=1e3)  # a large e makes the step proportional to the gradient
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    grads = gradients(0)
+    step(parameters, optimizer, grads)
+    ratios = [
+        (before[name] - parameter.detach()).norm() / np.linalg.norm(grads[name])
+        for name, parameter in parameters.items()
+    ]
+    np.testing.assert_allclose(ratios, float(ratios[0]), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "schedule, warmup, values",
+    [
+        ("warmup_linear", 0.25, [0, 0.75, 0]),
+        ("warmup_constant", 0.25, [0, 1, 1]),
+        ("warmup_cosine", 0.25, [0, 1, 0]),
+        ("warmup_linear", 0, [1, 0.75, 0]),
+        ("warmup_constant", 0, [1, 1, 1]),
+        ("warmup_cosine", 0, [1, 0.5 + 0.5**1.5, 0]),
+    ],
+)
+def test_schedules_at_start_quarter_and_end(schedule, warmup, values):
+    np.testing.assert_allclose([opt.SCHEDULES[schedule](x, warmup) for x in (0, 0.25, 1)], values, atol=1e-12)
+
+
+def test_the_first_update_uses_the_schedule_at_one_and_not_at_zero():
+    parameters, optimizer = make(warmup=1.0, schedule="warmup_constant")
+    before = parameters["vector"].detach().clone()
+    step(parameters, optimizer, {"vector": np.ones(4)})
+    moved = before - parameters["vector"].detach()
+    np.testing.assert_allclose(moved, SETTINGS["lr"] / SETTINGS["t_total"], rtol=1e-6)
+
+
+def test_a_saved_state_continues_identically():
+    settings = dict(max_grad_norm=1.0, l2=0.1)
+    parameters, optimizer = make(**settings)
+    for update in range(3):
+        step(parameters, optimizer, gradients(update))
+    resumed, resumed_optimizer = make(**settings)
+    for name, parameter in resumed.items():
+        parameter.data.copy_(parameters[name].data)
+    resumed_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # a file shares no memory
+    for update in range(3, 6):
+        step(parameters, optimizer, gradients(update))
+        step(resumed, resumed_optimizer, gradients(update))
+    assert all(torch.equal(parameters[name], resumed[name]) for name in parameters)
+
+
+def test_an_unknown_schedule_is_refused_by_name():
+    with pytest.raises(ValueError, match="warmup_square"):
+        make("warmup_square")

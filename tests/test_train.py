@@ -1,0 +1,341 @@
+"""The command: from flags to predictions, and what it says when something is wrong with them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import analysis
+import train
+from datasets import ROCSTORIES_TEST, ROCSTORIES_VALID, read_cloze
+from model_pytorch import DoubleHeadModel
+from opt import SCHEDULES
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, model_dir, data_dir):
+    """Run train.py in an empty folder on the small model and data, with further flags."""
+    monkeypatch.chdir(tmp_path)
+    flags = ["--data_dir", str(data_dir), "--model_dir", str(model_dir), "--n_valid", "10", "--n_batch", "4"]
+    return lambda *more: train.main([*flags, *map(str, more)])
+
+
+def logs(desc: str = "rocstories") -> list[dict]:
+    return [json.loads(line) for line in Path(f"log/{desc}.jsonl").read_text().splitlines()]
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_laid_out_as_the_authors_do():
+    x, m = train.transform_roc([[5, 6, 7, 8]], [[9]], [[10, 11, 12, 13]], n_vocab=100, n_ctx=9, max_len=3)
+    assert x[0, :, :, 0].tolist() == [[100, 5, 6, 7, 101, 9, 102, 0, 0], [100, 5, 6, 7, 101, 10, 11, 12, 102]]
+    assert (x[..., 1] == np.arange(103, 112)).all()
+    assert m[0].tolist() == [[1] * 7 + [0] * 2, [1] * 9]
+
+
+def test_a_special_id_inside_a_story_is_refused():
+    with pytest.raises(ValueError, match="example 1: .* 102"):
+        train.transform_roc([[1], [1, 102]], [[2], [2]], [[3], [3]], n_vocab=102, n_ctx=9, max_len=3)
+
+
+def test_longest_row_counts_the_longer_ending_and_cuts():
+    split = ([[1] * 10, [1]], [[2], [2] * 4], [[3] * 2, [3]])
+    assert train.longest_row([split], max_len=254) == 10 + 2 + 3
+    assert train.longest_row([split], max_len=3) == 3 + 3 + 3 - 1
+
+
+# --- one run from command to prediction ------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_log_parameters_predictions_and_picture(command, capsys, data_dir):
+    assert command("--submit", "--analysis", "--n_iter", 2) == 0
+    out = capsys.readouterr().out
+    settings, *rows = logs()
+    assert [(row["n_epochs"], row["n_updates"]) for row in rows] == [(1, 7), (2, 14)]
+    assert settings["t_total"] == 14 and settings["n_embd"] == 16 and settings["n_ctx"] < 64
+    assert set(settings) >= {"seed", "lr", "lm_coef", "n_transfer", "l2", "b1", "b2", "e", "lr_warmup", "n_head"}
+
+    lines = Path("submission/ROCStories.tsv").read_text().splitlines()
+    assert lines[0] == "index\tprediction" and [line.split("\t")[0] for line in lines[1:]] == [
+        str(i) for i in range(12)
+    ]
+    *_, labels = read_cloze(data_dir / ROCSTORIES_TEST)
+    right = np.mean([int(line.split("\t")[1]) for line in lines[1:]] == labels) * 100
+    assert f"ROCStories Valid Accuracy: {max(row['va_acc'] for row in rows):.2f}\n" in out
+    assert f"ROCStories Test Accuracy:  {right:.2f}\n" in out
+    assert Path("log/rocstories.png").read_bytes().startswith(b"\x89PNG")
+
+    state = torch.load("save/rocstories/best_params", weights_only=True)
+    assert not any(key.startswith("module.") for key in state)
+    saved = json.loads(Path("save/rocstories/settings.json").read_text())
+    vocab = saved["n_vocab"] + saved["n_special"] + saved["n_ctx"]
+    model = DoubleHeadModel(
+        train.Config(n_embd=16, n_head=2, n_layer=2), saved["n_vocab"] + 2, "multiple_choice", vocab
+    )
+    model.load_state_dict(state)
+
+
+def test_the_same_seed_gives_the_same_files_and_another_seed_does_not(command, tmp_path):
+    produced = []
+    for seed in (1, 1, 2):
+        command("--submit", "--analysis", "--n_iter", 1, "--seed", seed, "--lr", 1e-3)
+        produced.append(
+            {p: p.read_bytes() for d in ("log", "save", "submission") for p in Path(d).rglob("*") if p.is_file()}
+        )
+    assert len(produced[0]) == 6
+    assert produced[0] == produced[1]
+    assert produced[0][Path("save/rocstories/best_params")] != produced[2][Path("save/rocstories/best_params")]
+
+
+def test_training_learns_the_rows_it_sees(command):
+    no_dropout = [f"--{kind}_pdrop=0" for kind in ("embd", "attn", "resid", "clf")]
+    command("--n_iter", 12, "--lr", 1e-2, "--lm_coef", 0, *no_dropout)
+    costs = [row["tr_cost"] for row in logs()[1:]]
+    assert costs[0] > 0.6 and costs[-1] < 0.6
+
+
+def test_the_best_parameters_on_valid_are_the_ones_that_predict(command, monkeypatch):
+    accuracies = iter([50.0, 80.0, 80.0, 10.0])
+    states = []
+
+    def evaluate(model, rows, n_batch, device, name):
+        if name == "train rows":
+            return 1.0, 50.0
+        states.append({key: value.clone() for key, value in model.state_dict().items()})
+        return 1.0, next(accuracies)
+
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    command("--n_iter", 4)
+    saved = torch.load("save/rocstories/best_params", weights_only=True)
+    assert all(torch.equal(saved[key], states[1][key]) for key in saved)  # the first of equals
+    assert not torch.equal(saved["transformer.embed.weight"], states[2]["transformer.embed.weight"])
+
+
+def test_evaluation_cost_is_the_mean_over_rows_whatever_the_batch(command):
+    rng = np.random.default_rng(0)
+    x = np.stack([rng.integers(0, 20, (5, 2, 6)), np.broadcast_to(np.arange(21, 27), (5, 2, 6))], -1)
+    x[..., -1, 0] = 20
+    model = DoubleHeadModel(train.Config(n_embd=8, n_head=2, n_layer=1), 20, "multiple_choice", 27, 6)
+    torch.nn.init.normal_(model.task_head.linear.weight)
+    y = rng.integers(0, 2, 5)
+    cpu = torch.device("cpu")
+    with torch.no_grad():
+        logits = model.eval()(torch.from_numpy(x))[1].double().numpy()
+    expected = np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(5), y])
+    for n_batch in (1, 2, 5, 64):
+        cost, accuracy = train.evaluate(model, (x, None, y), n_batch, cpu, "rows")
+        assert cost == pytest.approx(expected, abs=1e-6)
+        assert accuracy == pytest.approx((logits.argmax(1) == y).mean() * 100)
+
+
+def test_evaluation_does_no_language_model_work(command, monkeypatch):
+    def forbidden(*_):
+        raise AssertionError("the language-model head ran")
+
+    monkeypatch.setattr("model_pytorch.LMHead.forward", forbidden)
+    assert command("--n_iter", 1, "--lm_coef", 0, "--submit") == 0
+
+
+@pytest.mark.parametrize("n_transfer, loaded", [(-1, "nothing"), (0, "0 blocks"), (1, "1 blocks"), (12, "2 blocks")])
+def test_n_transfer_loads_what_it_says(command, capsys, n_transfer, loaded):
+    assert command("--n_iter", 1, "--n_transfer", n_transfer) == 0
+    assert loaded in capsys.readouterr().out
+
+
+def test_the_epochs_order_is_the_same_with_and_without_weights(command, monkeypatch):
+    orders = []
+    original = train.shuffle
+
+    def shuffle(rows):
+        orders.append(original(rows))
+        return orders[-1]
+
+    monkeypatch.setattr(train, "shuffle", shuffle)
+    command("--n_iter", 2, "--n_transfer", -1)
+    command("--n_iter", 2)
+    rng = np.random.RandomState(42)
+    rng.randn(3, 16)  # the special rows come first
+    expected = [rng.permutation(30) for _ in range(2)]
+    np.testing.assert_array_equal(orders, expected + expected)
+
+
+def test_without_transfer_no_shard_is_needed_and_sizes_are_free(command, model_dir):
+    for i in range(10):
+        (model_dir / f"params_{i}.npy").unlink()
+    (model_dir / "params_shapes.json").unlink()
+    sizes = ["--n_embd", 12, "--n_layer", 1, "--n_head", 3, "--n_ctx", 40]
+    assert command("--n_iter", 1, "--n_transfer", -1, *sizes) == 0
+    assert (logs()[0]["n_embd"], logs()[0]["n_layer"], logs()[0]["n_head"]) == (12, 1, 3)
+
+
+@pytest.mark.parametrize("flag, value", [("--afn", afn) for afn in ("gelu", "relu", "swish")] + [("--lr_warmup", 0)])
+def test_every_activation_runs(command, flag, value):
+    assert command("--n_iter", 1, flag, value) == 0
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_schedule_runs(command, schedule):
+    assert command("--n_iter", 1, "--lr_schedule", schedule, "--vector_l2", "--max_grad_norm", 0) == 0
+
+
+def test_fewer_blocks_than_the_weights_have(command):
+    assert command("--n_iter", 1, "--n_layer", 1) == 0
+    assert logs()[0]["n_layer"] == 1
+
+
+def test_two_runs_keep_their_own_predictions(command, data_dir, capsys):
+    for desc, seed in (("one", 1), ("two", 7)):
+        command("--desc", desc, "--submit", "--analysis", "--n_iter", 1, "--lr", 0.01, "--seed", seed)
+    first_run = capsys.readouterr().out.split("done")[0]
+    assert analysis.main(["--desc", "one", "--data_dir", str(data_dir)]) == 0
+    again = capsys.readouterr().out
+    assert again.splitlines() == [line for line in first_run.splitlines() if line.startswith("ROCStories")]
+
+
+def test_a_new_run_does_not_inherit_the_predictions_of_an_older_one(command, data_dir, capsys):
+    command("--submit", "--n_iter", 1)
+    command("--n_iter", 1)
+    assert analysis.main(["--data_dir", str(data_dir)]) == 2
+    assert "--submit" in capsys.readouterr().err
+
+
+# --- bad input: one message, exit code 2, nothing lost ---------------------------------------------------------------
+
+
+def edit(path: Path, line: int, old: bytes, new: bytes) -> None:
+    """Replace `old` in a line of a file, counted from 1."""
+    lines = path.read_bytes().split(b"\n")
+    assert old in lines[line - 1]
+    lines[line - 1] = lines[line - 1].replace(old, new, 1)
+    path.write_bytes(b"\n".join(lines))
+
+
+DAMAGES = {
+    "no data folder": (lambda m, d: d.rename(d.with_name("elsewhere")), ["data: no such folder", "--data_dir"]),
+    "no test file": (lambda m, d: (d / ROCSTORIES_TEST).unlink(), [ROCSTORIES_TEST, "is missing"]),
+    "Latin-1": (lambda m, d: edit(d / ROCSTORIES_VALID, 3, b"id1", b"caf\xe9"), ["line 3", "Latin-1", "iconv"]),
+    "few columns": (lambda m, d: edit(d / ROCSTORIES_VALID, 5, b"id3,", b""), ["line 5", "7 columns"]),
+    "label 3": (
+        lambda m, d: (d / ROCSTORIES_TEST).write_text("h\n1,a,b,c,d,e,f,2\n1,a,b,c,d,e,f,3\n"),
+        [ROCSTORIES_TEST, "line 3", "'3'"],
+    ),
+    "no rows": (lambda m, d: (d / ROCSTORIES_TEST).write_text("h\n"), [ROCSTORIES_TEST, "no rows"]),
+    "empty file": (lambda m, d: (d / ROCSTORIES_VALID).write_text(""), [ROCSTORIES_VALID, "no rows"]),
+    "broken quotes": (
+        lambda m, d: (d / ROCSTORIES_VALID).write_text('h\n1,"a" b,c,d,e,f,g,1\n'),
+        [ROCSTORIES_VALID, "line 2", "not CSV"],
+    ),
+    "missing shard": (lambda m, d: (m / "params_3.npy").unlink(), ["params_3.npy", "missing"]),
+    "truncated shard": (
+        lambda m, d: (m / "params_3.npy").write_bytes((m / "params_3.npy").read_bytes()[:-8]),
+        ["params_3.npy", "Fetch it again"],
+    ),
+    "pickle as a shard": (
+        lambda m, d: np.save(m / "params_3.npy", np.array([{}], object), allow_pickle=True),
+        ["params_3.npy", "Python objects"],
+    ),
+    "double shard": (lambda m, d: np.save(m / "params_3.npy", np.zeros(9)), ["params_3.npy", "float64"]),
+    "short shard": (
+        lambda m, d: np.save(m / "params_3.npy", np.zeros(9, np.float32)),
+        ["params_shapes.json", "values"],
+    ),
+    "wrong shapes": (lambda m, d: (m / "params_shapes.json").write_text("[[1, 2]]"), ["params_shapes.json"]),
+    "no shapes": (lambda m, d: (m / "params_shapes.json").unlink(), ["params_shapes.json", "missing"]),
+    "heads that do not divide": (lambda m, d: (m / "hparams.json").write_text('{"n_head": 5}'), ["hparams.json"]),
+    "no merges": (lambda m, d: (m / "vocab_40000.bpe").unlink(), ["vocab_40000.bpe", "merges"]),
+    "empty merges": (lambda m, d: (m / "vocab_40000.bpe").write_text(""), ["vocab_40000.bpe", "no merges"]),
+    "half a merge": (lambda m, d: edit(m / "vocab_40000.bpe", 4, b"a n", b"an"), ["vocab_40000.bpe", "line 4"]),
+    "merges of another vocabulary": (
+        lambda m, d: edit(m / "vocab_40000.bpe", 4, b"a n", b"x q"),
+        ["vocab_40000.bpe", "'x q'"],
+    ),
+    "a vocabulary that is no JSON": (
+        lambda m, d: (m / "encoder_bpe_40000.json").write_text("{"),
+        ["encoder_bpe_40000.json", "JSON"],
+    ),
+    "ids with a gap": (
+        lambda m, d: (m / "encoder_bpe_40000.json").write_text('{"a": 0, "b": 2}'),
+        ["encoder_bpe_40000.json", "ids"],
+    ),
+}
+
+
+@pytest.mark.parametrize("damage, named", DAMAGES.values(), ids=DAMAGES)
+def test_bad_input_is_named_and_an_earlier_run_stays(command, capsys, model_dir, data_dir, damage, named):
+    Path("log").mkdir()
+    for suffix in ("jsonl", "tsv", "png"):
+        Path(f"log/rocstories.{suffix}").write_text("an earlier run")
+    damage(model_dir, data_dir)
+    assert command() == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("train.py: error: ") and all(part in message for part in named), message
+    assert [path.read_text() for path in Path("log").iterdir()] == ["an earlier run"] * 3
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        (["--analysis"], "--submit"),
+        (["--afn", "tanh"], "gelu"),
+        (["--lr_schedule", "none"], "warmup_cosine"),
+        (["--dataset", "race"], "rocstories"),
+        (["--n_batch", "0"], "0 is not from 1"),
+        (["--n_iter", "x"], "invalid whole number"),
+        (["--attn_pdrop", "1"], "below 1"),
+        (["--desc", "a/b"], "slashes"),
+        (["--no_such_flag"], "unrecognized"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_flag_is_named(command, capsys, flags, named):
+    with pytest.raises(SystemExit) as stop:
+        command(*flags)
+    assert stop.value.code == 2
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        (["--n_embd", "32"], "n_embd 16"),
+        (["--n_head", "3"], "--n_head 3"),
+        (["--n_batch", "31"], "--n_batch 31"),
+        (["--n_valid", "40"], "--n_valid 40"),
+    ],
+    ids=" ".join,
+)
+def test_flags_that_contradict_the_files_are_named(command, capsys, flags, named):
+    assert command(*flags) == 2
+    assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--log_dir", "--save_dir", "--submission_dir"])
+def test_an_unwritable_output_folder_is_found_before_training(command, capsys, monkeypatch, flag):
+    monkeypatch.setattr(train, "compute_losses", lambda *_: pytest.fail("training began"))
+    Path("file").write_text("")
+    assert command("--submit", flag, "file/folder") == 2
+    assert "file/folder" in capsys.readouterr().err
+
+
+def test_a_byte_order_mark_is_accepted(command, data_dir):
+    path = data_dir / ROCSTORIES_VALID
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert command("--n_iter", 1) == 0
+
+
+def test_verify_names_each_file_that_is_not_the_authors(command, capsys, model_dir):
+    (model_dir / "params_4.npy").unlink()
+    assert command("--verify") == 2
+    captured = capsys.readouterr()
+    assert "missing  " in captured.out and "differs  " in captured.out
+    assert "params_4.npy (missing)" in captured.err and "vocab_40000.bpe (differs)" in captured.err
+
+
+def test_verify_knows_the_authors_files(real_model_dir, capsys):
+    train.main(["--verify", "--model_dir", str(real_model_dir)])
+    out = capsys.readouterr().out
+    for name in ("encoder_bpe_40000.json", "vocab_40000.bpe", "params_shapes.json"):
+        assert f"ok       {real_model_dir / name}" in out

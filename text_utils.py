@@ -1,0 +1,115 @@
+"""Text -> tokens as in the authors' text_utils.py (commit a69b5c4): tidied, split into words, byte-pair encoded."""
+
+import os
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import ftfy
+import spacy
+from tqdm import tqdm
+
+from utils import InputError, read_json
+
+REPLACEMENTS = str.maketrans({"—": "-", "–": "-", "―": "-", "…": "...", "´": "'"})
+# TF's pattern (text_utils.py:30) is no raw string: its backslash alternative never matches one (FIDELITY 13)
+PUNCTUATION_RUNS = re.compile(r"""(-+|~+|!+|"+|;+|\?+|\++|,+|\)+|\(+|/+|\*+|\[+|\]+|\}+|\{+|\|+|_+)""")
+
+
+def text_standardize(text: str) -> str:
+    """Return the text with plain dashes, dots and apostrophes, spaces around runs of punctuation, and single spaces."""
+    text = text.translate(REPLACEMENTS)
+    text = PUNCTUATION_RUNS.sub(r" \1 ", text)
+    text = re.sub(r"\s*\n\s*", " \n ", text)
+    return re.sub(r"[^\S\n]+", " ", text).strip()
+
+
+class TextEncoder:
+    """The authors' tokenizer: spaCy's rules for English words, then byte-pair merges inside each word.
+
+    Args:
+        encoder_path: JSON file, token -> id.
+        bpe_path: text file, a version line and then one merge a line, the most frequent first.
+
+    Attributes:
+        encoder: token -> id.
+        decoder: id -> token.
+
+    Raises:
+        InputError: a file is missing or damaged, or the two are not of one vocabulary.
+    """
+
+    def __init__(self, encoder_path: str | os.PathLike, bpe_path: str | os.PathLike):
+        self.encoder = _read_encoder(Path(encoder_path))
+        self.decoder = {i: token for token, i in self.encoder.items()}
+        merges = _read_merges(Path(bpe_path))
+        unknown = next((merge for merge in merges if "".join(merge) not in self.encoder), None)
+        if unknown:
+            raise InputError(
+                f"{bpe_path}: the merge {' '.join(unknown)!r} makes a token that {encoder_path} lacks. "
+                "Take both files from one vocabulary."
+            )
+        self.bpe_ranks = {merge: rank for rank, merge in enumerate(merges)}
+        self.nlp = spacy.blank("en")  # the rule tokenizer alone: no model to download
+        self.cache: dict[str, list[int]] = {}  # word -> ids
+
+    def bpe(self, word: str) -> str:
+        """Return the pieces of a word, separated by spaces, the last with `</w>` at its end."""
+        pieces = [*word[:-1], word[-1] + "</w>"]
+        while len(pieces) > 1:
+            rank, pair = min((self.bpe_ranks.get(p, float("inf")), p) for p in pairwise(pieces))
+            if rank == float("inf"):
+                break
+            merged, i = [], 0
+            while i < len(pieces):  # all places of the pair, from the left
+                if tuple(pieces[i : i + 2]) == pair:
+                    merged.append(pieces[i] + pieces[i + 1])
+                    i += 2
+                else:
+                    merged.append(pieces[i])
+                    i += 1
+            pieces = merged
+        text = " ".join(pieces)
+        return "\n</w>" if text == "\n  </w>" else text  # a newline and its space are one word: text_utils.py:87
+
+    def encode(self, texts: list[str], verbose: bool = True) -> list[list[int]]:
+        """Return the token ids of each text, 0 for a piece the vocabulary lacks; `verbose` shows a progress bar."""
+        rows = []
+        for text in tqdm(texts, desc="tokenizing", unit=" texts", ncols=80, leave=False, disable=not verbose):
+            words = [word.text.lower() for word in self.nlp.make_doc(text_standardize(ftfy.fix_text(text)))]
+            rows.append([i for word in words for i in self._word_ids(word)])
+        return rows
+
+    def _word_ids(self, word: str) -> list[int]:
+        if word not in self.cache:
+            self.cache[word] = [self.encoder.get(piece, 0) for piece in self.bpe(word).split(" ")]
+        return self.cache[word]
+
+
+def _read_encoder(path: Path) -> dict[str, int]:
+    encoder = read_json(path)
+    if not isinstance(encoder, dict) or sorted(map(str, encoder.values())) != sorted(map(str, range(len(encoder)))):
+        raise InputError(
+            f"{path}: not a vocabulary: a JSON object of n tokens with the ids 0 .. n - 1. Fetch it again."
+        )
+    return encoder
+
+
+def _read_merges(path: Path) -> list[tuple[str, str]]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[1:]  # the first line is a comment
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} is missing: a vocabulary needs its merges beside it. See 'Weights and data' in README.md."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}). Fetch it again.") from None
+    merges = [tuple(line.split()) for line in lines if line]
+    for number, merge in enumerate(merges, 2):
+        if len(merge) != 2:
+            raise InputError(
+                f"{path}, line {number}: a merge is two pieces, this is {lines[number - 2]!r}. Fetch it again."
+            )
+    if not merges:
+        raise InputError(f"{path} holds no merges. Fetch it again.")
+    return merges
