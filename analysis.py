@@ -25,7 +25,7 @@ def rocstories(data_dir: str | os.PathLike, pred_path: str | os.PathLike, log_pa
     Raises InputError when a file is missing or does not belong to the data.
     """
     pred_path, log_path = Path(pred_path), Path(log_path)
-    settings, logs = read_log(log_path)
+    settings, logs = read_log(log_path, ["n_updates", "tr_cost", "va_cost", "tr_acc", "va_acc"])
     predictions = read_predictions(pred_path)
     stories, _, _, labels = read_cloze(find(data_dir) / ROCSTORIES_TEST)
     if len(predictions) != len(labels):
@@ -38,12 +38,11 @@ def rocstories(data_dir: str | os.PathLike, pred_path: str | os.PathLike, log_pa
     draw(settings, logs, stories, predictions == labels, log_path.with_suffix(".png"))
 
 
-def read_log(path: Path) -> tuple[dict, pd.DataFrame]:
-    """Return the settings and the logs of a run, one row a log. Raises InputError when there are none."""
+def read_log(path: Path, columns: list[str]) -> tuple[dict, pd.DataFrame]:
+    """Return the settings and those columns of the logs of a run. Raises InputError when there are none."""
     try:
         settings, *logs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        logs = pd.DataFrame(logs)
-        logs[["n_updates", "tr_cost", "va_cost", "tr_acc", "va_acc"]]
+        logs = pd.DataFrame(logs)[columns]
     except FileNotFoundError:
         raise InputError(f"{path} is missing: has the run of that --desc ended, and in that --log_dir?") from None
     except (OSError, ValueError, KeyError):
@@ -107,6 +106,18 @@ def accuracy_by_length(stories: list[str], is_right: np.ndarray, n_bins: int = 5
         first, last = group["words"].min(), group["words"].max()
         rows.append((first, last, n, 100 * right / n, 100 * interval.low, 100 * interval.high))
     return pd.DataFrame(rows, columns=["first", "last", "n", "accuracy", "low", "high"])
+
+
+def draw_perplexity(log_path: str | os.PathLike) -> None:
+    """Draw the perplexities that pretrain.py has logged, beside the log."""
+    settings, logs = read_log(Path(log_path), ["n_updates", "tr_ppl", "va_ppl"])
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(logs["n_updates"], logs["tr_ppl"], label="train, drop-out on, since the last log")
+    axes.plot(logs["n_updates"], logs["va_ppl"], label=f"held out: {logs['va_ppl'].iloc[-1]:.3f} at the end")
+    axes.set(xlabel="update", ylabel="perplexity per token", yscale="log", title=settings["desc"])
+    axes.legend()
+    figure.savefig(Path(log_path).with_suffix(".png"), dpi=120)
 
 
 ANALYSES = {"rocstories": rocstories}

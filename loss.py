@@ -1,5 +1,6 @@
 """The two losses of fine-tuning: the task's, and the auxiliary one of the language model (paper, section 3.2)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -24,7 +25,7 @@ def compute_losses(
     task = task_losses(model.task_head(h, x), y)
     if lm_coef == 0:
         return task, None
-    return task, lm_losses(model.lm_head(h, table), x, m)
+    return task, lm_losses(h, table, x, m)
 
 
 def task_losses(logits: Tensor, y: Tensor) -> Tensor:
@@ -40,12 +41,17 @@ def task_losses(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits, y if y.is_floating_point() else y.long(), reduction="none")
 
 
-def lm_losses(logits: Tensor, x: Tensor, m: Tensor) -> Tensor:
+def lm_losses(h: Tensor, table: Tensor, x: Tensor, m: Tensor) -> Tensor:
     """Return for each row the mean cross entropy of its real next tokens (B*K,), 0 for a row without any (TF:176-178).
 
-    `logits` (B*K*(T-1), V) are of all positions but the last.
+    Args:
+        h: hidden states (B*K, T, C).
+        table: the decoder (V, C), with the drop-out that the inputs had.
+        x, m: as of compute_losses.
     """
     targets = x[..., 1:, 0].flatten(0, -2)  # (B*K, T-1)
-    is_real = m[..., 1:].flatten(0, -2)
-    losses = F.cross_entropy(logits, targets.flatten().long(), reduction="none").view_as(is_real)
-    return (losses * is_real).sum(1) / is_real.sum(1).clamp(min=1)
+    is_real = m[..., 1:].flatten(0, -2).bool()
+    logits = F.linear(h[:, :-1][is_real], table)  # no work at padding
+    losses = torch.zeros_like(is_real, dtype=logits.dtype)
+    losses[is_real] = F.cross_entropy(logits, targets[is_real].long(), reduction="none")
+    return losses.sum(1) / is_real.sum(1).clamp(min=1)

@@ -5,6 +5,7 @@ V rows of the joint table (tokens, then special tokens, then positions). "TF" in
 commit a69b5c4; "FIDELITY n" is row n of FIDELITY.md.
 """
 
+import json
 import math
 import os
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils import InputError, find, read_json
+from utils import InputError, find, read_json, replacing
 
 ACTIVATIONS = {
     "relu": F.relu,
@@ -384,6 +385,11 @@ def load_openai_pretrained_model(
     n_special = vocab - sizes.n_vocab - n_ctx if n_special < 0 else n_special
     if n_embd != sizes.n_embd:
         raise InputError(f"{path}: the weights have n_embd {sizes.n_embd}, the model {n_embd}. Make the two agree.")
+    if n_transfer and len(model.h) and model.h[0].attn.n_head != sizes.n_head:
+        raise InputError(
+            f"{path}: the weights are for {sizes.n_head} heads, the model has {model.h[0].attn.n_head}. "
+            "Make the two agree; a hparams.json beside the weights may say n_head, else it is 12."
+        )
     if n_ctx > sizes.n_positions:
         raise InputError(f"{path}: the weights hold {sizes.n_positions} positions, n_ctx asks {n_ctx}. Lower n_ctx.")
     if n_special < 0 or sizes.n_vocab + n_special + n_ctx != vocab:
@@ -418,6 +424,30 @@ def load_openai_pretrained_model(
             shard_start += len(values)
         special.copy_(torch.from_numpy(np.random.randn(n_special, n_embd) * 0.02))
     return n_transfer
+
+
+def save_openai_model(model: TransformerModel, n_vocab: int, path: str | os.PathLike) -> None:
+    """Write a transformer as a model folder in the authors' format, with the hparams.json that tells n_head.
+
+    Special rows are left out: whoever loads the folder draws his own.
+
+    Args:
+        model: a TransformerModel with one block or more; its table holds n_vocab tokens first and n_ctx positions last.
+        n_vocab: token rows.
+        path: an existing folder; files of the same names are replaced.
+    """
+    path = Path(path)
+    table = model.embed.weight
+    arrays = [table[-model.n_ctx :], table[:n_vocab], *model.h.parameters()]
+    values = np.concatenate([array.detach().cpu().float().flatten().numpy() for array in arrays])
+    sizes = FolderSizes(n_vocab, model.n_ctx, table.size(1), model.h[0].attn.n_head, len(model.h))
+    for i, piece in enumerate(np.array_split(values, 10)):
+        with replacing(path / f"params_{i}.npy") as file:
+            np.save(file, piece)
+    with replacing(path / "params_shapes.json") as file:
+        file.write(json.dumps(sizes.shapes()).encode())
+    with replacing(path / "hparams.json") as file:
+        file.write(json.dumps({"n_head": sizes.n_head}).encode())
 
 
 def _open_shard(path: Path) -> np.ndarray:

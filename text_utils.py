@@ -7,6 +7,7 @@ from pathlib import Path
 
 import ftfy
 import spacy
+from spacy.language import Language
 from tqdm import tqdm
 
 from utils import InputError, read_json
@@ -22,6 +23,11 @@ def text_standardize(text: str) -> str:
     text = PUNCTUATION_RUNS.sub(r" \1 ", text)
     text = re.sub(r"\s*\n\s*", " \n ", text)
     return re.sub(r"[^\S\n]+", " ", text).strip()
+
+
+def split_words(nlp: Language, text: str) -> list[str]:
+    """Return the lower-case words of a text that may need mending, by the rules of spaCy's tokenizer `nlp`."""
+    return [word.text.lower() for word in nlp.make_doc(text_standardize(ftfy.fix_text(text)))]
 
 
 class TextEncoder:
@@ -76,8 +82,7 @@ class TextEncoder:
         """Return the token ids of each text, 0 for a piece the vocabulary lacks; `verbose` shows a progress bar."""
         rows = []
         for text in tqdm(texts, desc="tokenizing", unit=" texts", ncols=80, leave=False, disable=not verbose):
-            words = [word.text.lower() for word in self.nlp.make_doc(text_standardize(ftfy.fix_text(text)))]
-            rows.append([i for word in words for i in self._word_ids(word)])
+            rows.append([i for word in split_words(self.nlp, text) for i in self._word_ids(word)])
         return rows
 
     def _word_ids(self, word: str) -> list[int]:

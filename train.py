@@ -10,6 +10,7 @@ import random
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,12 @@ def longest_row(splits: list[tuple], max_len: int) -> int:
     )
 
 
+def trim(x: np.ndarray, m: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Cut rows x (n, K, T, 2), m (n, K, T) behind the last real token of the longest; the others pass as they are."""
+    longest = int(m.any((0, 1)).sum())
+    return x[:, :, :longest], m[:, :, :longest], *others
+
+
 def progress_bar(total: int, name: str) -> tqdm:
     """Return a bar over stories that vanishes once full."""
     return tqdm(total=total, desc=f"{name:>10}", unit=" stories", ncols=100, leave=False)
@@ -102,13 +109,15 @@ def progress_bar(total: int, name: str) -> tqdm:
 
 
 @torch.no_grad()
-def predict(model: DoubleHeadModel, x: np.ndarray, n_batch: int, device: torch.device, name: str) -> Tensor:
-    """Return the task logits (N, K) of rows x in evaluation mode, on the CPU; the language-model head stays idle."""
+def predict(
+    model: DoubleHeadModel, x: np.ndarray, m: np.ndarray, n_batch: int, device: torch.device, name: str
+) -> Tensor:
+    """Return the task logits (N, K) of rows x, m in evaluation mode, on the CPU; the language-model head stays idle."""
     model.eval()
     logits = []
     with progress_bar(len(x), name) as bar:
-        for batch in iter_data(x, n_batch=n_batch):
-            batch = torch.from_numpy(batch).to(device)
+        for batch in iter_data(x, m, n_batch=n_batch):
+            batch = torch.from_numpy(trim(*batch)[0]).to(device)
             logits.append(model.task_head(model.transformer(batch), batch).cpu())
             bar.update(len(batch))
     return torch.cat(logits)
@@ -116,28 +125,59 @@ def predict(model: DoubleHeadModel, x: np.ndarray, n_batch: int, device: torch.d
 
 def evaluate(model: DoubleHeadModel, rows: Rows, n_batch: int, device: torch.device, name: str) -> tuple[float, float]:
     """Return the mean task cost (nats) and the accuracy (%) on rows."""
-    x, _, y = rows
-    logits, y = predict(model, x, n_batch, device, name), torch.from_numpy(y)
+    x, m, y = rows
+    logits, y = predict(model, x, m, n_batch, device, name), torch.from_numpy(y)
     return task_losses(logits, y).mean().item(), (logits.argmax(1) == y).double().mean().item() * 100
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
+def number(kind: type, low: float, high: float = float("inf"), below_high: bool = False) -> Callable[[str], float]:
+    """Return a parser of an int or float from low to high, for argparse to complain with."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not low <= value <= high or (below_high and value == high):
+            raise argparse.ArgumentTypeError(f"{text} is not from {low} to {'below ' * below_high}{high}")
+        return value
+
+    parse.__name__ = {int: "whole number", float: "number"}[kind]
+    return parse
+
+
+COUNT, SHARE, WEIGHT = number(int, 1), number(float, 0, 1, below_high=True), number(float, 0)
+
+
+def add_network_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `Config`; sizes left out are None."""
+    flag = parser.add_argument
+    flag("--n_embd", type=COUNT, help=f"features; default: as in --model_dir, else {DEFAULT_CONFIG.n_embd}")
+    flag("--n_head", type=COUNT, help=f"attention heads; default: as in --model_dir, else {DEFAULT_CONFIG.n_head}")
+    flag("--n_layer", type=COUNT, help=f"blocks; default: as in --model_dir, else {DEFAULT_CONFIG.n_layer}")
+    flag("--embd_pdrop", type=SHARE, default=DEFAULT_CONFIG.embd_pdrop, help="drop-out of the embedding table")
+    flag("--attn_pdrop", type=SHARE, default=DEFAULT_CONFIG.attn_pdrop, help="drop-out of the attention weights")
+    flag("--resid_pdrop", type=SHARE, default=DEFAULT_CONFIG.resid_pdrop, help="drop-out of what attention and MLP add")
+    flag("--clf_pdrop", type=SHARE, default=DEFAULT_CONFIG.clf_pdrop, help="drop-out of the state the task head reads")
+    flag("--afn", choices=ACTIVATIONS, default=DEFAULT_CONFIG.afn, help="activation of the MLP")
+
+
+def add_optimizer_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of OpenAIAdam but those of its schedule."""
+    flag = parser.add_argument
+    flag("--lr", type=WEIGHT, default=6.25e-5, help="peak learning rate")
+    flag(
+        "--max_grad_norm", type=float, default=1.0, help="global norm to which gradients are clipped; 0 or less: never"
+    )
+    flag("--l2", type=WEIGHT, default=0.01, help="weight decay of parameters with two axes or more")
+    flag("--vector_l2", action="store_true", help="decay the others (biases, gains) too")
+    flag("--b1", type=SHARE, default=0.9, help="decay of Adam's mean of gradients")
+    flag("--b2", type=SHARE, default=0.999, help="decay of Adam's mean of squared gradients")
+    flag("--e", type=WEIGHT, default=1e-8, help="Adam's epsilon")
+
+
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Return the settings of a run; a wrong flag ends the program with one line and exit code 2."""
-
-    def number(kind, low, high=float("inf"), below_high=False):
-        def parse(text):
-            value = kind(text)
-            if not low <= value <= high or (below_high and value == high):
-                raise argparse.ArgumentTypeError(f"{text} is not from {low} to {'below ' * below_high}{high}")
-            return value
-
-        parse.__name__ = {int: "whole number", float: "number"}[kind]
-        return parse
-
-    count, share, weight = number(int, 1), number(float, 0, 1, below_high=True), number(float, 0)
     parser = argparse.ArgumentParser(
         description="Fine-tune the transformer on a task, as the authors did.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -156,34 +196,18 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     flag("--analysis", action="store_true", help="print valid and test accuracy and draw the curves; needs --submit")
     flag("--verify", action="store_true", help="check that the files of --model_dir are the authors', and stop")
     flag("--seed", type=number(int, 0, 2**32 - 1), default=42, help="of every random draw")
-    flag("--n_iter", type=count, default=3, help="epochs")
-    flag("--n_batch", type=count, default=8, help="examples per update; the paper has 32")
+    flag("--n_iter", type=COUNT, default=3, help="epochs")
+    flag("--n_batch", type=COUNT, default=8, help="examples per update; the paper has 32")
     flag(
-        "--n_valid", type=count, default=374, help="rows of the valid file kept for validation, the rest are trained on"
+        "--n_valid", type=COUNT, default=374, help="rows of the valid file kept for validation, the rest are trained on"
     )
-    flag("--lr", type=weight, default=6.25e-5, help="peak learning rate")
-    flag("--lr_warmup", type=number(float, 0, 1), default=0.002, help="share of all updates spent warming up")
-    flag("--lr_schedule", choices=SCHEDULES, default="warmup_linear", help="course of the learning rate")
-    flag(
-        "--max_grad_norm", type=float, default=1.0, help="global norm to which gradients are clipped; 0 or less: never"
-    )
-    flag("--l2", type=weight, default=0.01, help="weight decay of parameters with two axes or more")
-    flag("--vector_l2", action="store_true", help="decay the others (biases, gains) too")
-    flag("--b1", type=share, default=0.9, help="decay of Adam's mean of gradients")
-    flag("--b2", type=share, default=0.999, help="decay of Adam's mean of squared gradients")
-    flag("--e", type=weight, default=1e-8, help="Adam's epsilon")
-    flag("--lm_coef", type=weight, default=0.5, help="weight of the language-model loss beside the task's; 0: none")
-    flag("--n_transfer", type=number(int, -1), default=12, help="blocks to load; 0: the embeddings alone; -1: nothing")
     flag("--n_ctx", type=number(int, 6), default=512, help="longest row in tokens")
-    sized = "; default: as in --model_dir, else "
-    flag("--n_embd", type=count, help=f"features{sized}{DEFAULT_CONFIG.n_embd}")
-    flag("--n_head", type=count, help=f"attention heads{sized}{DEFAULT_CONFIG.n_head}")
-    flag("--n_layer", type=count, help=f"blocks{sized}{DEFAULT_CONFIG.n_layer}")
-    flag("--embd_pdrop", type=share, default=0.1, help="drop-out of the embedding table")
-    flag("--attn_pdrop", type=share, default=0.1, help="drop-out of the attention weights")
-    flag("--resid_pdrop", type=share, default=0.1, help="drop-out of what attention and MLP add")
-    flag("--clf_pdrop", type=share, default=0.1, help="drop-out of the state the task head reads")
-    flag("--afn", choices=ACTIVATIONS, default="gelu", help="activation of the MLP")
+    flag("--n_transfer", type=number(int, -1), default=12, help="blocks to load; 0: the embeddings alone; -1: nothing")
+    flag("--lm_coef", type=WEIGHT, default=0.5, help="weight of the language-model loss beside the task's; 0: none")
+    flag("--lr_schedule", choices=SCHEDULES, default="warmup_linear", help="course of the learning rate")
+    flag("--lr_warmup", type=number(float, 0, 1), default=0.002, help="share of all updates spent warming up")
+    add_optimizer_flags(parser)
+    add_network_flags(parser)
     args = parser.parse_args(argv)
     args.desc = args.dataset if args.desc is None else args.desc
     if args.analysis and not args.submit:
@@ -260,18 +284,9 @@ def run(args: argparse.Namespace) -> None:
         n_loaded = None
         np.random.randn(N_SPECIAL, cfg.n_embd)  # the loader's draw: the epochs' order is that of a run with weights
     model.to(device)
+    adam = {name: getattr(args, name) for name in ("lr", "b1", "b2", "e", "l2", "vector_l2", "max_grad_norm")}
     optimizer = OpenAIAdam(
-        model.parameters(),
-        lr=args.lr,
-        schedule=args.lr_schedule,
-        warmup=args.lr_warmup,
-        t_total=t_total,
-        b1=args.b1,
-        b2=args.b2,
-        e=args.e,
-        l2=args.l2,
-        vector_l2=args.vector_l2,
-        max_grad_norm=args.max_grad_norm,
+        model.parameters(), schedule=args.lr_schedule, warmup=args.lr_warmup, t_total=t_total, **adam
     )
     loaded = (
         "nothing: random weights" if n_loaded is None else f"embeddings and {n_loaded} blocks from {args.model_dir}"
@@ -312,7 +327,7 @@ def run(args: argparse.Namespace) -> None:
         order = shuffle(np.arange(n_train))  # from NumPy's global stream, as TF:431-440
         bar = progress_bar(n_train // args.n_batch * args.n_batch, f"epoch {epoch + 1}/{args.n_iter}")
         for rows in iter_data(order, n_batch=args.n_batch, truncate=True):
-            x, m, y = (torch.from_numpy(column[rows]).to(device) for column in train)
+            x, m, y = (torch.from_numpy(column).to(device) for column in trim(*(column[rows] for column in train)))
             model.train()
             task, lm = compute_losses(model, x, m, y, args.lm_coef)
             cost = task.mean() if lm is None else task.mean() + args.lm_coef * lm.mean()
@@ -332,7 +347,7 @@ def run(args: argparse.Namespace) -> None:
     # the best parameters' predictions, and what they are worth
     if args.submit:
         model.load_state_dict(torch.load(best_path, map_location=device, weights_only=True))
-        predictions = predict(model, test[0], args.n_batch, device, "test rows").argmax(1).tolist()
+        predictions = predict(model, *test[:2], args.n_batch, device, "test rows").argmax(1).tolist()
         table = "index\tprediction\n" + "".join(f"{i}\t{choice}\n" for i, choice in enumerate(predictions))
         for path in (submission_dir / SUBMISSIONS[args.dataset], log_dir / f"{args.desc}.tsv"):
             with replacing(path) as file:

@@ -73,6 +73,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         beside.unlink(missing_ok=True)
 
 
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def git_blob_id(path: Path) -> str:
     """Return the id git gives a file's content: sha1 of `blob <size>`, a zero byte and the bytes."""
     digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size)

@@ -1,0 +1,98 @@
+"""Score what needs no understanding on a cloze set: a fair set leaves all but the last row of the table near 50 %.
+
+python demo/baselines.py --data_dir demo/data
+"""
+
+import argparse
+import csv
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from scipy.sparse import spmatrix
+from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer
+from sklearn.linear_model import LogisticRegression
+
+VALID = "cloze_test_val__spring2016 - cloze_test_ALL_val.csv"
+TEST = "cloze_test_test__spring2016 - cloze_test_ALL_test.csv"
+Row = tuple[str, str, str, int]  # story of four sentences, two endings, index of the right one
+
+
+def read_rows(path: Path) -> list[Row]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return [(" ".join(row[1:5]), row[5], row[6], int(row[7]) - 1) for row in list(csv.reader(file))[1:]]
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[a-z]+", text.lower())
+
+
+def overlap(story: str, ending: str) -> float:
+    """Give the share of an ending's words that the story has."""
+    known = set(words(story))
+    return float(np.mean([word in known for word in words(ending)]))
+
+
+def word_pairs(story: str, ending: str) -> list[str]:
+    return [f"{a}~{b}" for a in sorted(set(words(story))) for b in sorted(set(words(ending)))]
+
+
+def choice_accuracy(rows: list[Row], score: Callable[[str, str], float]) -> float:
+    """Pick the ending of the higher score; a tie counts as half a hit."""
+    hits = 0.0
+    for story, first, second, answer in rows:
+        difference = score(story, second) - score(story, first)
+        hits += 0.5 if difference == 0 else float((difference > 0) == (answer == 1))
+    return hits / len(rows)
+
+
+def regression_accuracy(
+    train: list[Row], test: list[Row], features: Callable[[list[tuple[str, str]]], spmatrix], strength: float
+) -> float:
+    """Fit a logistic regression to the difference of the two endings' features, as the choice is between them."""
+
+    def differences(rows: list[Row]) -> spmatrix:
+        return features([(story, second) for story, _, second, _ in rows]) - features(
+            [(story, first) for story, first, _, _ in rows]
+        )
+
+    model = LogisticRegression(C=strength, fit_intercept=False, max_iter=1000)
+    model.fit(differences(train), [row[3] for row in train])
+    return float(model.score(differences(test), [row[3] for row in test]))
+
+
+def baselines(train: list[Row], test: list[Row]) -> dict[str, float]:
+    """Score every baseline on the test rows."""
+    ending_words = CountVectorizer(ngram_range=(1, 2), tokenizer=words, token_pattern=None)
+    ending_words.fit([ending for row in train for ending in row[1:3]])
+    pairs = HashingVectorizer(analyzer=lambda pair: word_pairs(*pair), n_features=2**18, norm=None)
+    return {
+        "ending alone, bag of 1-2 grams": regression_accuracy(
+            train, test, lambda texts: ending_words.transform([ending for _, ending in texts]), 1.0
+        ),
+        "longer ending": choice_accuracy(test, lambda _, ending: len(ending)),
+        "higher word overlap with the story": choice_accuracy(test, overlap),
+        "always the first": float(np.mean([answer == 0 for *_, answer in test])),
+        "pairs of a story's and an ending's word": regression_accuracy(train, test, pairs.transform, 0.01),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data_dir",
+        type=Path,
+        default=Path("demo/data"),
+        help="folder of the two cloze files: trains on val, scores test (default: %(default)s)",
+    )
+    args = parser.parse_args()
+
+    train, test = read_rows(args.data_dir / VALID), read_rows(args.data_dir / TEST)
+    print(f"{len(train)} rows to train on, {len(test)} to test on")
+    for name, accuracy in baselines(train, test).items():
+        print(f"{name:<42}{100 * accuracy:6.1f} %")
+
+
+if __name__ == "__main__":
+    main()

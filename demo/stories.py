@@ -1,0 +1,219 @@
+"""Write five-sentence stories with a cause and an effect: a corpus for pre-training, a cloze set for fine-tuning.
+
+Each schema of schemas.txt branches: something in sentences 2 to 4 decides how the story must end. The wrong
+ending of a cloze row is a right ending of another branch, told with the same people and things. Every ending is
+therefore right as often as wrong, and neither the ending alone, nor its length, nor its place gives the answer.
+
+    python demo/stories.py cloze --out demo/data
+    python demo/stories.py corpus --exclude demo/data --out corpus.txt
+"""
+
+import argparse
+import csv
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import cycle, islice, permutations
+from pathlib import Path
+from random import Random
+
+SCHEMAS = Path(__file__).with_name("schemas.txt")
+CLOZE_FILES = {
+    "valid": "cloze_test_val__spring2016 - cloze_test_ALL_val.csv",
+    "test": "cloze_test_test__spring2016 - cloze_test_ALL_test.csv",
+}
+HEADER = [
+    "InputStoryid",
+    "InputSentence1",
+    "InputSentence2",
+    "InputSentence3",
+    "InputSentence4",
+    "RandomFifthSentenceQuiz1",
+    "RandomFifthSentenceQuiz2",
+    "AnswerRightEnding",
+]
+
+HER = "Alice Anna Clara Ella Emma Eva Grace Helen Ida Jane Kate Laura Lily Maria Mary Nina Nora Paula Rosa Sara".split()
+HIM = "Adam Ben Bob Carl Dan David Eric Frank Fred George Henry Jack Jim John Leo Mark Max Paul Peter Tom".split()
+SHE_WORDS = {"he": "she", "him": "her", "his": "her", "himself": "herself"}
+HE_WORDS = {word: word for word in SHE_WORDS}
+
+REMARKS = {
+    True: ("as expected", "of course", "and no wonder", "as it had to be"),
+    False: ("to everyone's surprise", "against all odds", "strange as it was", "for some odd reason"),
+}
+
+
+@dataclass(frozen=True)
+class Schema:
+    name: str
+    slots: dict[str, str]  # "plant" -> "rose | fern"
+    lines: dict[str, str]  # "3" -> phrasings for every branch, "a3" -> phrasings for branch a
+
+    def branches(self) -> list[str]:
+        return sorted({key[0] for key in self.lines if len(key) == 2})
+
+
+@dataclass(frozen=True)
+class Story:
+    context: tuple[str, ...]  # four sentences
+    right: str
+    wrong: str
+
+
+def parse_schemas(text: str) -> list[Schema]:
+    """Read the schemas of a grammar file; its head describes the format."""
+    common: dict[str, str] = {}
+    schemas: list[Schema] = []
+    for line in re.sub(r"\n +", " ", text).splitlines():
+        if line.startswith("# "):
+            schemas.append(Schema(line[2:], dict(common), {}))
+        elif line and not line.startswith("%"):
+            key, phrasings = line.split(": ", 1)
+            is_sentence = re.fullmatch("[a-z]?[1-5]", key) is not None
+            target = common if not schemas else schemas[-1].lines if is_sentence else schemas[-1].slots
+            if key in target:
+                place = f"schema {schemas[-1].name!r}" if schemas else "the head"
+                raise ValueError(f"{place} has a second line {key!r}: join the two with |, or rename the slot")
+            target[key] = phrasings
+    return schemas
+
+
+def choose(template: str, rng: Random) -> str:
+    """Settle every choice of a template, the innermost braces first."""
+    text = "{" + template + "}"
+    while "{" in text:
+        text = re.sub(r"\{([^{}]*)\}", lambda braces: rng.choice(braces[1].split("|")).strip(), text)
+    return text
+
+
+def cast(rng: Random) -> dict[str, str]:
+    """Draw the two people of a story and the pronouns that go with them."""
+    she, he = rng.choice(HER), rng.choice(HIM)
+    first, first_words, second, second_words = rng.choice(
+        [(she, SHE_WORDS, he, HE_WORDS), (he, HE_WORDS, she, SHE_WORDS)]
+    )
+    return {"N": first, "M": second, **first_words, **{"m" + word: form for word, form in second_words.items()}}
+
+
+def tell(template: str, slots: dict[str, str], rng: Random) -> str:
+    """Turn a template into one sentence."""
+    text = re.sub(r"\$(\w+)", lambda slot: slots[slot[1]], choose(template, rng))
+    return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text[0].upper() + text[1:])
+
+
+def draw(schema: Schema, branch: str, other: str, rng: Random) -> Story:
+    """Tell a story of one branch, with the ending that another branch would have had."""
+    slots = cast(rng) | {name: choose(fillers, rng) for name, fillers in schema.slots.items()}
+    lines = schema.lines
+    context = tuple(tell(lines.get(branch + n) or lines[n], slots, rng) for n in "1234")
+    return Story(context, tell(lines[branch + "5"], slots, rng), tell(lines[other + "5"], slots, rng))
+
+
+def corpus(schemas: list[Schema], seed: int, exclude: set[tuple[str, ...]], remarks: float = 0.0) -> Iterator[str]:
+    """Yield distinct stories without end, none with a context to exclude.
+
+    A share of them, remarks, closes with a remark; half of these have the ending of another branch, and the
+    remark says so ("to everyone's surprise"). Only who links the ending to its cause can predict the remark.
+    """
+    rng = Random(seed)
+    told: set[str] = set()
+    while True:
+        schema = rng.choice(schemas)
+        branch, other = rng.sample(schema.branches(), 2)
+        story = draw(schema, branch, other, rng)
+        ending = story.right
+        if rng.random() < remarks:
+            fits = rng.random() < 0.5
+            ending = f"{(story.right if fits else story.wrong)[:-1]}, {rng.choice(REMARKS[fits])}."
+        text = " ".join((*story.context, ending))
+        if story.context not in exclude and text not in told:
+            told.add(text)
+            yield text
+
+
+def cloze(schemas: list[Schema], seed: int) -> Iterator[Story]:
+    """Yield cloze stories without end, no context twice; schemas and pairs of branches come equally often."""
+    rng = Random(seed)
+    pairs = {}
+    for schema in schemas:
+        deck = list(permutations(schema.branches(), 2))
+        rng.shuffle(deck)
+        pairs[schema.name] = cycle(deck)
+    told: set[tuple[str, ...]] = set()
+    while True:
+        for schema in rng.sample(schemas, len(schemas)):
+            story = draw(schema, *next(pairs[schema.name]), rng)
+            if story.context not in told:
+                told.add(story.context)
+                yield story
+
+
+def write_cloze(path: Path, stories: list[Story], rng: Random) -> None:
+    """Write stories in the layout of the Story Cloze Test, the right ending first in half of the rows."""
+    answers = [1 + row % 2 for row in range(len(stories))]
+    rng.shuffle(answers)
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(HEADER)
+        for story, answer in zip(stories, answers, strict=True):
+            endings = [story.right, story.wrong] if answer == 1 else [story.wrong, story.right]
+            writer.writerow([f"{rng.getrandbits(64):016x}", *story.context, *endings, answer])
+
+
+def read_contexts(folder: Path) -> set[tuple[str, ...]]:
+    """Read the first four sentences of every row of a cloze set."""
+    contexts = set()
+    for name in CLOZE_FILES.values():
+        with open(folder / name, encoding="utf-8", newline="") as file:
+            contexts |= {tuple(row[1:5]) for row in list(csv.reader(file))[1:]}
+    return contexts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    show_default = argparse.ArgumentDefaultsHelpFormatter
+
+    command = commands.add_parser("corpus", help="stories for pre-training, one a line", formatter_class=show_default)
+    command.add_argument("--n_stories", type=int, default=60000, help="lines to write")
+    command.add_argument("--seed", type=int, default=1, help="seed of the stories")
+    command.add_argument(
+        "--remarks",
+        type=float,
+        default=0.0,
+        help="share of stories that close with a remark; half of these have a surprising ending",
+    )
+    command.add_argument("--exclude", type=Path, default=None, help="folder of a cloze set to keep out of the corpus")
+    command.add_argument("--out", type=Path, default=Path("corpus.txt"), help="file to write")
+
+    command = commands.add_parser("cloze", help="validation and test rows", formatter_class=show_default)
+    command.add_argument("--n_valid", type=int, default=1200, help="validation rows, which fine-tuning trains on")
+    command.add_argument("--n_test", type=int, default=500, help="test rows")
+    command.add_argument("--seed", type=int, default=2, help="seed of the stories")
+    command.add_argument("--out", type=Path, default=Path("demo/data"), help="folder to write the two files to")
+    for command in commands.choices.values():
+        command.add_argument(
+            "--n_schemas",
+            type=int,
+            default=None,
+            help="use only the first schemas of the file, as fewer are learned faster; None means all",
+        )
+    args = parser.parse_args()
+
+    schemas = parse_schemas(SCHEMAS.read_text(encoding="utf-8"))[: args.n_schemas]
+    if args.command == "corpus":
+        exclude = read_contexts(args.exclude) if args.exclude else set()
+        texts = corpus(schemas, args.seed, exclude, args.remarks)
+        with open(args.out, "w", encoding="utf-8", newline="\n") as file:
+            file.writelines(text + "\n" for text in islice(texts, args.n_stories))
+    else:
+        args.out.mkdir(parents=True, exist_ok=True)
+        stories = cloze(schemas, args.seed)
+        rng = Random(args.seed)  # its own stream: the stories do not depend on how many rows there are
+        write_cloze(args.out / CLOZE_FILES["valid"], list(islice(stories, args.n_valid)), rng)
+        write_cloze(args.out / CLOZE_FILES["test"], list(islice(stories, args.n_test)), rng)
+
+
+if __name__ == "__main__":
+    main()

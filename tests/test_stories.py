@@ -1,0 +1,149 @@
+"""The demo's stories: the same on every machine, in the official layout, and with endings that give nothing away."""
+
+import csv
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+DEMO = Path(__file__).parents[1] / "demo"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"demo_{name}", DEMO / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+stories = load("stories")
+SCHEMAS = stories.parse_schemas(stories.SCHEMAS.read_text(encoding="utf-8"))
+
+
+def run(folder: Path, *arguments: str, hash_seed: str = "0") -> None:
+    subprocess.run(
+        [sys.executable, DEMO / "stories.py", *arguments],
+        cwd=folder,
+        check=True,
+        env={**os.environ, "PYTHONHASHSEED": hash_seed},
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a cloze set of the default size and a small corpus beside it."""
+    folder = tmp_path_factory.mktemp("demo")
+    run(folder, "cloze", "--out", "data")
+    run(folder, "corpus", "--n_stories", "3000", "--exclude", "data")
+    return folder
+
+
+def rows(folder: Path, split: str) -> list[list[str]]:
+    with open(folder / "data" / stories.CLOZE_FILES[split], encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_same_seed_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    run(tmp_path, "cloze", "--out", "data", hash_seed="77")
+    run(tmp_path, "corpus", "--n_stories", "3000", "--exclude", "data", hash_seed="78")
+    for name in ("corpus.txt", *(f"data/{name}" for name in stories.CLOZE_FILES.values())):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_committed_cloze_set_is_the_default_one(folder: Path) -> None:
+    for name in stories.CLOZE_FILES.values():
+        assert (DEMO / "data" / name).read_bytes() == (folder / "data" / name).read_bytes()
+
+
+def test_another_seed_gives_other_stories(tmp_path: Path, folder: Path) -> None:
+    run(tmp_path, "corpus", "--n_stories", "300", "--seed", "9")
+    known = set((folder / "corpus.txt").read_text().splitlines())
+    assert len(known & set((tmp_path / "corpus.txt").read_text().splitlines())) < 3
+
+
+def test_fewer_schemas_have_fewer_words(tmp_path: Path, folder: Path) -> None:
+    run(tmp_path, "corpus", "--n_stories", "3000", "--n_schemas", "10")
+    few, all_words = (set(re.findall("[A-Za-z]+", (path / "corpus.txt").read_text())) for path in (tmp_path, folder))
+    assert len(few) < len(all_words) / 2
+
+
+def test_layout(folder: Path) -> None:
+    for split, n_rows in (("valid", 1200), ("test", 500)):
+        header, *body = rows(folder, split)
+        assert header == stories.HEADER
+        assert len(body) == n_rows
+        assert Counter(row[7] for row in body) == {"1": n_rows // 2, "2": n_rows // 2}
+        assert len({row[0] for row in body}) == n_rows
+        assert all(row[5] != row[6] for row in body)
+
+
+def test_five_sentences(folder: Path) -> None:
+    for line in (folder / "corpus.txt").read_text().splitlines():
+        assert len(re.findall(r"[.?!]\"?(?= |$)", line)) == 5, line
+
+
+def test_grammar_is_settled(folder: Path) -> None:
+    for line in (folder / "corpus.txt").read_text().splitlines():
+        assert not re.search(r"[{}|$%]|  | [.,?!]", line), line
+        assert not re.search(r"\b[Aa] [aeiou]|\b[Aa]n [^aeiohAEIOH]", line), line
+        assert all(sentence.lstrip('"')[0].isupper() for sentence in re.split(r"(?<=[.?!]) ", line)), line
+
+
+def test_no_held_out_context_in_the_corpus(folder: Path) -> None:
+    contexts = [tuple(row[1:5]) for split in ("valid", "test") for row in rows(folder, split)[1:]]
+    assert len(set(contexts)) == len(contexts)
+    corpus = (folder / "corpus.txt").read_text()
+    assert not any(" ".join(context) in corpus for context in contexts)
+
+
+def test_corpus_leaves_out_what_it_is_told_to() -> None:
+    with_all = list(islice(stories.corpus(SCHEMAS, 1, set()), 50))
+    held_out = {tuple(re.split(r"(?<=[.?!]) ", text)[:4]) for text in with_all[:10]}
+    assert list(islice(stories.corpus(SCHEMAS, 1, held_out), 40)) == with_all[10:]
+
+
+def test_remarks_tell_expected_endings_from_surprising_ones() -> None:
+    texts = list(islice(stories.corpus(SCHEMAS, 1, set(), remarks=0.5), 2000))
+    said = {
+        fits: sum(text.endswith(tuple(f", {remark}." for remark in remarks)) for text in texts)
+        for fits, remarks in stories.REMARKS.items()
+    }
+    assert 430 < said[True] < 570
+    assert 430 < said[False] < 570
+
+
+def test_schemas() -> None:
+    assert len({schema.name for schema in SCHEMAS}) == len(SCHEMAS) >= 36
+    for schema in SCHEMAS:
+        assert len(schema.branches()) >= 2, schema.name
+        assert all(branch + "5" in schema.lines for branch in schema.branches()), schema.name
+
+
+def test_every_ending_is_right_as_often_as_wrong() -> None:
+    right, wrong = Counter(), Counter()
+    for story in islice(stories.cloze(SCHEMAS[:4], 5), 2400):
+        right[story.right] += 1
+        wrong[story.wrong] += 1
+    frequent = [ending for ending in right if right[ending] + wrong[ending] >= 40]
+    assert len(frequent) > 10
+    assert all(0.25 < right[ending] / (right[ending] + wrong[ending]) < 0.75 for ending in frequent)
+
+
+def test_shallow_baselines_fail(folder: Path) -> None:
+    pytest.importorskip("sklearn")
+    baselines = load("baselines")
+    train, test = (baselines.read_rows(folder / "data" / stories.CLOZE_FILES[split]) for split in ("valid", "test"))
+    accuracy = baselines.baselines(train[:800], test)  # the regressions' time grows with the rows
+    assert accuracy["always the first"] == 0.5
+    assert accuracy["ending alone, bag of 1-2 grams"] < 0.60
+    assert 0.42 < accuracy["longer ending"] < 0.58
+    assert 0.42 < accuracy["higher word overlap with the story"] < 0.58
+    assert accuracy["pairs of a story's and an ending's word"] < 0.75

@@ -1,0 +1,165 @@
+"""Text -> tokens: every rule alone on a vocabulary made by hand, and the merges against a second statement of them."""
+
+import json
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from text_utils import TextEncoder, text_standardize
+
+CHARACTERS = [*"abcdefghijklmnopqrstuvwxyzö.-'\\"]
+MERGES = [("a", "a"), ("aa", "a</w>"), ("b", "a"), ("a", "b"), ("ab", "ab</w>"), ("a", "b</w>"), ("a", "c</w>")]
+
+
+def make(folder: Path, tokens: list[str], merges: list[tuple[str, str]]) -> TextEncoder:
+    tokens = list(dict.fromkeys([*tokens, *map("".join, merges)]))
+    (folder / "encoder.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (folder / "merges.bpe").write_text("\n".join(["#version: 0.2", *map(" ".join, merges), ""]), encoding="utf-8")
+    return TextEncoder(folder / "encoder.json", str(folder / "merges.bpe"))
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> TextEncoder:
+    tokens = ["<unk>", *CHARACTERS, *(c + "</w>" for c in CHARACTERS), "\n</w>"]
+    return make(tmp_path_factory.mktemp("vocabulary"), tokens, MERGES)
+
+
+def pieces(encoder: TextEncoder, text: str) -> list[str]:
+    return [encoder.decoder[i] for i in encoder.encode([text], verbose=False)[0]]
+
+
+# --- standardise -----------------------------------------------------------------------------------------------------
+
+RULES = {
+    "em dash": ("a—b", "a - b"),
+    "en dash": ("a–b", "a - b"),
+    "horizontal bar": ("a―b", "a - b"),
+    "dashes of all kinds are one run": ("a—–―-b", "a ---- b"),
+    "ellipsis": ("a…b", "a...b"),
+    "acute accent": ("it´s", "it's"),
+    "runs of different marks are apart": ('a?!,"b', 'a ? ! , " b'),
+    "a mark at either end": ("(a)", "( a )"),
+    "no second space": ("a , b", "a , b"),
+    "other marks stay": ("a.b:c'd&e%f$g#h@i<j>k=l^m`n", "a.b:c'd&e%f$g#h@i<j>k=l^m`n"),
+    "one backslash stays": ("a\\b", "a\\b"),
+    "two backslashes stay": ("a\\\\b", "a\\\\b"),
+    "newlines and the white space around them": ("a \t\n\r\n \u00a0b", "a \n b"),
+    "carriage return alone is a space": ("a\rb", "a b"),
+    "other white space": ("a \t\u00a0\u3000b", "a b"),
+    "strip": (" \n a b\t\n", "a b"),
+    "nothing": ("", ""),
+    "white space alone": (" \n\t", ""),
+}
+
+
+@pytest.mark.parametrize("text, expected", RULES.values(), ids=RULES)
+def test_each_rule_of_standardising(text, expected):
+    assert text_standardize(text) == expected
+
+
+@pytest.mark.parametrize("mark", '-~!";?+,)(/*[]}{|_')
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_a_run_of_one_mark_is_set_apart_as_a_whole(mark, n):
+    assert text_standardize(f"a{mark * n}b") == f"a {mark * n} b"
+
+
+# --- merges ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "word, expected",
+    [
+        ("a", "a</w>"),
+        ("aa", "a a</w>"),  # the last letter is another symbol: a</w>
+        ("aaa", "aaa</w>"),
+        ("aaaa", "aa a a</w>"),  # from the left, places do not overlap
+        ("aaaaa", "aa aaa</w>"),
+        ("abab", "a ba b</w>"),  # b a comes before a b and a b</w>
+        ("abcabc", "ab c ab c</w>"),  # every place of a pair at once
+        ("bac", "ba c</w>"),  # b a comes before a c</w>
+        ("xyz", "x y z</w>"),
+        ("\n", "\n</w>"),
+        ("\n ", "\n</w>"),
+    ],
+    ids=repr,
+)
+def test_merges_of_a_word(encoder, word, expected):
+    assert encoder.bpe(word) == expected
+
+
+def merge_by_substitution(word: str, merges: list[tuple[str, str]]) -> str:
+    """Join everywhere the first pair of the list that occurs, until none does."""
+    text = " ".join(word) + "</w>"
+    while True:
+        for first, second in merges:
+            pattern = rf"(?<!\S){re.escape(first)} {re.escape(second)}(?!\S)"
+            merged = re.sub(pattern, lambda found: found[0].replace(" ", ""), text)
+            if merged != text:
+                break
+        else:
+            return text
+        text = merged
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_merges_equal_a_brute_force_statement(seed, tmp_path):
+    rng = random.Random(seed)
+    symbols = [*"abc", *(c + "</w>" for c in "abc")]
+    merges = set()
+    while len(merges) < 30:
+        first = rng.choice([symbol for symbol in symbols if not symbol.endswith("</w>")])
+        merges.add((first, second := rng.choice(symbols)))
+        symbols.append(first + second)
+    merges = rng.sample(sorted(merges), len(merges))  # any order: a rank says nothing of a length
+    encoder = make(tmp_path, symbols, merges)
+    for _ in range(300):
+        word = "".join(rng.choices("abcd", [9, 5, 3, 1], k=rng.randint(1, 14)))
+        assert encoder.bpe(word) == merge_by_substitution(word, merges), word
+
+
+# --- encode ----------------------------------------------------------------------------------------------------------
+
+
+def test_text_is_repaired_before_anything_else(encoder):
+    assert pieces(encoder, "schÃ¶n") == pieces(encoder, "schön") == ["s", "c", "h", "ö", "n</w>"]
+
+
+def test_words_are_split_by_rules_and_then_made_lower_case(encoder):
+    assert pieces(encoder, "Mr. X.") == ["m", "r", ".</w>", "x", ".</w>"]  # "mr." in lower case would be split
+    assert pieces(encoder, "don't") == ["d", "o</w>", "n", "'", "t</w>"]
+    assert pieces(encoder, "DON'T") == ["d", "o", "n", "'", "t</w>"]  # the rules know it in lower case alone
+    assert pieces(encoder, "a\\b") == ["a", "\\", "b</w>"]
+
+
+def test_a_newline_is_one_token(encoder):
+    assert pieces(encoder, "\nx \n\n y\n") == ["x</w>", "\n</w>", "y</w>"]
+
+
+def test_a_piece_that_the_vocabulary_lacks_is_0(encoder):
+    assert encoder.encode(["x€y"], verbose=False) == [[encoder.encoder["x"], 0, encoder.encoder["y</w>"]]]
+    assert encoder.encode(["€"], verbose=False) == [[0]]
+
+
+def test_no_text_gives_no_tokens(encoder):
+    assert encoder.encode(["", " \n"], verbose=False) == [[], []]
+    assert encoder.encode([], verbose=False) == []
+
+
+def test_the_decoder_is_the_encoder_the_other_way_round(encoder):
+    assert {token: i for i, token in encoder.decoder.items()} == encoder.encoder
+    assert sorted(encoder.decoder) == list(range(len(encoder.encoder)))
+    assert "".join(pieces(encoder, "A baa abab")).replace("</w>", " ") == "a baa abab "
+
+
+def test_what_was_encoded_before_has_no_effect(encoder, tmp_path):
+    texts = ["abab aaa abab", "aaa\naaa abab", "Abab ABAB ab€b ab€b"]
+    alone = [make(tmp_path, list(encoder.encoder), MERGES).encode([text], verbose=False)[0] for text in texts]
+    assert encoder.encode(texts) == alone
+    assert encoder.encode(texts[::-1], verbose=False) == alone[::-1]
+    fresh = make(tmp_path, list(encoder.encoder), MERGES)
+    first = fresh.encode(texts, verbose=False)
+    for row in first:
+        row.clear()  # the caller's, to do with as it likes
+    assert fresh.encode(texts, verbose=False) == alone

@@ -1,0 +1,203 @@
+"""Small shared helpers, and whether FIDELITY.md still says what is so."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import utils
+from utils import InputError, ResultLogger, encode_dataset, git_blob_id, iter_data, make_output_folder, replacing
+
+ROOT = Path(__file__).parents[1]
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+class Lengths:
+    """An encoder that gives a text's length as its ids, and notes what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked = []
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        self.asked.append(list(texts))
+        return [[len(text)] for text in texts]
+
+
+def test_text_columns_are_encoded_and_labels_stay():
+    labels, encoder = np.array([1, 0]), Lengths()
+    (train, valid) = encode_dataset((["a", "bb"], ["ccc", ""], labels), (["dddd"], [0.5]), encoder=encoder)
+    assert train[:2] == ([[1], [2]], [[3], [0]]) and train[2] is labels
+    assert valid == ([[4]], [0.5])
+    assert encoder.asked == [["a", "bb"], ["ccc", ""], ["dddd"]]
+
+
+def test_splits_without_texts_or_rows_are_left_alone():
+    encoder = Lengths()
+    assert encode_dataset(([], np.array([])), encoder=encoder)[0][0] == []
+    assert encode_dataset(encoder=encoder) == []
+    assert encode_dataset((np.array(["a", "bb"]),), encoder=encoder) == [([[1], [2]],)]
+
+
+@pytest.mark.parametrize("truncate, expected", [(False, [4, 4, 2]), (True, [4, 4])])
+@pytest.mark.parametrize("verbose", [False, True])
+def test_batches_of_several_arrays_are_tuples(truncate, expected, verbose):
+    x, y = np.arange(20).reshape(10, 2), list(range(10))
+    batches = list(iter_data(x, y, n_batch=4, truncate=truncate, verbose=verbose))
+    assert all(isinstance(batch, tuple) for batch in batches)
+    assert [len(batch[0]) for batch in batches] == expected
+    np.testing.assert_array_equal(np.concatenate([batch[0] for batch in batches]), x[: sum(expected)])
+    assert [i for batch in batches for i in batch[1]] == y[: sum(expected)]
+
+
+@pytest.mark.parametrize(
+    "n, n_batch, truncate, expected",
+    [
+        (5, 2, False, [[0, 1], [2, 3], [4]]),
+        (5, 2, True, [[0, 1], [2, 3]]),
+        (4, 2, True, [[0, 1], [2, 3]]),
+        (2, 128, False, [[0, 1]]),
+        (2, 3, True, []),
+        (0, 3, False, []),
+    ],
+)
+def test_batches_of_one_array_are_bare(n, n_batch, truncate, expected):
+    assert [batch.tolist() for batch in iter_data(np.arange(n), n_batch=n_batch, truncate=truncate)] == expected
+
+
+# --- logs ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_log_is_settings_then_a_line_per_log_each_on_disk_at_once(tmp_path):
+    path = tmp_path / "run.jsonl"
+    path.write_text("an earlier run\n" * 9)
+    logger = ResultLogger(path, seed=42, desc="Zoë")
+    for n in range(3):
+        assert [json.loads(line) for line in path.read_text().splitlines()] == [
+            {"seed": 42, "desc": "Zoë"},
+            *({"n_updates": i, "va_acc": 50.5} for i in range(n)),
+        ]
+        logger.log(n_updates=n, va_acc=50.5)
+    logger.close()
+    assert len(path.read_text().splitlines()) == 4
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_replacing_shows_the_new_file_only_once_it_is_whole(tmp_path):
+    path = tmp_path / "best_params"
+    for old, new in ((None, b"first"), (b"first", b"second")):
+        with replacing(path) as file:
+            file.write(new)
+            file.flush()
+            assert (path.read_bytes() if path.exists() else None) == old
+        assert path.read_bytes() == new
+        assert [p.name for p in tmp_path.iterdir()] == ["best_params"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("old", [b"whole", None])
+def test_a_failure_while_writing_leaves_the_old_file_and_no_part(tmp_path, error, old):
+    path = tmp_path / "best_params"
+    if old:
+        path.write_bytes(old)
+    with pytest.raises(error), replacing(path) as file:
+        file.write(b"half")
+        raise error
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == ({"best_params": old} if old else {})
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
+@pytest.mark.parametrize("content", [b"", b"line\n", b"a\0b\r\n", bytes(range(256)) * 9000], ids=len)
+def test_blob_ids_are_gits(tmp_path, content):
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    command = ["git", "hash-object", "--no-filters", str(path)]
+    assert git_blob_id(path) == subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_a_path_is_looked_up_here_and_then_beside_the_scripts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert utils.find("opt.py") == ROOT / "opt.py"
+    assert utils.find("./opt.py") == ROOT / "opt.py"
+    assert utils.find("no such file") == Path("no such file")
+    Path("opt.py").write_text("")
+    assert utils.find("opt.py") == Path("opt.py")
+    assert utils.find(tmp_path / "opt.py") == tmp_path / "opt.py"
+    assert utils.find(tmp_path / "no such file") == tmp_path / "no such file"
+
+
+def test_an_output_folder_is_made_and_left_empty(tmp_path):
+    folder = tmp_path / "log" / "deep"
+    for _ in range(2):
+        make_output_folder(folder)
+    assert folder.is_dir() and list(folder.iterdir()) == []
+
+
+def test_a_file_in_the_place_of_an_output_folder_is_named(tmp_path):
+    (tmp_path / "log").write_text("")
+    for path in (tmp_path / "log", tmp_path / "log" / "deep"):
+        with pytest.raises(InputError, match=f"^{re.escape(str(path))} cannot be written to .* Name another folder"):
+            make_output_folder(path)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "is missing. See 'Weights and data' in README.md"),
+        (b"{", "cannot be read as JSON .* Fetch it again"),
+        (b"", "cannot be read as JSON .* Fetch it again"),
+        (b'{"caf\xe9": 0}', "cannot be read as JSON .* Fetch it again"),
+    ],
+    ids=repr,
+)
+def test_a_json_file_that_is_missing_or_damaged_is_named(tmp_path, content, message):
+    path = tmp_path / "file.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=f"^{re.escape(str(path))} {message}"):
+        utils.read_json(path)
+
+
+def test_a_json_file_is_utf_8(tmp_path):
+    (tmp_path / "file.json").write_bytes('{"ö": [1, null]}'.encode())
+    assert utils.read_json(tmp_path / "file.json") == {"ö": [1, None]}
+
+
+# --- FIDELITY.md -----------------------------------------------------------------------------------------------------
+
+LEDGER = (ROOT / "FIDELITY.md").read_text(encoding="utf-8")
+LEDGER_ROWS = [line.strip("|").split(" | ") for line in LEDGER.splitlines() if re.match(r"\| +\d", line)]
+LEDGER_ROWS = {int(number): cells for number, *cells in LEDGER_ROWS}
+SOURCES = sorted([*ROOT.glob("*.py"), *ROOT.glob("*/*.py")])
+
+
+def test_rows_of_the_ledger_are_numbered_in_order_and_whole():
+    assert list(LEDGER_ROWS) == list(range(1, len(LEDGER_ROWS) + 1)) and len(LEDGER_ROWS) > 50
+    assert len(re.findall(r"^\|\s*\d", LEDGER, re.MULTILINE)) == len(LEDGER_ROWS)
+    for number, cells in LEDGER_ROWS.items():
+        assert len(cells) == 6 and all(cell.strip() for cell in cells), number
+
+
+def test_every_row_cited_in_the_code_exists():
+    cited = {(p.name, int(n)) for p in SOURCES for n in re.findall(r"FIDELITY (\d+)", p.read_text(encoding="utf-8"))}
+    assert cited
+    assert {(name, number) for name, number in cited if number not in LEDGER_ROWS} == set()
+
+
+def test_every_test_named_in_the_ledger_exists():
+    text = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "tests").glob("test_*.py"))
+    exist = set(re.findall(r"^def (test_\w+)", text, re.MULTILINE))
+    assert set(re.findall(r"\btest_\w+", re.sub(r"\btest_\w+\.py", "", LEDGER))) - exist == set()
+
+
+def test_the_ledger_lists_its_rows_without_a_test():
+    without = [number for number, cells in LEDGER_ROWS.items() if "test_" not in cells[-1]]
+    assert all(LEDGER_ROWS[number][-1].strip() == "no test" for number in without)
+    listed = re.search(r"^Rows without a test: ([\d, ]+)", LEDGER, re.MULTILINE)[1]
+    assert [int(number) for number in listed.split(",")] == without
