@@ -46,32 +46,32 @@ def save_checkpoint(folder: Path, updates: int, model: nn.Module, optimizer: tor
         shutil.rmtree(old)
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict | None:
-    """Restore the newest sound checkpoint of a folder and return its state, or None where there is none.
+def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict] | None:
+    """Return tensors and state of the newest sound checkpoint of a folder, or None where there is none.
 
     Damaged ones are named and passed over.
     """
     for path in _checkpoints(folder):
-        if not _is_sound(path):
-            print(f"{path} is damaged: passed over")
-            continue
-        tensors = load_file(path / FILES[0])
-        state = json.loads((path / FILES[1]).read_text())
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(tensors[f"model.{name}"])
-        values: dict[int, dict[str, Tensor]] = {}
-        for name in tensors:
-            kind, _, rest = name.partition(".")
-            if kind == "optimizer":
-                i, _, key = rest.partition(".")
-                values.setdefault(int(i), {})[key] = tensors[name]
-        optimizer.load_state_dict({"state": values, "param_groups": state.pop("param_groups")})
-        torch.set_rng_state(tensors["random.cpu"])
-        if torch.accelerator.is_available() and "random.accelerator" in tensors:
-            torch.get_device_module().set_rng_state(tensors["random.accelerator"])
-        return state
+        if _is_sound(path):
+            return load_file(path / FILES[0]), json.loads((path / FILES[1]).read_text())
+        print(f"{path} is damaged: passed over")
     return None
+
+
+def restore(tensors: dict[str, Tensor], state: dict, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put a checkpoint's parameters, optimiser state and random states where they were."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[f"model.{name}"])
+    values: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, i, key = name.split(".", 2)
+            values.setdefault(int(i), {})[key] = value
+    optimizer.load_state_dict({"state": values, "param_groups": state["param_groups"]})
+    torch.set_rng_state(tensors["random.cpu"])
+    if torch.accelerator.is_available() and "random.accelerator" in tensors:
+        torch.get_device_module().set_rng_state(tensors["random.accelerator"])
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -28,6 +28,11 @@ def compute_losses(
     return task, lm_losses(h, table, x, m)
 
 
+def at_least_float32(t: Tensor) -> Tensor:
+    """Return t in float32, or as it is where that is more: losses are never rounded to bfloat16."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))
+
+
 def task_losses(logits: Tensor, y: Tensor) -> Tensor:
     """Return the cross entropy of each example (B,).
 
@@ -36,6 +41,7 @@ def task_losses(logits: Tensor, y: Tensor) -> Tensor:
         y: the right choice or class (B,); or weights of the classes (B, n_class), for soft labels; for a single logit,
             how similar the texts are, from 0 to 1 (B,).
     """
+    logits = at_least_float32(logits)
     if logits.size(1) == 1:
         return F.binary_cross_entropy_with_logits(logits[:, 0], y.to(logits), reduction="none")
     return F.cross_entropy(logits, y if y.is_floating_point() else y.long(), reduction="none")
@@ -51,7 +57,7 @@ def lm_losses(h: Tensor, table: Tensor, x: Tensor, m: Tensor) -> Tensor:
     """
     targets = x[..., 1:, 0].flatten(0, -2)  # (B*K, T-1)
     is_real = m[..., 1:].flatten(0, -2).bool()
-    logits = F.linear(h[:, :-1][is_real], table)  # no work at padding
+    logits = at_least_float32(F.linear(h[:, :-1][is_real], table))  # no work at padding
     losses = torch.zeros_like(is_real, dtype=logits.dtype)
     losses[is_real] = F.cross_entropy(logits, targets[is_real].long(), reduction="none")
     return losses.sum(1) / is_real.sum(1).clamp(min=1)

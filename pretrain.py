@@ -19,12 +19,22 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
 from analysis import draw_perplexity
-from checkpoint import load_checkpoint, save_checkpoint
+from checkpoint import read_checkpoint, restore, save_checkpoint
 from loss import lm_losses
 from model_pytorch import DEFAULT_CONFIG, Config, LMModel, save_openai_model
 from opt import OpenAIAdam
 from text_utils import TextEncoder, split_words
-from train import COUNT, SHARE, add_network_flags, add_optimizer_flags, number, peak_memory, pick_device
+from train import (
+    COUNT,
+    SHARE,
+    add_machine_flags,
+    add_network_flags,
+    add_optimizer_flags,
+    number,
+    peak_memory,
+    pick_device,
+    pick_precision,
+)
 from utils import InputError, ResultLogger, make_output_folder, replacing, sha256
 
 LINES_PER_STEP = 2000  # lines tokenized between two notes of progress
@@ -172,6 +182,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     flag("--checkpoint_every", type=COUNT, default=1000, help="updates between two checkpoints")
     add_optimizer_flags(parser)
     add_network_flags(parser)
+    add_machine_flags(parser)
     parser.set_defaults(
         lr=2.5e-4, n_embd=DEFAULT_CONFIG.n_embd, n_head=DEFAULT_CONFIG.n_head, n_layer=DEFAULT_CONFIG.n_layer
     )
@@ -220,9 +231,9 @@ def run(args: argparse.Namespace) -> None:
     t_total = n_train // args.n_batch * args.n_iter
     if t_total <= args.lr_warmup:
         raise InputError(
-            f"{corpus}: {len(tokens):,} tokens make {max(n_train, 0)} sequences to train on, {max(t_total, 0)} updates, "
-            f"not more than --lr_warmup {args.lr_warmup}. Give more text or --n_iter, or lower --lr_warmup, --n_ctx or "
-            "--n_batch."
+            f"{corpus}: {len(tokens):,} tokens make {max(n_train, 0)} sequences to train on and {max(t_total, 0)} "
+            f"updates, not more than --lr_warmup {args.lr_warmup}. Give more text or --n_iter, or lower --lr_warmup, "
+            "--n_ctx or --n_batch."
         )
     training, held_out = sequences[:n_train], sequences[n_train:]
 
@@ -234,15 +245,17 @@ def run(args: argparse.Namespace) -> None:
     optimizer = OpenAIAdam(
         model.parameters(), schedule="warmup_cosine", warmup=args.lr_warmup / t_total, t_total=t_total, **adam
     )
+    autocast = pick_precision(args, device)
     settings = {name: value for name, value in vars(args).items() if name != "resume"}
     settings |= {"n_vocab": n_vocab, "t_total": t_total, "n_train": n_train, "device": str(device)}
-    state = load_checkpoint(save_dir, model, optimizer) if args.resume else None
-    state = state or {"updates": 0, "settings": settings, "logs": [], "cost_since_log": 0.0}
-    changed = [name for name in settings if settings[name] != state["settings"].get(name)]
-    if changed:
-        raise InputError(f"{save_dir} was made with other settings: {', '.join(changed)}. Resume with the same flags.")
-    updates, logs, cost_since_log = state["updates"], state["logs"], state["cost_since_log"]
-    print(f"device   {device}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}")
+    updates, logs, cost_since_log = 0, [], 0.0
+    if args.resume and (found := read_checkpoint(save_dir)):
+        tensors, state = found
+        if changed := [name for name in settings if settings[name] != state["settings"].get(name)]:
+            raise InputError(f"{save_dir} was made with another {', '.join(changed)}. Resume with the flags it had.")
+        restore(tensors, state, model, optimizer)
+        updates, logs, cost_since_log = state["updates"], state["logs"], state["cost_since_log"]
+    print(f"device   {device}, {args.precision}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}")
     print(f"tokens   {len(tokens):,} of {n_vocab:,} kinds: {n_train:,} + {len(held_out)} sequences of {args.n_ctx}")
     print(f"network  {cfg.n_layer} blocks, {cfg.n_embd} features, {cfg.n_head} heads")
     print(f"plan     {args.n_iter} epochs, {t_total} updates of {args.n_batch} sequences, {updates} of them done")
@@ -251,6 +264,7 @@ def run(args: argparse.Namespace) -> None:
         logger.log(**line)
 
     # the updates
+    order = None
     updates_per_epoch = t_total // args.n_iter
     n_tokens = args.n_batch * args.n_ctx
     bar = tqdm(
@@ -258,11 +272,13 @@ def run(args: argparse.Namespace) -> None:
     )
     while updates < t_total:
         epoch, i = divmod(updates, updates_per_epoch)
-        if i == 0 or updates == state["updates"]:
+        if order is None or i == 0:
             order = np.random.RandomState([args.seed, epoch]).permutation(n_train)  # known from the epoch alone
-        x = rows_of(training[np.sort(order[i * args.n_batch : (i + 1) * args.n_batch])], n_vocab, device)
+        rows = np.sort(order[i * args.n_batch : (i + 1) * args.n_batch])
+        x = rows_of(training[rows], n_vocab, device)
         model.train()
-        cost = sequence_losses(model, x).mean()
+        with autocast:
+            cost = sequence_losses(model, x).mean()
         optimizer.zero_grad()
         cost.backward()
         optimizer.step()
@@ -274,7 +290,7 @@ def run(args: argparse.Namespace) -> None:
         if updates % args.log_every == 0 or updates == t_total:
             since = updates - (logs[-1]["n_updates"] if logs else 0)
             model.eval()
-            with torch.no_grad():
+            with torch.no_grad(), autocast:
                 batches = (held_out[start : start + args.n_batch] for start in range(0, len(held_out), args.n_batch))
                 costs = torch.cat([sequence_losses(model, rows_of(batch, n_vocab, device)) for batch in batches])
             line = {"n_epochs": updates // updates_per_epoch, "n_updates": updates}

@@ -176,6 +176,12 @@ def add_optimizer_flags(parser: argparse.ArgumentParser) -> None:
     flag("--e", type=WEIGHT, default=1e-8, help="Adam's epsilon")
 
 
+def add_machine_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that change speed, and results by rounding alone."""
+    help_ = "of matrix products; default: bf16 on a GPU that has it, else fp32"
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help=help_)
+
+
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Return the settings of a run; a wrong flag ends the program with one line and exit code 2."""
     parser = argparse.ArgumentParser(
@@ -208,6 +214,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     flag("--lr_warmup", type=number(float, 0, 1), default=0.002, help="share of all updates spent warming up")
     add_optimizer_flags(parser)
     add_network_flags(parser)
+    add_machine_flags(parser)
     args = parser.parse_args(argv)
     args.desc = args.dataset if args.desc is None else args.desc
     if args.analysis and not args.submit:
@@ -247,6 +254,16 @@ def network(args: argparse.Namespace, n_vocab: int) -> tuple[Config, FolderSizes
 def pick_device() -> torch.device:
     """Return the accelerator where there is one, else the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def pick_precision(args: argparse.Namespace, device: torch.device) -> torch.autocast:
+    """Return the context of the forward pass, with args.precision chosen where it was left open.
+
+    In bf16, matrix products are rounded; parameters, Adam and losses stay in float32.
+    """
+    if args.precision is None:
+        args.precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -291,7 +308,8 @@ def run(args: argparse.Namespace) -> None:
     loaded = (
         "nothing: random weights" if n_loaded is None else f"embeddings and {n_loaded} blocks from {args.model_dir}"
     )
-    print(f"device   {device}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}")
+    autocast = pick_precision(args, device)
+    print(f"device   {device}, {args.precision}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}")
     print(f"rows     {n_train} train, {len(valid[0])} valid, {len(test[0])} test, n_ctx {n_ctx}")
     print(f"network  {cfg.n_layer} blocks, {cfg.n_embd} features, {cfg.n_head} heads; loaded {loaded}")
     print(f"plan     {args.n_iter} epochs, {t_total} updates of {args.n_batch} examples")
@@ -310,8 +328,9 @@ def run(args: argparse.Namespace) -> None:
     def log(epochs: int, updates: int) -> None:
         nonlocal best_accuracy
         subset = tuple(column[: args.n_valid] for column in train)
-        tr_cost, tr_acc = evaluate(model, subset, args.n_batch, device, "train rows")
-        va_cost, va_acc = evaluate(model, valid, args.n_batch, device, "valid rows")
+        with autocast:
+            tr_cost, tr_acc = evaluate(model, subset, args.n_batch, device, "train rows")
+            va_cost, va_acc = evaluate(model, valid, args.n_batch, device, "valid rows")
         logger.log(n_epochs=epochs, n_updates=updates, tr_cost=tr_cost, va_cost=va_cost, tr_acc=tr_acc, va_acc=va_acc)
         print(
             f"{epochs} {updates} train cost {tr_cost:.3f} acc {tr_acc:.2f}  valid cost {va_cost:.3f} acc {va_acc:.2f}"
@@ -329,7 +348,8 @@ def run(args: argparse.Namespace) -> None:
         for rows in iter_data(order, n_batch=args.n_batch, truncate=True):
             x, m, y = (torch.from_numpy(column).to(device) for column in trim(*(column[rows] for column in train)))
             model.train()
-            task, lm = compute_losses(model, x, m, y, args.lm_coef)
+            with autocast:
+                task, lm = compute_losses(model, x, m, y, args.lm_coef)
             cost = task.mean() if lm is None else task.mean() + args.lm_coef * lm.mean()
             optimizer.zero_grad()
             cost.backward()
@@ -347,7 +367,8 @@ def run(args: argparse.Namespace) -> None:
     # the best parameters' predictions, and what they are worth
     if args.submit:
         model.load_state_dict(torch.load(best_path, map_location=device, weights_only=True))
-        predictions = predict(model, *test[:2], args.n_batch, device, "test rows").argmax(1).tolist()
+        with autocast:
+            predictions = predict(model, *test[:2], args.n_batch, device, "test rows").argmax(1).tolist()
         table = "index\tprediction\n" + "".join(f"{i}\t{choice}\n" for i, choice in enumerate(predictions))
         for path in (submission_dir / SUBMISSIONS[args.dataset], log_dir / f"{args.desc}.tsv"):
             with replacing(path) as file:

@@ -340,3 +340,13 @@ def test_verify_knows_the_authors_files(real_model_dir, capsys):
     out = capsys.readouterr().out
     for name in ("encoder_bpe_40000.json", "vocab_40000.bpe", "params_shapes.json"):
         assert f"ok       {real_model_dir / name}" in out
+
+
+def test_bf16_rounds_the_products_but_not_parameters_or_losses(command):
+    command("--n_iter", 1, "--desc", "fp32")
+    command("--n_iter", 1, "--desc", "bf16", "--precision", "bf16")
+    exact, rounded = logs("fp32")[1], logs("bf16")[1]
+    assert exact["va_cost"] != rounded["va_cost"]
+    assert exact["va_cost"] == pytest.approx(rounded["va_cost"], rel=1e-2)
+    state = torch.load("save/bf16/best_params", weights_only=True)
+    assert {value.dtype for value in state.values()} == {torch.float32}

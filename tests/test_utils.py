@@ -1,5 +1,6 @@
 """Small shared helpers, and whether FIDELITY.md still says what is so."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -9,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import train
 import utils
+from model_pytorch import DEFAULT_CONFIG
 from utils import InputError, ResultLogger, encode_dataset, git_blob_id, iter_data, make_output_folder, replacing
 
 ROOT = Path(__file__).parents[1]
@@ -182,6 +185,17 @@ def test_rows_of_the_ledger_are_numbered_in_order_and_whole():
     assert len(re.findall(r"^\|\s*\d", LEDGER, re.MULTILINE)) == len(LEDGER_ROWS)
     for number, cells in LEDGER_ROWS.items():
         assert len(cells) == 6 and all(cell.strip() for cell in cells), number
+
+
+def test_the_defaults_in_the_ledger_are_the_commands():
+    args, network = train.parse_args([]), dataclasses.asdict(DEFAULT_CONFIG)
+    defaults = re.findall(r"^\| `--(\w+)` \| (\S+) \|", LEDGER, re.MULTILINE)
+    assert len(defaults) == 23
+    for name, value in defaults:
+        ours = network[name] if getattr(args, name) is None else getattr(args, name)
+        assert (ours if isinstance(ours, str) else float(ours)) == (value if isinstance(ours, str) else float(value)), (
+            name
+        )
 
 
 def test_every_row_cited_in_the_code_exists():

@@ -1,0 +1,255 @@
+"""Pre-training: merges, tokens, training, and going on after every kind of interruption."""
+
+import json
+import math
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+import checkpoint
+import model_pytorch
+import pretrain
+import train
+from text_utils import TextEncoder
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = (
+    "--corpus corpus.txt --model_dir model --n_merges 40 --n_ctx 16 --n_batch 4 --n_embd 16 --n_head 2 --n_layer 2 "
+    "--n_iter 3 --lr 5e-3 --lr_warmup 3 --log_every 5 --checkpoint_every 4 --valid_share 0.1"
+).split()
+
+
+def write_corpus(path: Path, n_lines: int = 60) -> None:
+    rng = random.Random(0)
+    words = "the cat sat on a mat and saw one red bird while it rained, he said: don't go!".split()
+    path.write_text("".join(" ".join(rng.choices(words, k=rng.randint(4, 12))) + ".\n" for _ in range(n_lines)))
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_corpus(Path("corpus.txt"))
+    return tmp_path
+
+
+def learn(n_merges: int) -> TextEncoder:
+    paths = Path("encoder_bpe_40000.json"), Path("vocab_40000.bpe")
+    pretrain.learn_vocabulary(Path("corpus.txt"), n_merges, *paths)
+    return TextEncoder(*paths)
+
+
+def outcome(folder: Path) -> dict[str, bytes]:
+    """Return what a run leaves for its user: weights, log and picture."""
+    paths = [*folder.glob("model/*"), *folder.glob("log/*")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+# --- merges and tokens -----------------------------------------------------------------------------------------------
+
+
+def test_our_encoder_gives_the_ids_of_the_library_that_learnt_the_merges():
+    encoder = learn(20)
+    merges = [tuple(line.split()) for line in Path("vocab_40000.bpe").read_text().split("\n")[1:-1]]
+    library = Tokenizer(models.BPE(encoder.encoder, merges, end_of_word_suffix="</w>", unk_token="<unk>"))
+    library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    assert len(merges) == 20
+    for line in Path("corpus.txt").read_text().splitlines():
+        words = " ".join(pretrain.split_words(encoder.nlp, line))
+        assert encoder.encode([line], verbose=False)[0] == library.encode(words).ids
+
+
+def test_what_is_encoded_decodes_to_the_same_words():
+    encoder = learn(20)
+    for line in Path("corpus.txt").read_text().splitlines():
+        text = "".join(encoder.decoder[i] for i in encoder.encode([line], verbose=False)[0]).replace("</w>", " ")
+        assert text.split() == pretrain.split_words(encoder.nlp, line)
+
+
+def test_the_vocabulary_is_laid_out_as_the_authors_and_learnt_alike_each_time():
+    encoder = learn(20)
+    first = [Path(name).read_bytes() for name in ("encoder_bpe_40000.json", "vocab_40000.bpe")]
+    assert encoder.decoder[0] == "<unk>" and encoder.decoder[len(encoder.decoder) - 1] == "\n</w>"
+    learn(20)
+    assert first == [Path(name).read_bytes() for name in ("encoder_bpe_40000.json", "vocab_40000.bpe")]
+
+
+def test_tokens_run_on_across_lines_each_ended_by_the_newline():
+    encoder = learn(10)
+    Path("corpus.txt").write_text("the cat\n\n  \na mat")
+    tokens = pretrain.tokenize(Path("corpus.txt"), encoder, "v", Path("."))
+    cat, mat = encoder.encode(["the cat", "a mat"], verbose=False)
+    newline = encoder.encoder["\n</w>"]
+    assert tokens.tolist() == [*cat, newline, *mat, newline]
+
+
+def test_a_token_file_cut_short_in_the_making_is_gone_on_with(monkeypatch):
+    encoder = learn(10)
+    whole = pretrain.tokenize(Path("corpus.txt"), encoder, "v", Path(".")).tolist()
+    for name in ("tokens.bin", "tokens.json"):
+        Path(name).unlink()
+    monkeypatch.setattr(pretrain, "LINES_PER_STEP", 7)
+    encode, lines_seen = encoder.encode, []
+
+    def encode_some(lines, verbose):
+        if len(lines_seen) >= 21:
+            raise KeyboardInterrupt
+        lines_seen.extend(lines)
+        return encode(lines, verbose)
+
+    monkeypatch.setattr(encoder, "encode", encode_some)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.tokenize(Path("corpus.txt"), encoder, "v", Path("."))
+    with open("tokens.bin.part", "ab") as file:
+        file.write(b"half a row")  # written, but not yet noted
+    monkeypatch.setattr(encoder, "encode", lambda lines, verbose: lines_seen.extend(lines) or encode(lines, verbose))
+    assert pretrain.tokenize(Path("corpus.txt"), encoder, "v", Path(".")).tolist() == whole
+    assert lines_seen == Path("corpus.txt").read_text().splitlines(keepends=True)  # each line once
+
+
+def test_a_damaged_token_file_is_named_and_made_again(capsys):
+    encoder = learn(10)
+    whole = pretrain.tokenize(Path("corpus.txt"), encoder, "v", Path(".")).tolist()
+    content = bytearray(Path("tokens.bin").read_bytes())
+    content[5] ^= 1
+    Path("tokens.bin").write_bytes(content)
+    assert pretrain.tokenize(Path("corpus.txt"), encoder, "v", Path(".")).tolist() == whole
+    assert "tokens.bin is damaged" in capsys.readouterr().out
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_learns_and_writes_a_folder_that_loads_bit_for_bit(monkeypatch):
+    trained = []
+    save = pretrain.save_openai_model
+    monkeypatch.setattr(pretrain, "save_openai_model", lambda model, *rest: trained.append(model) or save(model, *rest))
+    assert pretrain.main(SMALL) == 0
+    settings, *logs = [json.loads(line) for line in Path("log/pretrain.jsonl").read_text().splitlines()]
+    assert logs[-1]["n_updates"] == settings["t_total"] and logs[-1]["va_ppl"] < 0.7 * logs[0]["va_ppl"]
+    assert Path("log/pretrain.png").read_bytes().startswith(b"\x89PNG")
+
+    sizes = model_pytorch.read_sizes("model")
+    assert (sizes.n_positions, sizes.n_embd, sizes.n_head, sizes.n_layer) == (16, 16, 2, 2)
+    n_values = [len(np.load(f"model/params_{i}.npy")) for i in range(10)]
+    assert max(n_values) - min(n_values) <= 1  # cut as the authors cut theirs
+    cfg = model_pytorch.Config(n_embd=16, n_head=2, n_layer=2)
+    loaded = model_pytorch.TransformerModel(cfg, sizes.n_vocab + 16, 16)
+    model_pytorch.load_openai_pretrained_model(loaded, path="model")
+    for (name, ours), theirs in zip(loaded.named_parameters(), trained[0].parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_fine_tuning_starts_from_the_folder(data_dir):
+    assert pretrain.main(SMALL) == 0
+    assert train.main(f"--model_dir model --data_dir {data_dir} --n_valid 10 --n_ctx 12 --n_iter 1".split()) == 0
+
+
+def test_perplexity_is_that_of_the_held_out_sequences():
+    assert pretrain.main([*SMALL, "--n_iter", "1"]) == 0
+    last = json.loads(Path("log/pretrain.jsonl").read_text().splitlines()[-1])
+    sizes = model_pytorch.read_sizes("model")
+    model = model_pytorch.LMModel(model_pytorch.Config(n_embd=16, n_head=2, n_layer=2), sizes.n_vocab + 16, 16).eval()
+    model_pytorch.load_openai_pretrained_model(model.transformer, path="model")
+    tokens = np.fromfile("save/pretrain/tokens.bin", np.uint16).astype(int)
+    rows = tokens[: len(tokens) // 16 * 16].reshape(-1, 16)
+    held_out = rows[-round(0.1 * len(rows)) :]
+    costs = []
+    for row in held_out:
+        x = torch.tensor(np.stack([row, np.arange(sizes.n_vocab, sizes.n_vocab + 16)], -1))[None]
+        with torch.no_grad():
+            log_probabilities = model(x)[0].double().log_softmax(-1)
+        costs += [-log_probabilities[t, row[t + 1]].item() for t in range(15)]
+    assert last["va_ppl"] == pytest.approx(math.exp(np.mean(costs)), rel=1e-5)
+
+
+def test_the_same_seed_gives_the_same_folder(folder):
+    outcomes = []
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+        pretrain.main([*SMALL, "--n_iter", "1", "--model_dir", f"{name}/model", "--desc", name])
+        outcomes.append({path.name: path.read_bytes() for path in Path(name, "model").iterdir()})
+    assert outcomes[0] == outcomes[1]
+
+
+def test_a_killed_run_goes_on_to_the_same_end(folder, monkeypatch):
+    assert pretrain.main(SMALL) == 0
+    unbroken = outcome(folder)
+    broken = folder / "broken"
+    broken.mkdir()
+    monkeypatch.chdir(broken)
+    write_corpus(Path("corpus.txt"))
+    command = f"import torch; torch.set_num_threads(1); import pretrain; pretrain.main({SMALL})"
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    process = subprocess.Popen([sys.executable, "-c", command], env=environment, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(Path("save/pretrain").glob("checkpoint_*")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not Path("model/params_0.npy").exists()  # it was killed in time
+    assert pretrain.main([*SMALL, "--resume"]) == 0
+    assert outcome(broken) == unbroken
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(capsys):
+    assert pretrain.main(SMALL) == 0
+    weights = Path("model/params_0.npy").read_bytes()
+    *_, newest = sorted(Path("save/pretrain").glob("checkpoint_*"))
+    content = bytearray((newest / "tensors.safetensors").read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest / "tensors.safetensors").write_bytes(content)
+    Path("model/params_0.npy").unlink()
+    assert pretrain.main([*SMALL, "--resume"]) == 0
+    assert f"{newest} is damaged" in capsys.readouterr().out
+    assert Path("model/params_0.npy").read_bytes() == weights
+
+
+def test_two_checkpoints_are_kept(folder):
+    assert pretrain.main(SMALL) == 0
+    assert len(list(Path("save/pretrain").glob("checkpoint_*"))) == checkpoint.KEPT == 2
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+def fails(capsys, *flags: str) -> str:
+    assert pretrain.main([*SMALL, *flags]) == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_missing_corpus_is_named(capsys):
+    assert "nowhere.txt cannot be read" in fails(capsys, "--corpus", "nowhere.txt")
+
+
+@pytest.mark.parametrize("content", ["", " \n\n"])
+def test_an_empty_corpus_is_named(capsys, content):
+    Path("corpus.txt").write_text(content)
+    assert "corpus.txt holds no words" in fails(capsys)
+
+
+def test_a_corpus_too_small_for_its_plan_is_named(capsys):
+    Path("corpus.txt").write_text("the cat\n")
+    assert "make 0 sequences" in fails(capsys)
+
+
+def test_sequences_longer_than_the_corpus_are_named(capsys):
+    assert "--n_ctx" in fails(capsys, "--n_ctx", "100000")
+
+
+def test_a_corpus_in_another_encoding_is_named_with_its_line(capsys):
+    Path("corpus.txt").write_bytes(b"the cat\ncaf\xe9\n")
+    assert "corpus.txt, line 2: not UTF-8" in fails(capsys)
+
+
+def test_weights_and_checkpoints_of_an_earlier_run_are_not_overwritten(capsys):
+    assert pretrain.main([*SMALL, "--n_iter", "1"]) == 0
+    assert "holds weights already" in fails(capsys)
+    assert "holds checkpoints" in fails(capsys, "--model_dir", "other")
+    assert "n_embd" in fails(capsys, "--resume", "--n_embd", "32")
