@@ -21,7 +21,7 @@ def compute_losses(
         y: what task_losses takes.
     """
     table = model.transformer.dropped_table()
-    h = model.transformer(x, table)
+    h = model.transformer(x, table, m)
     task = task_losses(model.task_head(h, x), y)
     if lm_coef == 0:
         return task, None

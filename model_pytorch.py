@@ -70,6 +70,21 @@ class Conv1D(nn.Module):
         return torch.addmm(self.b, x.flatten(0, -2), self.w).unflatten(0, x.shape[:-1])
 
 
+class Packing:
+    """Where the real tokens of padded rows are: all but attention works on them alone, one behind the other."""
+
+    def __init__(self, m: Tensor):
+        self.rows = m.shape  # (B*K, T)
+        self.places = m.flatten().nonzero().squeeze(1)
+
+    def pack(self, t: Tensor) -> Tensor:
+        return t.flatten(0, 1).index_select(0, self.places)  # (N, ...) of N real tokens
+
+    def unpack(self, t: Tensor) -> Tensor:
+        padded = t.new_zeros(self.rows.numel(), *t.shape[1:])
+        return padded.index_copy(0, self.places, t).unflatten(0, self.rows)  # (B*K, T, ...)
+
+
 class Attention(nn.Module):
     """Causal multi-head self-attention, queries, keys and values from one product."""
 
@@ -84,11 +99,13 @@ class Attention(nn.Module):
         self.resid_dropout = nn.Dropout(cfg.resid_pdrop)
         self.register_load_state_dict_pre_hook(_drop_mask_buffer)
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (t.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for t in self.c_attn(x).chunk(3, -1))  # (B,H,T,D)
+    def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
+        qkv = self.c_attn(x) if packing is None else packing.unpack(self.c_attn(x))  # (B*K, T, 3C)
+        q, k, v = (t.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for t in qkv.chunk(3, -1))  # (B*K, H, T, D)
         pdrop = self.attn_pdrop if self.training else 0.0
         a = F.scaled_dot_product_attention(q, k, v, dropout_p=pdrop, is_causal=True)
-        return self.resid_dropout(self.c_proj(a.transpose(1, 2).flatten(2)))  # (B, T, C)
+        a = a.transpose(1, 2).flatten(2)  # (B*K, T, C)
+        return self.resid_dropout(self.c_proj(a if packing is None else packing.pack(a)))
 
 
 def _drop_mask_buffer(module, state_dict, prefix, *_):
@@ -120,8 +137,8 @@ class Block(nn.Module):
         self.mlp = MLP(cfg)
         self.ln_2 = LayerNorm(cfg.n_embd)
 
-    def forward(self, x: Tensor) -> Tensor:
-        n = self.ln_1(x + self.attn(x))
+    def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
+        n = self.ln_1(x + self.attn(x, packing))
         return self.ln_2(n + self.mlp(n))
 
 
@@ -147,10 +164,12 @@ class TransformerModel(nn.Module):
         """Return the joint table (V, C) after one draw of drop-out, for the inputs and the decoder alike (TF:165)."""
         return self.drop(self.embed.weight)
 
-    def forward(self, x: Tensor, table: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, table: Tensor | None = None, m: Tensor | None = None) -> Tensor:
         """Return the hidden states (B*K, T, C) of x, integers (..., T, 2): token ids and position-row ids.
 
-        `table` is what `dropped_table` returned, where the caller needs the same draw again; else a new draw is made.
+        Args:
+            table: what `dropped_table` returned, where the caller needs the same draw again; else a new draw is made.
+            m: (..., T), 0 on the padding behind each row: no work is done there, and its states are 0.
         """
         if x.size(-2) > self.n_ctx:
             raise ValueError(
@@ -158,10 +177,11 @@ class TransformerModel(nn.Module):
             )
         table = self.dropped_table() if table is None else table
         x = x.reshape(-1, *x.shape[-2:])
-        h = F.embedding(x, table).sum(2)  # (B*K, T, C)
+        packing = None if m is None else Packing(m.flatten(0, -2))
+        h = F.embedding(x if packing is None else packing.pack(x), table).sum(-2)  # (B*K, T, C) or (N, C)
         for block in self.h:
-            h = block(h)
-        return h
+            h = block(h, packing)
+        return h if packing is None else packing.unpack(h)
 
 
 # --- the heads -------------------------------------------------------------------------------------------------------

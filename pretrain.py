@@ -311,13 +311,16 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, or 2 after one line on what the user can mend."""
+    """Run the command and return its exit code: 0; 2 after one line on what the user can mend; 130 after Ctrl-C."""
     args = parse_args(argv)
     try:
         run(args)
     except InputError as error:
         print(f"pretrain.py: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("pretrain.py: stopped; --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -117,9 +117,9 @@ def predict(
     logits = []
     with progress_bar(len(x), name) as bar:
         for batch in iter_data(x, m, n_batch=n_batch):
-            batch = torch.from_numpy(trim(*batch)[0]).to(device)
-            logits.append(model.task_head(model.transformer(batch), batch).cpu())
-            bar.update(len(batch))
+            ids, mask = (torch.from_numpy(column).to(device) for column in trim(*batch))
+            logits.append(model.task_head(model.transformer(ids, m=mask), ids).cpu())
+            bar.update(len(ids))
     return torch.cat(logits)
 
 
@@ -305,13 +305,11 @@ def run(args: argparse.Namespace) -> None:
     optimizer = OpenAIAdam(
         model.parameters(), schedule=args.lr_schedule, warmup=args.lr_warmup, t_total=t_total, **adam
     )
-    loaded = (
-        "nothing: random weights" if n_loaded is None else f"embeddings and {n_loaded} blocks from {args.model_dir}"
-    )
+    source = "nothing" if n_loaded is None else f"embeddings and {n_loaded} blocks from {args.model_dir}"
     autocast = pick_precision(args, device)
     print(f"device   {device}, {args.precision}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}")
     print(f"rows     {n_train} train, {len(valid[0])} valid, {len(test[0])} test, n_ctx {n_ctx}")
-    print(f"network  {cfg.n_layer} blocks, {cfg.n_embd} features, {cfg.n_head} heads; loaded {loaded}")
+    print(f"network  {cfg.n_layer} blocks, {cfg.n_embd} features, {cfg.n_head} heads; loaded {source}")
     print(f"plan     {args.n_iter} epochs, {t_total} updates of {args.n_batch} examples")
 
     # from here on the files of an earlier run of this name are replaced
@@ -357,8 +355,7 @@ def run(args: argparse.Namespace) -> None:
             updates += 1
             bar.set_postfix(cost=f"{cost.item():.3f}", lr=f"{optimizer.param_groups[0]['lr']:.2e}", refresh=False)
             bar.update(len(rows))
-            thousands = updates / 1000
-            if epoch == 0 and thousands >= 1 and thousands.is_integer() and int(thousands).bit_count() == 1:
+            if epoch == 0 and updates % 1000 == 0 and (updates // 1000).bit_count() == 1:
                 log(epoch, updates)  # 1000, 2000, 4000, ...: TF:431-440
         bar.close()
         log(epoch + 1, updates)
@@ -381,15 +378,13 @@ def run(args: argparse.Namespace) -> None:
 def peak_memory(device: torch.device) -> str:
     """Return how much memory the process has held at most, and on an accelerator its tensors."""
     text = f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"
-    return (
-        text
-        if device.type == "cpu"
-        else f"{text}, on {device} {torch.accelerator.max_memory_allocated() / 2**30:.2f} GiB"
-    )
+    if device.type != "cpu":
+        text += f", on {device} {torch.accelerator.max_memory_allocated() / 2**30:.2f} GiB"
+    return text
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, or 2 after one line on what the user can mend."""
+    """Run the command and return its exit code: 0; 2 after one line on what the user can mend; 130 after Ctrl-C."""
     args = parse_args(argv)
     try:
         if args.verify:
@@ -399,6 +394,9 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("train.py: stopped; what was best so far stays", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -124,3 +124,20 @@ def test_a_row_of_one_token_has_finite_losses_and_disturbs_no_other():
     assert torch.equal(lm[:3], before[:3])
     (task.mean() + 0.5 * lm.mean()).backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+
+
+def test_no_work_at_padding_gives_the_losses_and_gradients_of_the_padded_computation():
+    model, _ = make()
+    x, m = reference.batch(7, N_VOCAB, 3, 2, T)
+    x, m, y = tensors(x, m, np.array([0, 1, 1]))
+    results = []
+    for mask in (m, None):
+        model.zero_grad()
+        h = model.transformer(x, m=mask)
+        table = model.transformer.embed.weight
+        task, lm = loss.task_losses(model.task_head(h, x), y), loss.lm_losses(h, table, x, m)
+        (task.mean() + 0.5 * lm.mean()).backward()
+        results.append([task, lm, *(p.grad.clone() for p in model.parameters())])
+    for packed, padded in zip(*results, strict=True):
+        torch.testing.assert_close(packed, padded, rtol=0, atol=1e-12)
+    assert (model.transformer(x, m=m)[m.flatten(0, 1) == 0] == 0).all()

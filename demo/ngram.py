@@ -1,0 +1,61 @@
+"""Compare a pre-trained model's held-out perplexity with that of a 5-gram on the same tokens.
+
+python demo/ngram.py --log log/pretrain.jsonl --tokens save/pretrain/tokens.bin
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+
+def ngram_probabilities(tokens: np.ndarray, n_train: int, n_vocab: int, order: int = 5) -> np.ndarray:
+    """Return the probability of each token from n_train on, by n-grams of the tokens before it.
+
+    Orders are interpolated after Witten and Bell: p(w | h) = (c(h w) + t(h) p(w | h')) / (c(h) + t(h)), where c counts
+    in the first n_train tokens, t(h) is how many different tokens followed h there and h' is h without its first.
+    """
+    if n_vocab**order >= 2**63:
+        raise ValueError(f"{order}-grams of {n_vocab} tokens do not fit 64 bits")
+    tokens = tokens.astype(np.int64)
+    p = np.full(len(tokens) - n_train, 1 / n_vocab)
+    context = np.zeros_like(tokens)  # the n - 1 tokens before each place, as digits of one number
+    for n in range(1, order + 1):
+        if n > 1:
+            context[n - 1 :] += tokens[: -(n - 1)] * n_vocab ** (n - 2)
+        grams = context * n_vocab + tokens
+        seen, counts = np.unique(grams[n - 1 : n_train], return_counts=True)
+        contexts, first = np.unique(seen // n_vocab, return_index=True)
+        totals, kinds = np.add.reduceat(counts, first), np.diff(np.append(first, len(seen)))
+        c_gram = look_up(seen, counts, grams[n_train:])
+        c_context, t = (look_up(contexts, values, context[n_train:]) for values in (totals, kinds))
+        p = np.where(c_context > 0, (c_gram + t * p) / np.maximum(c_context + t, 1), p)
+    return p
+
+
+def look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return for each wanted key its value, 0 where there is none; keys are sorted."""
+    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[places] == wanted, values[places], 0)
+
+
+def main() -> None:
+    """Print the two perplexities."""
+    parser = argparse.ArgumentParser(description=main.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--log", default="log/pretrain.jsonl", help="log of pretrain.py")
+    parser.add_argument("--tokens", default="save/pretrain/tokens.bin", help="the tokens it trained on")
+    args = parser.parse_args()
+    settings, *logs = [json.loads(line) for line in Path(args.log).read_text().splitlines()]
+    n_vocab, n_ctx, n_train = settings["n_vocab"], settings["n_ctx"], settings["n_train"] * settings["n_ctx"]
+    tokens = np.fromfile(args.tokens, np.uint16 if n_vocab <= 2**16 else np.uint32)
+    tokens = tokens[: len(tokens) // n_ctx * n_ctx]
+    p = ngram_probabilities(tokens, n_train, n_vocab)
+    predicted = np.arange(len(p)) % n_ctx > 0  # the network does not predict a sequence's first token
+    print(f"held-out tokens predicted {predicted.sum():,}")
+    print(f"5-gram perplexity         {np.exp(-np.log(p[predicted]).mean()):.3f}  (its context crosses sequences)")
+    print(f"pre-trained model         {logs[-1]['va_ppl']:.3f}")
+
+
+if __name__ == "__main__":
+    main()
