@@ -27,6 +27,7 @@ from text_utils import TextEncoder, split_words
 from train import (
     COUNT,
     SHARE,
+    HelpFormatter,
     add_machine_flags,
     add_network_flags,
     add_optimizer_flags,
@@ -158,7 +159,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Return the settings of a run; a wrong flag ends the program with one line and exit code 2."""
     parser = argparse.ArgumentParser(
         description="Pre-train the transformer on raw text; the defaults are the paper's.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     flag = parser.add_argument
     flag("--corpus", required=True, help="text file in UTF-8")

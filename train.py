@@ -133,6 +133,13 @@ def evaluate(model: DoubleHeadModel, rows: Rows, n_batch: int, device: torch.dev
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, but those that the help text explains itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def number(kind: type, low: float, high: float = float("inf"), below_high: bool = False) -> Callable[[str], float]:
     """Return a parser of an int or float from low to high, for argparse to complain with."""
 
@@ -186,7 +193,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Return the settings of a run; a wrong flag ends the program with one line and exit code 2."""
     parser = argparse.ArgumentParser(
         description="Fine-tune the transformer on a task, as the authors did.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     flag = parser.add_argument
     flag("--dataset", choices=DATASETS, default="rocstories", help="task to fine-tune on")
@@ -378,8 +385,8 @@ def run(args: argparse.Namespace) -> None:
 def peak_memory(device: torch.device) -> str:
     """Return how much memory the process has held at most, and on an accelerator its tensors."""
     text = f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"
-    if device.type != "cpu":
-        text += f", on {device} {torch.accelerator.max_memory_allocated() / 2**30:.2f} GiB"
+    if device.type == "cuda":
+        text += f", on the GPU {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB"
     return text
 
 
