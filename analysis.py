@@ -25,7 +25,8 @@ def rocstories(data_dir: str | os.PathLike, pred_path: str | os.PathLike, log_pa
     Raises InputError when a file is missing or does not belong to the data.
     """
     pred_path, log_path = Path(pred_path), Path(log_path)
-    settings, logs = read_log(log_path, ["n_updates", "tr_cost", "va_cost", "tr_acc", "va_acc"])
+    settings_read = {"desc", "n_valid", "t_total", "lr", "lr_schedule", "lr_warmup"}
+    settings, logs = read_log(log_path, settings_read, ["n_updates", "tr_cost", "va_cost", "tr_acc", "va_acc"])
     predictions = read_predictions(pred_path)
     stories, _, _, labels = read_cloze(find(data_dir) / ROCSTORIES_TEST)
     if len(predictions) != len(labels):
@@ -38,26 +39,32 @@ def rocstories(data_dir: str | os.PathLike, pred_path: str | os.PathLike, log_pa
     draw(settings, logs, stories, predictions == labels, log_path.with_suffix(".png"))
 
 
-def read_log(path: Path, columns: list[str]) -> tuple[dict, pd.DataFrame]:
-    """Return the settings and those columns of the logs of a run. Raises InputError when there are none."""
+def read_log(path: Path, settings_read: set[str], columns: list[str]) -> tuple[dict, pd.DataFrame]:
+    """Return the settings and some columns of the logs of a run. Raises InputError when they are not there."""
     try:
         settings, *logs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         logs = pd.DataFrame(logs)[columns]
+        whole = settings_read <= settings.keys() and len(logs) > 0
     except FileNotFoundError:
         raise InputError(f"{path} is missing: has the run of that --desc ended, and in that --log_dir?") from None
-    except (OSError, ValueError, KeyError):
-        raise InputError(f"{path} is no log of a run: settings, then a line per log. Run again.") from None
+    except (OSError, ValueError, KeyError, AttributeError):
+        whole = False
+    if not whole:
+        raise InputError(f"{path} is no log of a run: settings, then a line per log. Run again.")
     return settings, logs
 
 
 def read_predictions(path: Path) -> np.ndarray:
-    """Return the column `prediction` of a submission (N,). Raises InputError when there is none."""
+    """Return the column `prediction` of a submission (N,), 0 or 1. Raises InputError when it is not there."""
     try:
-        return pd.read_csv(path, sep="\t")["prediction"].to_numpy()
+        predictions = pd.read_csv(path, sep="\t")["prediction"]
     except FileNotFoundError:
         raise InputError(f"{path} is missing: run train.py with --submit first, under that --desc.") from None
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} is no table of index and prediction ({error}). Run again with --submit.") from None
+    if not predictions.isin([0, 1]).all():
+        raise InputError(f"{path} holds predictions that are neither 0 nor 1. Run again with --submit.")
+    return predictions.to_numpy(int)
 
 
 def draw(settings: dict, logs: pd.DataFrame, stories: list[str], is_right: np.ndarray, path: Path) -> None:
@@ -95,10 +102,9 @@ def draw(settings: dict, logs: pd.DataFrame, stories: list[str], is_right: np.nd
 
 def accuracy_by_length(stories: list[str], is_right: np.ndarray, n_bins: int = 5) -> pd.DataFrame:
     """Return accuracy and its 95 % Wilson interval (%) of stories grouped by length, in n_bins groups of like size."""
-    words = pd.Series([len(story.split()) for story in stories])
-    groups = pd.DataFrame({"words": words, "right": is_right}).groupby(
-        pd.qcut(words, n_bins, duplicates="drop"), observed=True
-    )
+    words = np.array([len(story.split()) for story in stories])
+    edges = np.unique(np.quantile(words, np.arange(1, n_bins) / n_bins))  # a group ends with its edge
+    groups = pd.DataFrame({"words": words, "right": is_right}).groupby(np.searchsorted(edges, words))
     rows = []
     for _, group in groups:
         right, n = int(group["right"].sum()), len(group)
@@ -110,7 +116,7 @@ def accuracy_by_length(stories: list[str], is_right: np.ndarray, n_bins: int = 5
 
 def draw_perplexity(log_path: str | os.PathLike) -> None:
     """Draw the perplexities that pretrain.py has logged, beside the log."""
-    settings, logs = read_log(Path(log_path), ["n_updates", "tr_ppl", "va_ppl"])
+    settings, logs = read_log(Path(log_path), {"desc"}, ["n_updates", "tr_ppl", "va_ppl"])
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
     axes.plot(logs["n_updates"], logs["tr_ppl"], label="train, drop-out on, since the last log")

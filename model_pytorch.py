@@ -21,7 +21,7 @@ from utils import InputError, find, read_json, replacing
 ACTIVATIONS = {
     "relu": F.relu,
     "swish": F.silu,
-    "gelu": lambda x: F.gelu(x, approximate="tanh"),  # TF:22 (FIDELITY 5)
+    "gelu": lambda x: F.gelu(x, approximate="tanh"),  # TF:22 (FIDELITY 34)
 }
 
 

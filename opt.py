@@ -35,7 +35,7 @@ class OpenAIAdam(torch.optim.AdamW):
 
     Update t = 1, 2, ... of parameter p with rate r = lr * schedule(t / t_total) * sqrt(1 - b2^t) / (1 - b1^t):
         p -= r * (m / (sqrt(v) + e) + l2 * p)
-    This is torch's fused AdamW with lr, eps and weight_decay set anew before each update (FIDELITY 26).
+    This is torch's fused AdamW with lr, eps and weight_decay set anew before each update (FIDELITY 67).
 
     Args:
         params: all parameters of the model, heads included: the norm is over all of them.
@@ -97,7 +97,7 @@ class OpenAIAdam(torch.optim.AdamW):
             b1, b2 = group["betas"]
             group["t"] = t = group["t"] + 1
             correction = math.sqrt(1 - b2**t)
-            # t, not TF's unordered t - 1 or t: opt.py:27-29 and 41 (FIDELITY 28)
+            # t, not TF's unordered t - 1 or t: opt.py:27-29 and 41 (FIDELITY 70)
             group["lr"] = self.lr * self.schedule(min(t / self.t_total, 1.0), self.warmup)
             group["eps"] = self.e / correction
             group["weight_decay"] = group["l2"] * correction / (1 - b1**t)

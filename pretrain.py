@@ -212,12 +212,11 @@ def run(args: argparse.Namespace) -> None:
     save_dir = Path(args.save_dir) / args.desc
     for folder in (model_dir, log_dir, save_dir):
         make_output_folder(folder)
-    if not args.resume and (model_dir / "params_0.npy").exists():
+    begun = any(save_dir.glob("checkpoint_*"))
+    if begun and not args.resume:
+        raise InputError(f"{save_dir} holds checkpoints of an earlier run. --resume goes on; else change --desc.")
+    if not begun and (model_dir / "params_0.npy").exists():
         raise InputError(f"{model_dir} holds weights already. Name another --model_dir.")
-    if not args.resume and any(save_dir.glob("checkpoint_*")):
-        raise InputError(
-            f"{save_dir} holds checkpoints of an earlier run. --resume goes on with it; else change --desc."
-        )
     device = pick_device()
 
     # text -> sequences of ids

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from utils import InputError, read_json
 
 REPLACEMENTS = str.maketrans({"—": "-", "–": "-", "―": "-", "…": "...", "´": "'"})
-# TF's pattern (text_utils.py:30) is no raw string: its backslash alternative never matches one (FIDELITY 13)
+# TF's pattern (text_utils.py:30) is no raw string: its backslash alternative never matches one (FIDELITY 4)
 PUNCTUATION_RUNS = re.compile(r"""(-+|~+|!+|"+|;+|\?+|\++|,+|\)+|\(+|/+|\*+|\[+|\]+|\}+|\{+|\|+|_+)""")
 
 

@@ -17,7 +17,7 @@ AUTHORS_SEED = 3535999445
 
 def write(path: Path, rows: list[list], newline: str = "\n") -> Path:
     text = io.StringIO()
-    csv.writer(text, lineterminator=newline).writerows([["id", *"1234", "first", "second", "right"], *rows])
+    csv.writer(text, lineterminator=newline).writerows([["id, quoted", *"1234", "first", "second", "right"], *rows])
     path.write_bytes(text.getvalue().encode())
     return path
 

@@ -366,6 +366,14 @@ def test_loading_sets_the_table_and_the_blocks_asked_for(folder, n_ctx, n_transf
         np.testing.assert_array_equal(value, expected, err_msg=name)
 
 
+def test_heads_are_twelve_unless_the_folder_says_otherwise(tmp_path):
+    shapes = model_pytorch.FolderSizes(n_vocab=5, n_positions=4, n_embd=24, n_head=12, n_layer=1).shapes()
+    (tmp_path / "params_shapes.json").write_text(json.dumps(shapes))
+    assert model_pytorch.read_sizes(tmp_path).n_head == 12
+    (tmp_path / "hparams.json").write_text(json.dumps({"n_head": 6}))
+    assert model_pytorch.read_sizes(tmp_path).n_head == 6
+
+
 def test_loading_takes_all_positions_and_the_rows_left_over_as_special(folder):
     model, _ = make_transformer(N_POSITIONS)
     np.random.seed(6)

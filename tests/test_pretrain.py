@@ -250,6 +250,6 @@ def test_a_corpus_in_another_encoding_is_named_with_its_line(capsys):
 
 def test_weights_and_checkpoints_of_an_earlier_run_are_not_overwritten(capsys):
     assert pretrain.main([*SMALL, "--n_iter", "1"]) == 0
-    assert "holds weights already" in fails(capsys)
-    assert "holds checkpoints" in fails(capsys, "--model_dir", "other")
+    assert "holds checkpoints" in fails(capsys)
+    assert "holds weights already" in fails(capsys, "--desc", "other", "--resume")
     assert "n_embd" in fails(capsys, "--resume", "--n_embd", "32")

@@ -5,13 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import reference
 import torch
 
 import analysis
+import datasets as readers
 import train
 from datasets import ROCSTORIES_TEST, ROCSTORIES_VALID, read_cloze
 from model_pytorch import DoubleHeadModel
 from opt import SCHEDULES
+
+NO_DROPOUT = [f"--{kind}_pdrop=0" for kind in ("embd", "attn", "resid", "clf")]
 
 
 @pytest.fixture
@@ -91,8 +95,7 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_does_not(command, t
 
 
 def test_training_learns_the_rows_it_sees(command):
-    no_dropout = [f"--{kind}_pdrop=0" for kind in ("embd", "attn", "resid", "clf")]
-    command("--n_iter", 12, "--lr", 1e-2, "--lm_coef", 0, *no_dropout)
+    command("--n_iter", 12, "--lr", 1e-2, "--lm_coef", 0, *NO_DROPOUT)
     costs = [row["tr_cost"] for row in logs()[1:]]
     assert costs[0] > 0.6 and costs[-1] < 0.6
 
@@ -131,13 +134,88 @@ def test_evaluation_cost_is_the_mean_over_rows_whatever_the_batch(command):
         assert accuracy == pytest.approx((logits.argmax(1) == y).mean() * 100)
 
 
-def test_evaluation_does_no_language_model_work(command, monkeypatch):
+def test_evaluation_drops_nothing_and_runs_no_lm_head(command, monkeypatch):
     def forbidden(*_):
-        raise AssertionError("the language model's losses were computed")
+        raise AssertionError("the language-model head ran")
 
-    monkeypatch.setattr("loss.lm_losses", forbidden)
     monkeypatch.setattr("model_pytorch.LMHead.forward", forbidden)
-    assert command("--n_iter", 1, "--lm_coef", 0, "--submit") == 0
+    monkeypatch.setattr("loss.lm_losses", forbidden)
+    x = np.stack([np.full((5, 2, 6), 3), np.broadcast_to(np.arange(21, 27), (5, 2, 6))], -1)
+    x[..., -1, 0] = 20
+    model = DoubleHeadModel(train.Config(n_embd=8, n_head=2, n_layer=1), 20, "multiple_choice", 27, 6).train()
+    rows = (x, np.ones((5, 2, 6)), np.zeros(5, int))
+    assert len({train.evaluate(model, rows, 2, torch.device("cpu"), "rows") for _ in range(3)}) == 1
+
+
+@pytest.mark.parametrize(
+    "adam, lm_coef",
+    [
+        ({}, 0.5),
+        (dict(l2=0.5, b1=0.5, b2=0.9, e=1e-3, max_grad_norm=0.05), 2.0),
+        (dict(l2=0.5, vector_l2=True, max_grad_norm=0, warmup=0.6, schedule_name="warmup_cosine"), 0),
+    ],
+    ids=["defaults", "other numbers", "other switches"],
+)
+def test_a_run_makes_the_updates_that_its_flags_ask_for(command, monkeypatch, adam, lm_coef):
+    batches, original = [], train.compute_losses
+
+    def compute_losses(model, x, m, y, lm_coef):
+        batches.append((reference.get_parameters(model), *(t.numpy() for t in (x, m, y)), model.training))
+        return original(model, x, m, y, lm_coef)
+
+    monkeypatch.setattr(train, "compute_losses", compute_losses)
+    names = {"warmup": "lr_warmup", "schedule_name": "lr_schedule"}
+    flags = [f"--{names.get(k, k)}" + ("" if v is True else f"={v}") for k, v in adam.items()]
+    command("--n_iter", 1, "--lr", 1e-2, "--lm_coef", lm_coef, *NO_DROPOUT, *flags)
+    settings = dict(lr=1e-2, warmup=0.002, t_total=7, l2=0.01, max_grad_norm=1.0, schedule_name="warmup_linear") | adam
+    start, p, state = batches[0][0], batches[0][0], reference.START
+    clf_token = logs()[0]["n_vocab"] + 2
+    for _, x, m, y, training in batches:
+        assert training
+        grads = reference.gradients(p, x, m, y, clf_token, 2, "gelu", lm_coef)
+        p, state = reference.adam(p, grads, state, **settings)
+    saved = torch.load("save/rocstories/best_params", weights_only=True)
+    error = sum(((saved[name].numpy() - p[name]) ** 2).sum() for name in p)
+    assert error < 1e-4 * sum(((p[name] - start[name]) ** 2).sum() for name in p)
+
+
+def test_the_first_epoch_logs_at_doubling_thousands(command, data_dir, monkeypatch):
+    lines = (data_dir / ROCSTORIES_VALID).read_text().splitlines()
+    (data_dir / ROCSTORIES_VALID).write_text("\n".join([lines[0], *(lines[1 + i % 40] for i in range(3020))]))
+    monkeypatch.setattr(train, "compute_losses", lambda model, *_: (model.task_head.linear.bias, None))
+    monkeypatch.setattr(train, "evaluate", lambda *_: (1.0, 50.0))
+    monkeypatch.setattr(train.OpenAIAdam, "step", lambda self: None)
+    command("--n_iter", 2, "--n_batch", 1, "--n_ctx", 8)
+    updates = [(row["n_epochs"], row["n_updates"]) for row in logs()[1:]]
+    assert updates == [(0, 1000), (0, 2000), (1, 3010), (2, 6020)]
+
+
+def test_a_log_is_of_the_first_rows_of_train_and_of_valid(command, data_dir, monkeypatch):
+    seen, original = [], train.transform_roc
+    splits = []
+    monkeypatch.setattr(train, "transform_roc", lambda *a: splits.append(original(*a)) or splits[-1])
+    monkeypatch.setattr(train, "evaluate", lambda model, rows, *_: seen.append(rows) or (1.0, 50.0))
+    command("--n_iter", 1)
+    (_, _, _, train_y), (_, _, _, valid_y), _ = readers.rocstories(data_dir, 10)
+    for rows, split, y in zip(seen, splits, (train_y, valid_y), strict=False):
+        np.testing.assert_array_equal(rows[0], split[0][:10])
+        np.testing.assert_array_equal(rows[2], y[:10])
+
+
+def test_the_submission_is_predicted_with_the_kept_parameters(command, monkeypatch):
+    accuracies, states, original = iter([50.0, 80.0, 10.0]), [], train.predict
+    monkeypatch.setattr(
+        train, "evaluate", lambda m, rows, n, d, name: (1.0, next(accuracies) if "valid" in name else 0)
+    )
+
+    def predict(model, *arguments):
+        states.append({key: value.clone() for key, value in model.state_dict().items()})
+        return original(model, *arguments)
+
+    monkeypatch.setattr(train, "predict", predict)
+    command("--n_iter", 3, "--lr", 1e-2, "--submit")
+    saved = torch.load("save/rocstories/best_params", weights_only=True)
+    assert len(states) == 1 and all(torch.equal(saved[key], states[0][key]) for key in saved)
 
 
 @pytest.mark.parametrize("n_transfer, loaded", [(-1, "nothing"), (0, "0 blocks"), (1, "1 blocks"), (12, "2 blocks")])
@@ -303,6 +381,7 @@ def test_a_wrong_flag_is_named(command, capsys, flags, named):
     [
         (["--n_embd", "32"], "n_embd 16"),
         (["--n_head", "3"], "--n_head 3"),
+        (["--n_head", "4"], "for 2 heads, the model has 4"),
         (["--n_batch", "31"], "--n_batch 31"),
         (["--n_valid", "40"], "--n_valid 40"),
     ],

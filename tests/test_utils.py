@@ -1,6 +1,7 @@
 """Small shared helpers, and whether FIDELITY.md still says what is so."""
 
 import dataclasses
+import hashlib
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import pretrain
 import train
 import utils
 from model_pytorch import DEFAULT_CONFIG
@@ -124,6 +126,11 @@ def test_blob_ids_are_gits(tmp_path, content):
     assert git_blob_id(path) == subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
+def test_sha256_is_that_of_the_standard_library(tmp_path):
+    (tmp_path / "file").write_bytes(bytes(range(256)) * 9000)
+    assert utils.sha256(tmp_path / "file") == hashlib.sha256(bytes(range(256)) * 9000).hexdigest()
+
+
 def test_a_path_is_looked_up_here_and_then_beside_the_scripts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert utils.find("opt.py") == ROOT / "opt.py"
@@ -188,14 +195,15 @@ def test_rows_of_the_ledger_are_numbered_in_order_and_whole():
 
 
 def test_the_defaults_in_the_ledger_are_the_commands():
-    args, network = train.parse_args([]), dataclasses.asdict(DEFAULT_CONFIG)
-    defaults = re.findall(r"^\| `--(\w+)` \| (\S+) \|", LEDGER, re.MULTILINE)
-    assert len(defaults) == 23
-    for name, value in defaults:
-        ours = network[name] if getattr(args, name) is None else getattr(args, name)
-        assert (ours if isinstance(ours, str) else float(ours)) == (value if isinstance(ours, str) else float(value)), (
-            name
-        )
+    network = dataclasses.asdict(DEFAULT_CONFIG)  # what train.py takes for sizes where no model folder tells
+    train_flags = {k: network[k] if v is None and k in network else v for k, v in vars(train.parse_args([])).items()}
+    pretrain_flags = vars(pretrain.parse_args(["--corpus", "FILE", "--model_dir", "DIR"]))
+    for prefix, ours, n in (("", train_flags, 23), ("pretrain.py ", pretrain_flags, 11)):
+        theirs = dict(re.findall(rf"^\| `{prefix}--(\w+)` \| (\S+) \|", LEDGER, re.MULTILINE))
+        assert len(theirs) == n
+        assert {name: type(ours[name])(float(v) if v[0].isdigit() else v) for name, v in theirs.items()} == {
+            name: ours[name] for name in theirs
+        }
 
 
 def test_every_row_cited_in_the_code_exists():
