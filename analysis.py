@@ -57,13 +57,14 @@ def read_log(path: Path, settings_read: set[str], columns: list[str]) -> tuple[d
 def read_predictions(path: Path) -> np.ndarray:
     """Return the column `prediction` of a submission (N,), 0 or 1. Raises InputError when it is not there."""
     try:
-        predictions = pd.read_csv(path, sep="\t")["prediction"]
+        table = pd.read_csv(path, sep="\t")
+        predictions = table.set_index("index").sort_index()["prediction"]
     except FileNotFoundError:
         raise InputError(f"{path} is missing: run train.py with --submit first, under that --desc.") from None
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} is no table of index and prediction ({error}). Run again with --submit.") from None
-    if not predictions.isin([0, 1]).all():
-        raise InputError(f"{path} holds predictions that are neither 0 nor 1. Run again with --submit.")
+    if not predictions.isin([0, 1]).all() or list(predictions.index) != list(range(len(predictions))):
+        raise InputError(f"{path}: not the indices 0, 1, ... with predictions 0 or 1. Run again with --submit.")
     return predictions.to_numpy(int)
 
 

@@ -63,9 +63,13 @@ def read_cloze(path: Path) -> Columns:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         for row in reader:
-            if reader.line_num == 1 or not row:  # the header; an empty line
-                continue
             where = f"{path}, line {reader.line_num}"
+            if not row:
+                continue
+            if reader.line_num == 1:
+                if row[-1].strip().isdigit():
+                    raise InputError(f"{where}: a story where the line of column names should be. Put one before it.")
+                continue
             if len(row) != 8:
                 raise InputError(
                     f"{where}: {len(row)} columns, not 8: id, 4 sentences, 2 endings, right one. Mend the row."

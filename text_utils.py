@@ -93,7 +93,8 @@ class TextEncoder:
 
 def _read_encoder(path: Path) -> dict[str, int]:
     encoder = read_json(path)
-    if not isinstance(encoder, dict) or sorted(map(str, encoder.values())) != sorted(map(str, range(len(encoder)))):
+    ids = list(encoder.values()) if isinstance(encoder, dict) else []
+    if not ids or not all(isinstance(i, int) for i in ids) or sorted(ids) != list(range(len(ids))):
         raise InputError(
             f"{path}: not a vocabulary: a JSON object of n tokens with the ids 0 .. n - 1. Fetch it again."
         )
@@ -109,12 +110,12 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}). Fetch it again.") from None
-    merges = [tuple(line.split()) for line in lines if line]
-    for number, merge in enumerate(merges, 2):
-        if len(merge) != 2:
-            raise InputError(
-                f"{path}, line {number}: a merge is two pieces, this is {lines[number - 2]!r}. Fetch it again."
-            )
+    merges = []
+    for number, line in enumerate(lines, 2):
+        if line:
+            merges.append(tuple(line.split()))
+            if len(merges[-1]) != 2:
+                raise InputError(f"{path}, line {number}: a merge is two pieces, this is {line!r}. Fetch it again.")
     if not merges:
         raise InputError(f"{path} holds no merges. Fetch it again.")
     return merges

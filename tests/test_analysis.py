@@ -164,6 +164,10 @@ BAD_FILES = {
     "empty predictions": (lambda run: (run.folder / "a run.tsv").write_text(""), ["a run.tsv", "--submit"]),
     "table of other things": (lambda run: (run.folder / "a run.tsv").write_text("a\tb\n"), ["a run.tsv", "--submit"]),
     "predictions that are no text": (lambda run: binary(run.folder / "a run.tsv"), ["a run.tsv", "--submit"]),
+    "an index twice": (
+        lambda run: (run.folder / "a run.tsv").write_text("index\tprediction\n" + "0\t1\n" * 7),
+        ["a run.tsv", "indices"],
+    ),
     "fewer predictions": (lambda run: run.write_predictions("a run", [1] * 6), ["6 predictions", "7 rows"]),
     "more predictions": (lambda run: run.write_predictions("a run", [1] * 8), ["8 predictions", "7 rows"]),
     "no test set": (lambda run: (run.folder / ROCSTORIES_TEST).unlink(), [ROCSTORIES_TEST, "missing"]),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from text_utils import TextEncoder, text_standardize
+from utils import InputError
 
 CHARACTERS = [*"abcdefghijklmnopqrstuvwxyzö.-'\\"]
 MERGES = [("a", "a"), ("aa", "a</w>"), ("b", "a"), ("a", "b"), ("ab", "ab</w>"), ("a", "b</w>"), ("a", "c</w>")]
@@ -163,3 +164,10 @@ def test_what_was_encoded_before_has_no_effect(encoder, tmp_path):
     for row in first:
         row.clear()  # the caller's, to do with as it likes
     assert fresh.encode(texts, verbose=False) == alone
+
+
+def test_a_bad_merge_is_named_with_its_own_line(tmp_path):
+    (tmp_path / "e.json").write_text('{"a": 0, "b": 1}')
+    (tmp_path / "m.bpe").write_text("#v\n\n\na b\nx\n")
+    with pytest.raises(InputError, match="line 5: .* 'x'"):
+        TextEncoder(tmp_path / "e.json", tmp_path / "m.bpe")

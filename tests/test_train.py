@@ -302,6 +302,14 @@ DAMAGES = {
         [ROCSTORIES_TEST, "line 3", "'3'"],
     ),
     "no rows": (lambda m, d: (d / ROCSTORIES_TEST).write_text("h\n"), [ROCSTORIES_TEST, "no rows"]),
+    "no header": (
+        lambda m, d: (d / ROCSTORIES_TEST).write_text("1,a,b,c,d,e,f,2\n2,a,b,c,d,e,f,1\n"),
+        [ROCSTORIES_TEST, "line 1", "column names"],
+    ),
+    "ids that are no numbers": (
+        lambda m, d: (m / "encoder_bpe_40000.json").write_text('{"a": "0", "b": "1"}'),
+        ["encoder_bpe_40000.json", "ids"],
+    ),
     "empty file": (lambda m, d: (d / ROCSTORIES_VALID).write_text(""), [ROCSTORIES_VALID, "no rows"]),
     "broken quotes": (
         lambda m, d: (d / ROCSTORIES_VALID).write_text('h\n1,"a" b,c,d,e,f,g,1\n'),
