@@ -71,7 +71,7 @@ def read_predictions(path: Path) -> np.ndarray:
 def draw(settings: dict, logs: pd.DataFrame, stories: list[str], is_right: np.ndarray, path: Path) -> None:
     """Draw cost, accuracy and learning rate over the updates, and the test accuracy by story length."""
     figure = Figure(figsize=(10, 7), layout="constrained")
-    figure.suptitle(f"{settings['desc']}: {len(logs)} logs, {settings['t_total']} updates, test {is_right.mean():.2%}")
+    figure.suptitle(f"{settings['desc']}: test accuracy {is_right.mean():.2%} of {len(is_right)} stories")
     (cost, accuracy), (rate, length) = figure.subplots(2, 2)
 
     for axes, key, label in ((cost, "cost", "cost (nats)"), (accuracy, "acc", "accuracy (%)")):
@@ -80,9 +80,8 @@ def draw(settings: dict, logs: pd.DataFrame, stories: list[str], is_right: np.nd
         axes.set(xlabel="update", ylabel=label, xlim=(0, settings["t_total"] * 1.02))
         axes.legend()
     best = logs.loc[logs["va_acc"].idxmax()]
-    accuracy.annotate(
-        f"kept: {best['va_acc']:.2f}", (best["n_updates"], best["va_acc"]), (0, -14), textcoords="offset points"
-    )
+    place, shift = (best["n_updates"], best["va_acc"]), (-6, -14)
+    accuracy.annotate(f"kept: {best['va_acc']:.2f}", place, shift, textcoords="offset points", ha="right")
     accuracy.axhline(50, color="grey", linestyle=":", linewidth=1)
 
     schedule = SCHEDULES[settings["lr_schedule"]]

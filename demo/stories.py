@@ -38,9 +38,13 @@ HIM = "Adam Ben Bob Carl Dan David Eric Frank Fred George Henry Jack Jim John Le
 SHE_WORDS = {"he": "she", "him": "her", "his": "her", "himself": "herself"}
 HE_WORDS = {word: word for word in SHE_WORDS}
 
-REMARKS = {
-    True: ("as expected", "of course", "and no wonder", "as it had to be"),
-    False: ("to everyone's surprise", "against all odds", "strange as it was", "for some odd reason"),
+COMMENTS = {  # on what decides the story: branch a ends well, branch b badly
+    "a": ("which was good", "which was lucky", "which was wise"),
+    "b": ("which was bad", "which was unlucky", "which was unwise"),
+}
+REMARKS = {  # on an ending that fits, on one that does not
+    True: ("It made sense.", "Nobody was surprised.", "It was no wonder."),
+    False: ("It made no sense.", "Everybody was surprised.", "It was a strange turn."),
 }
 
 
@@ -98,7 +102,9 @@ def cast(rng: Random) -> dict[str, str]:
 
 def tell(template: str, slots: dict[str, str], rng: Random) -> str:
     """Turn a template into one sentence."""
-    text = re.sub(r"\$(\w+)", lambda slot: slots[slot[1]], choose(template, rng))
+    text = choose(template, rng)
+    while "$" in text:  # a filler may hold other slots
+        text = re.sub(r"\$(\w+)", lambda slot: slots[slot[1]], text)
     return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text[0].upper() + text[1:])
 
 
@@ -110,11 +116,14 @@ def draw(schema: Schema, branch: str, other: str, rng: Random) -> Story:
     return Story(context, tell(lines[branch + "5"], slots, rng), tell(lines[other + "5"], slots, rng))
 
 
-def corpus(schemas: list[Schema], seed: int, exclude: set[tuple[str, ...]], remarks: float = 0.0) -> Iterator[str]:
+def corpus(
+    schemas: list[Schema], seed: int, exclude: set[tuple[str, ...]], comments: float, remarks: float
+) -> Iterator[str]:
     """Yield distinct stories without end, none with a context to exclude.
 
-    A share of them, remarks, closes with a remark; half of these have the ending of another branch, and the
-    remark says so ("to everyone's surprise"). Only who links the ending to its cause can predict the remark.
+    In a share of them, comments, the narrator comments on the sentence that decides the story ("which was lucky"). In
+    a share of them, remarks, drawn apart, the narrator remarks on the ending; a third of these have the ending of
+    another branch, and the remark says so ("It made no sense.").
     """
     rng = Random(seed)
     told: set[str] = set()
@@ -122,11 +131,14 @@ def corpus(schemas: list[Schema], seed: int, exclude: set[tuple[str, ...]], rema
         schema = rng.choice(schemas)
         branch, other = rng.sample(schema.branches(), 2)
         story = draw(schema, branch, other, rng)
+        first, decisive, *rest = story.context
+        if rng.random() < comments:
+            decisive = f"{decisive[:-1]}, {rng.choice(COMMENTS[branch])}."
         ending = story.right
         if rng.random() < remarks:
-            fits = rng.random() < 0.5
-            ending = f"{(story.right if fits else story.wrong)[:-1]}, {rng.choice(REMARKS[fits])}."
-        text = " ".join((*story.context, ending))
+            fits = rng.random() < 2 / 3
+            ending = f"{story.right if fits else story.wrong} {rng.choice(REMARKS[fits])}"
+        text = " ".join((first, decisive, *rest, ending))
         if story.context not in exclude and text not in told:
             told.add(text)
             yield text
@@ -178,33 +190,22 @@ def main() -> None:
     command = commands.add_parser("corpus", help="stories for pre-training, one a line", formatter_class=show_default)
     command.add_argument("--n_stories", type=int, default=60000, help="lines to write")
     command.add_argument("--seed", type=int, default=1, help="seed of the stories")
-    command.add_argument(
-        "--remarks",
-        type=float,
-        default=0.0,
-        help="share of stories that close with a remark; half of these have a surprising ending",
-    )
+    command.add_argument("--comments", type=float, default=0.7, help="share of stories with a comment on their cause")
+    command.add_argument("--remarks", type=float, default=0.3, help="share of stories with a remark on their ending")
     command.add_argument("--exclude", type=Path, default=None, help="folder of a cloze set to keep out of the corpus")
     command.add_argument("--out", type=Path, default=Path("corpus.txt"), help="file to write")
 
     command = commands.add_parser("cloze", help="validation and test rows", formatter_class=show_default)
-    command.add_argument("--n_valid", type=int, default=1200, help="validation rows, which fine-tuning trains on")
-    command.add_argument("--n_test", type=int, default=500, help="test rows")
+    command.add_argument("--n_valid", type=int, default=1871, help="validation rows, which fine-tuning trains on")
+    command.add_argument("--n_test", type=int, default=1000, help="test rows")
     command.add_argument("--seed", type=int, default=2, help="seed of the stories")
     command.add_argument("--out", type=Path, default=Path("demo/data"), help="folder to write the two files to")
-    for command in commands.choices.values():
-        command.add_argument(
-            "--n_schemas",
-            type=int,
-            default=None,
-            help="use only the first schemas of the file, as fewer are learned faster; None means all",
-        )
     args = parser.parse_args()
 
-    schemas = parse_schemas(SCHEMAS.read_text(encoding="utf-8"))[: args.n_schemas]
+    schemas = parse_schemas(SCHEMAS.read_text(encoding="utf-8"))
     if args.command == "corpus":
         exclude = read_contexts(args.exclude) if args.exclude else set()
-        texts = corpus(schemas, args.seed, exclude, args.remarks)
+        texts = corpus(schemas, args.seed, exclude, args.comments, args.remarks)
         with open(args.out, "w", encoding="utf-8", newline="\n") as file:
             file.writelines(text + "\n" for text in islice(texts, args.n_stories))
     else:

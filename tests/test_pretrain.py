@@ -211,6 +211,17 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(capsys):
     assert Path("model/params_0.npy").read_bytes() == weights
 
 
+def test_initial_matrices_have_the_spread_asked_for(monkeypatch):
+    spreads = []
+    monkeypatch.setattr(
+        pretrain, "sequence_losses", lambda model, x: spreads.append(model.transformer.embed.weight.std())
+    )
+    for flags in ([], ["--init_std", "0.1"]):
+        with pytest.raises(AttributeError):  # there is no loss to go on with
+            pretrain.main([*SMALL, *flags])
+    assert [spread.item() for spread in spreads] == pytest.approx([0.02, 0.1], rel=0.05)
+
+
 def test_two_checkpoints_are_kept(folder):
     assert pretrain.main(SMALL) == 0
     assert len(list(Path("save/pretrain").glob("checkpoint_*"))) == checkpoint.KEPT == 2
