@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score
 
 from datasets import ROCSTORIES_TEST, read_cloze
 from opt import SCHEDULES
-from utils import InputError, find
+from utils import InputError, exit_code, find
 
 
 def rocstories(data_dir: str | os.PathLike, pred_path: str | os.PathLike, log_path: str | os.PathLike) -> None:
@@ -139,13 +139,9 @@ def main(argv: list[str] | None = None) -> int:
         "--log_dir", default="log/", help="folder of <desc>.jsonl, <desc>.tsv and, to be written, <desc>.png"
     )
     args = parser.parse_args(argv)
-    try:
-        log_dir = Path(args.log_dir)
-        ANALYSES[args.dataset](args.data_dir, log_dir / f"{args.desc}.tsv", log_dir / f"{args.desc}.jsonl")
-    except InputError as error:
-        print(f"analysis.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    predictions, log = (Path(args.log_dir) / f"{args.desc}.{suffix}" for suffix in ("tsv", "jsonl"))
+    analyse = ANALYSES[args.dataset]
+    return exit_code("analysis.py", lambda: analyse(args.data_dir, predictions, log), "nothing is drawn")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from train import (
     pick_device,
     pick_precision,
 )
-from utils import InputError, ResultLogger, make_output_folder, replacing, sha256
+from utils import InputError, ResultLogger, exit_code, make_output_folder, replacing, sha256
 
 LINES_PER_STEP = 2000  # lines tokenized between two notes of progress
 
@@ -317,17 +317,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code: 0; 2 after one line on what the user can mend; 130 after Ctrl-C."""
+    """Run the command and return its exit code."""
     args = parse_args(argv)
-    try:
-        run(args)
-    except InputError as error:
-        print(f"pretrain.py: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("pretrain.py: stopped; --resume goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code("pretrain.py", lambda: run(args), "--resume goes on from the last checkpoint")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from utils import (
     InputError,
     ResultLogger,
     encode_dataset,
+    exit_code,
     find,
     iter_data,
     make_output_folder,
@@ -391,20 +392,10 @@ def peak_memory(device: torch.device) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code: 0; 2 after one line on what the user can mend; 130 after Ctrl-C."""
+    """Run the command and return its exit code."""
     args = parse_args(argv)
-    try:
-        if args.verify:
-            verify_authors_files(find(args.model_dir))
-        else:
-            run(args)
-    except InputError as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("train.py: stopped; what was best so far stays", file=sys.stderr)
-        return 130
-    return 0
+    action = (lambda: verify_authors_files(find(args.model_dir))) if args.verify else (lambda: run(args))
+    return exit_code("train.py", action, "the best parameters so far stay")
 
 
 if __name__ == "__main__":

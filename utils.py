@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +30,19 @@ AUTHORS_BLOB_IDS = {
 
 class InputError(Exception):
     """Something the user gave is missing, damaged or contradictory; the message names it and the remedy."""
+
+
+def exit_code(program: str, action: Callable[[], None], when_stopped: str) -> int:
+    """Run a command's action and return 0; 2 after one line on what the user can mend; 130 after Ctrl-C."""
+    try:
+        action()
+    except InputError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{program}: stopped; {when_stopped}", file=sys.stderr)
+        return 130
+    return 0
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

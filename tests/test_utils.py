@@ -223,3 +223,15 @@ def test_the_ledger_lists_its_rows_without_a_test():
     assert all(LEDGER_ROWS[number][-1].strip() == "no test" for number in without)
     listed = re.search(r"^Rows without a test: ([\d, ]+)", LEDGER, re.MULTILINE)[1]
     assert [int(number) for number in listed.split(",")] == without
+
+
+def test_a_command_ends_with_0_2_or_130(capsys):
+    def fail(error):
+        raise error
+
+    assert utils.exit_code("p", lambda: None, "x") == 0
+    assert utils.exit_code("p", lambda: fail(InputError("a file: its remedy")), "x") == 2
+    assert utils.exit_code("p", lambda: fail(KeyboardInterrupt()), "what was there stays") == 130
+    assert capsys.readouterr().err == "p: error: a file: its remedy\np: stopped; what was there stays\n"
+    with pytest.raises(ZeroDivisionError):  # a mistake of ours keeps its traceback
+        utils.exit_code("p", lambda: fail(ZeroDivisionError()), "x")
