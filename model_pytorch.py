@@ -5,7 +5,6 @@ V rows of the joint table (tokens, then special tokens, then positions). "TF" in
 commit a69b5c4; "FIDELITY n" is row n of FIDELITY.md.
 """
 
-import json
 import math
 import os
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils import InputError, find, read_json, replacing
+from utils import InputError, find, read_json, replacing, write_json
 
 ACTIVATIONS = {
     "relu": F.relu,
@@ -464,10 +463,8 @@ def save_openai_model(model: TransformerModel, n_vocab: int, path: str | os.Path
     for i, piece in enumerate(np.array_split(values, 10)):
         with replacing(path / f"params_{i}.npy") as file:
             np.save(file, piece)
-    with replacing(path / "params_shapes.json") as file:
-        file.write(json.dumps(sizes.shapes()).encode())
-    with replacing(path / "hparams.json") as file:
-        file.write(json.dumps({"n_head": sizes.n_head}).encode())
+    write_json(path / "params_shapes.json", sizes.shapes())
+    write_json(path / "hparams.json", {"n_head": sizes.n_head})
 
 
 def _open_shard(path: Path) -> np.ndarray:

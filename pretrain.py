@@ -22,7 +22,6 @@ from analysis import draw_perplexity
 from checkpoint import read_checkpoint, restore, save_checkpoint
 from loss import lm_losses
 from model_pytorch import DEFAULT_CONFIG, Config, LMModel, save_openai_model
-from opt import OpenAIAdam
 from text_utils import TextEncoder, split_words
 from train import (
     COUNT,
@@ -32,12 +31,13 @@ from train import (
     add_machine_flags,
     add_network_flags,
     add_optimizer_flags,
+    make_optimizer,
     number,
     peak_memory,
     pick_device,
     pick_precision,
 )
-from utils import InputError, ResultLogger, exit_code, make_output_folder, replacing, sha256
+from utils import InputError, ResultLogger, exit_code, make_output_folder, replacing, sha256, write_json
 
 LINES_PER_STEP = 2000  # lines tokenized between two notes of progress
 
@@ -85,8 +85,7 @@ def learn_vocabulary(corpus: Path, n_merges: int, encoder_path: Path, bpe_path: 
     learnt = json.loads(tokenizer.to_str())["model"]
     encoder = dict(sorted(learnt["vocab"].items(), key=lambda item: item[1]))
     encoder["\n</w>"] = len(encoder)
-    with replacing(encoder_path) as file:
-        file.write(json.dumps(encoder).encode())
+    write_json(encoder_path, encoder)
     with replacing(bpe_path) as file:
         file.write("\n".join(["#version: 0.2", *(" ".join(merge) for merge in learnt["merges"]), ""]).encode())
 
@@ -124,7 +123,7 @@ def tokenize(corpus: Path, encoder: TextEncoder, vocabulary: str, folder: Path) 
             file.write(np.array([i for row in rows if row for i in (*row, newline)], dtype).tobytes())
             file.flush()
             os.fsync(file.fileno())
-            _write_note(part_note, key | {"lines": number_, "bytes": file.tell()})
+            write_json(part_note, key | {"lines": number_, "bytes": file.tell()})
             lines.clear()
 
         number_ = 0
@@ -134,7 +133,7 @@ def tokenize(corpus: Path, encoder: TextEncoder, vocabulary: str, folder: Path) 
             if len(lines) == LINES_PER_STEP:
                 write()
         write()
-    _write_note(done_note, key | {"sha256": sha256(part)})
+    write_json(done_note, key | {"sha256": sha256(part)})
     os.replace(part, done)
     part_note.unlink()
     return np.memmap(done, dtype, "r") if done.stat().st_size else np.empty(0, dtype)
@@ -146,11 +145,6 @@ def _read_note(path: Path, key: dict) -> dict | None:
         return note if key.items() <= note.items() else None
     except (OSError, ValueError):
         return None
-
-
-def _write_note(path: Path, note: dict) -> None:
-    with replacing(path) as file:
-        file.write(json.dumps(note).encode())
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -247,10 +241,7 @@ def run(args: argparse.Namespace) -> None:
     with torch.no_grad():
         for matrix in (p for p in model.parameters() if p.dim() > 1):
             matrix *= args.init_std / 0.02  # the network draws N(0, 0.02), as the paper says
-    adam = {name: getattr(args, name) for name in ("lr", "b1", "b2", "e", "l2", "vector_l2", "max_grad_norm")}
-    optimizer = OpenAIAdam(
-        model.parameters(), schedule="warmup_cosine", warmup=args.lr_warmup / t_total, t_total=t_total, **adam
-    )
+    optimizer = make_optimizer(model, args, "warmup_cosine", args.lr_warmup / t_total, t_total)
     autocast = pick_precision(args, device)
     settings = {name: value for name, value in vars(args).items() if name != "resume"}
     settings |= {"n_vocab": n_vocab, "t_total": t_total, "n_train": n_train, "device": str(device)}

@@ -5,7 +5,6 @@ Flags and defaults are the paper's and the authors' (TF = their train.py, commit
 
 import argparse
 import dataclasses
-import json
 import random
 import resource
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from sklearn.utils import shuffle
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from analysis import ANALYSES
@@ -43,6 +42,7 @@ from utils import (
     make_output_folder,
     replacing,
     verify_authors_files,
+    write_json,
 )
 
 DATASETS = {"rocstories": rocstories}
@@ -274,6 +274,15 @@ def pick_precision(args: argparse.Namespace, device: torch.device) -> torch.auto
     return torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16")
 
 
+def make_optimizer(
+    model: nn.Module, args: argparse.Namespace, schedule: str, warmup: float, t_total: int
+) -> OpenAIAdam:
+    """Return the optimiser of all parameters, with the settings of `add_optimizer_flags`."""
+    names = ("lr", "b1", "b2", "e", "l2", "vector_l2", "max_grad_norm")
+    adam = {name: getattr(args, name) for name in names}
+    return OpenAIAdam(model.parameters(), schedule=schedule, warmup=warmup, t_total=t_total, **adam)
+
+
 def run(args: argparse.Namespace) -> None:
     """Fine-tune, and as asked predict and analyse. Raises InputError for what the user can mend."""
     started = time.monotonic()
@@ -309,10 +318,7 @@ def run(args: argparse.Namespace) -> None:
         n_loaded = None
         np.random.randn(N_SPECIAL, cfg.n_embd)  # the loader's draw: the epochs' order is that of a run with weights
     model.to(device)
-    adam = {name: getattr(args, name) for name in ("lr", "b1", "b2", "e", "l2", "vector_l2", "max_grad_norm")}
-    optimizer = OpenAIAdam(
-        model.parameters(), schedule=args.lr_schedule, warmup=args.lr_warmup, t_total=t_total, **adam
-    )
+    optimizer = make_optimizer(model, args, args.lr_schedule, args.lr_warmup, t_total)
     source = "nothing" if n_loaded is None else f"embeddings and {n_loaded} blocks from {args.model_dir}"
     autocast = pick_precision(args, device)
     print(f"device   {device}, {args.precision}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}")
@@ -325,8 +331,7 @@ def run(args: argparse.Namespace) -> None:
     settings |= {"n_ctx": n_ctx, "n_vocab": n_vocab, "n_special": N_SPECIAL, "t_total": t_total, "device": str(device)}
     for suffix in (".tsv", ".png"):
         (log_dir / (args.desc + suffix)).unlink(missing_ok=True)
-    with replacing(save_dir / "settings.json") as file:
-        file.write(json.dumps(settings, indent=2).encode())
+    write_json(save_dir / "settings.json", settings, indent=2)
     logger = ResultLogger(log_dir / f"{args.desc}.jsonl", **settings)
     best_path = save_dir / "best_params"
     best_accuracy = -1.0

@@ -87,6 +87,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         beside.unlink(missing_ok=True)
 
 
+def write_json(path: Path, value: Any, indent: int | None = None) -> None:
+    """Write a JSON file, whole or not at all."""
+    with replacing(path) as file:
+        file.write(json.dumps(value, indent=indent).encode())
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:

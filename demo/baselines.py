@@ -4,8 +4,8 @@ python demo/baselines.py --data_dir demo/data
 """
 
 import argparse
-import csv
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,14 +14,15 @@ from scipy.sparse import spmatrix
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer
 from sklearn.linear_model import LogisticRegression
 
-VALID = "cloze_test_val__spring2016 - cloze_test_ALL_val.csv"
-TEST = "cloze_test_test__spring2016 - cloze_test_ALL_test.csv"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the scripts beside this folder
+
+from datasets import ROCSTORIES_TEST, ROCSTORIES_VALID, read_cloze  # noqa: E402
+
 Row = tuple[str, str, str, int]  # story of four sentences, two endings, index of the right one
 
 
 def read_rows(path: Path) -> list[Row]:
-    with open(path, encoding="utf-8", newline="") as file:
-        return [(" ".join(row[1:5]), row[5], row[6], int(row[7]) - 1) for row in list(csv.reader(file))[1:]]
+    return list(zip(*read_cloze(path), strict=True))
 
 
 def words(text: str) -> list[str]:
@@ -88,7 +89,7 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    train, test = read_rows(args.data_dir / VALID), read_rows(args.data_dir / TEST)
+    train, test = (read_rows(args.data_dir / name) for name in (ROCSTORIES_VALID, ROCSTORIES_TEST))
     print(f"{len(train)} rows to train on, {len(test)} to test on")
     for name, accuracy in baselines(train, test).items():
         print(f"{name:<42}{100 * accuracy:6.1f} %")

@@ -1,13 +1,9 @@
 """The ablations' script, on a network of two blocks."""
 
-import importlib.util
 import json
 from pathlib import Path
 
-path = Path(__file__).resolve().parent.parent / "demo/ablations.py"
-spec = importlib.util.spec_from_file_location("ablations", path)
-ablations = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(ablations)
+import ablations
 
 
 def test_every_ablation_runs_once_and_is_reported(tmp_path, monkeypatch, capsys, model_dir, data_dir):

@@ -1,16 +1,10 @@
 """The 5-gram that pre-training is measured against."""
 
-import importlib.util
 from collections import Counter
-from pathlib import Path
 
+import ngram
 import numpy as np
 import pytest
-
-path = Path(__file__).resolve().parent.parent / "demo/ngram.py"
-spec = importlib.util.spec_from_file_location("ngram", path)
-ngram = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(ngram)
 
 
 def probability(train: list[int], history: list[int], token: int, order: int, n_vocab: int) -> float:

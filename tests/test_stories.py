@@ -1,7 +1,6 @@
 """The demo's stories: the same on every machine, in the official layout, and with endings that give nothing away."""
 
 import csv
-import importlib.util
 import os
 import re
 import subprocess
@@ -9,22 +8,14 @@ import sys
 from collections import Counter
 from itertools import islice
 from pathlib import Path
-from types import ModuleType
 
+import baselines
 import pytest
+import stories
 
 DEMO = Path(__file__).parents[1] / "demo"
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"demo_{name}", DEMO / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
-
-
-stories = load("stories")
 SCHEMAS = stories.parse_schemas(stories.SCHEMAS.read_text(encoding="utf-8"))
 
 
@@ -142,7 +133,6 @@ def test_every_ending_is_right_as_often_as_wrong() -> None:
 
 def test_shallow_baselines_fail(folder: Path) -> None:
     pytest.importorskip("sklearn")
-    baselines = load("baselines")
     train, test = (baselines.read_rows(folder / "data" / stories.CLOZE_FILES[split]) for split in ("valid", "test"))
     accuracy = baselines.baselines(train[:800], test)  # the regressions' time grows with the rows
     assert accuracy["always the first"] == 0.5
