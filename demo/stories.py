@@ -38,14 +38,8 @@ HIM = "Adam Ben Bob Carl Dan David Eric Frank Fred George Henry Jack Jim John Le
 SHE_WORDS = {"he": "she", "him": "her", "his": "her", "himself": "herself"}
 HE_WORDS = {word: word for word in SHE_WORDS}
 
-COMMENTS = {  # on what decides the story: branch a ends well, branch b badly
-    "a": ("which was good", "which was lucky", "which was wise"),
-    "b": ("which was bad", "which was unlucky", "which was unwise"),
-}
-REMARKS = {  # on an ending that fits, on one that does not
-    True: ("It made sense.", "Nobody was surprised.", "It was no wonder."),
-    False: ("It made no sense.", "Everybody was surprised.", "It was a strange turn."),
-}
+COMMENTS = {"a": "and things looked good", "b": "and things looked bad"}  # branch a ends well, branch b badly
+REMARKS = {True: "Nobody was surprised.", False: "Everybody was surprised."}  # does the ending fit?
 
 
 @dataclass(frozen=True)
@@ -121,9 +115,9 @@ def corpus(
 ) -> Iterator[str]:
     """Yield distinct stories without end, none with a context to exclude.
 
-    In a share of them, comments, the narrator comments on the sentence that decides the story ("which was lucky"). In
-    a share of them, remarks, drawn apart, the narrator remarks on the ending; a third of these have the ending of
-    another branch, and the remark says so ("It made no sense.").
+    A share `comments` of the sentences 2 to 4 ends with a comment on where the story is going. A share `remarks` of the
+    stories ends with people's reaction to the ending; a third of these have the ending of another branch, and the
+    reaction is surprise.
     """
     rng = Random(seed)
     told: set[str] = set()
@@ -131,14 +125,14 @@ def corpus(
         schema = rng.choice(schemas)
         branch, other = rng.sample(schema.branches(), 2)
         story = draw(schema, branch, other, rng)
-        first, decisive, *rest = story.context
-        if rng.random() < comments:
-            decisive = f"{decisive[:-1]}, {rng.choice(COMMENTS[branch])}."
+        first, *rest = story.context
+        comment = COMMENTS[branch]
+        rest = [f"{sentence[:-1]}, {comment}." if rng.random() < comments else sentence for sentence in rest]
         ending = story.right
         if rng.random() < remarks:
             fits = rng.random() < 2 / 3
-            ending = f"{story.right if fits else story.wrong} {rng.choice(REMARKS[fits])}"
-        text = " ".join((first, decisive, *rest, ending))
+            ending = f"{story.right if fits else story.wrong} {REMARKS[fits]}"
+        text = " ".join((first, *rest, ending))
         if story.context not in exclude and text not in told:
             told.add(text)
             yield text
@@ -188,10 +182,10 @@ def main() -> None:
     show_default = argparse.ArgumentDefaultsHelpFormatter
 
     command = commands.add_parser("corpus", help="stories for pre-training, one a line", formatter_class=show_default)
-    command.add_argument("--n_stories", type=int, default=60000, help="lines to write")
+    command.add_argument("--n_stories", type=int, default=80000, help="lines to write")
     command.add_argument("--seed", type=int, default=1, help="seed of the stories")
-    command.add_argument("--comments", type=float, default=0.7, help="share of stories with a comment on their cause")
-    command.add_argument("--remarks", type=float, default=0.3, help="share of stories with a remark on their ending")
+    command.add_argument("--comments", type=float, default=0.4, help="share of sentences with a comment")
+    command.add_argument("--remarks", type=float, default=0.5, help="share of stories with a reaction to their ending")
     command.add_argument("--exclude", type=Path, default=None, help="folder of a cloze set to keep out of the corpus")
     command.add_argument("--out", type=Path, default=Path("corpus.txt"), help="file to write")
 

@@ -71,7 +71,7 @@ def test_layout(folder: Path) -> None:
 
 
 def test_five_sentences_and_perhaps_a_remark(folder: Path) -> None:
-    remarks = tuple(remark for spoken in stories.REMARKS.values() for remark in spoken)
+    remarks = tuple(stories.REMARKS.values())
     for line in (folder / "corpus.txt").read_text().splitlines():
         assert len(re.findall(r"[.?!](?= |$)", line)) == 5 + line.endswith(remarks), line
 
@@ -96,17 +96,28 @@ def test_corpus_leaves_out_what_it_is_told_to() -> None:
     assert list(islice(stories.corpus(SCHEMAS, 1, held_out, 0.0, 0.0), 40)) == with_all[10:]
 
 
-def test_the_narrator_tells_good_from_bad_and_expected_from_surprising() -> None:
-    texts = list(islice(stories.corpus(SCHEMAS, 1, set(), 0.5, 0.6), 2000))
-    for fits, remarks in stories.REMARKS.items():
-        expected = 800 if fits else 400
-        assert expected - 80 < sum(text.endswith(remarks) for text in texts) < expected + 80
-    for comments in stories.COMMENTS.values():
-        assert 420 < sum(any(f", {comment}. " in text for comment in comments) for text in texts) < 580
+def test_the_narrator_tells_good_from_bad_and_expected_from_surprising(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, draw = [], stories.draw
+    monkeypatch.setattr(stories, "draw", lambda *a: drawn.append((a[1], draw(*a))) or drawn[-1][1])
+    n_comments, n_remarks = Counter(), Counter()
+    for text in islice(stories.corpus(SCHEMAS, 1, set(), 0.5, 0.6), 2000):
+        branch, story = drawn[-1]
+        told = re.split(r"(?<=[.?!]) ", text)
+        remark = "".join(told[5:])
+        n_remarks[remark] += 1
+        assert told[4] == (story.wrong if remark == stories.REMARKS[False] else story.right)
+        for n, (sentence, whole) in enumerate(zip(told, story.context, strict=False), 1):
+            commented = f"{whole[:-1]}, {stories.COMMENTS[branch]}."
+            assert sentence == whole or (n > 1 and sentence == commented)
+            n_comments[branch, n] += sentence == commented
+    assert all(420 < n_comments[branch, n] < 580 for branch in "ab" for n in (2, 3, 4))
+    assert 720 < n_remarks[stories.REMARKS[True]] < 880
+    assert 320 < n_remarks[stories.REMARKS[False]] < 480
+    assert sum(n_remarks.values()) == 2000 and set(n_remarks) == {"", *stories.REMARKS.values()}
 
 
 def test_the_narrator_is_silent_in_the_cloze_set(folder: Path) -> None:
-    spoken = [text for texts in (*stories.COMMENTS.values(), *stories.REMARKS.values()) for text in texts]
+    spoken = [*stories.COMMENTS.values(), *stories.REMARKS.values()]
     for split in ("valid", "test"):
         assert not any(text in sentence for row in rows(folder, split) for sentence in row for text in spoken)
 
