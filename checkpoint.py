@@ -1,4 +1,4 @@
-"""Checkpoints of a running training: written whole or not at all, checked against their digests, free of pickle."""
+"""Checkpoints of a training and its best parameters: written whole or not at all, checked when read, no pickle."""
 
 import json
 import os
@@ -6,60 +6,93 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from utils import sha256
+from training import Ranks
+from utils import InputError, flush, replacing, sha256
 
 KEPT = 2  # the newest ones; an older one serves when the newest is damaged
 FILES = ("tensors.safetensors", "state.json")
 
 
-def save_checkpoint(folder: Path, updates: int, model: nn.Module, optimizer: torch.optim.Optimizer, **state) -> None:
-    """Write `checkpoint_<updates>` into a folder and remove all but the last two.
+def save_checkpoint(
+    folder: Path, updates: int, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks, **state
+) -> None:
+    """Write `checkpoint_<updates>` into a folder and remove all but the last two. To be called by all processes.
 
-    It holds the parameters, the optimiser's state, torch's random state on the CPU and, where there is one, on the
-    accelerator, and `state`, anything that JSON can hold. It is written beside, flushed and renamed.
+    It holds the parameters, the optimiser's state, torch's random states of all processes, and `state`, anything that
+    JSON can hold. It is written beside, flushed and renamed.
+
+    Raises InputError, with earlier checkpoints intact, when the disk does not take it.
     """
+    random_states = {"random.cpu": ranks.gather(torch.get_rng_state()[None])}  # (processes, bytes)
+    if ranks.device.type != "cpu":
+        random_states["random.accelerator"] = ranks.gather(torch.get_device_module().get_rng_state()[None])
+    if not ranks.is_first:
+        return
     optimizer_state = optimizer.state_dict()
-    tensors = {f"model.{name}": value for name, value in model.named_parameters()}
+    tensors = {f"model.{name}": value for name, value in model.named_parameters()} | random_states
     for i, values in optimizer_state["state"].items():
         tensors |= {f"optimizer.{i}.{name}": value for name, value in values.items()}
-    tensors["random.cpu"] = torch.get_rng_state()
-    if torch.accelerator.is_available():
-        tensors["random.accelerator"] = torch.get_device_module().get_rng_state()
     state = {"updates": updates, "param_groups": optimizer_state["param_groups"], **state}
 
-    part = folder / "checkpoint.part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part / FILES[0])
-    (part / FILES[1]).write_text(json.dumps(state))
-    (part / "SHA256.json").write_text(json.dumps({name: sha256(part / name) for name in FILES}))
-    for path in (*part.iterdir(), part):
-        _flush(path)
-    final = folder / f"checkpoint_{updates:09d}"
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(part, final)
-    _flush(folder)
-    for old in _checkpoints(folder)[KEPT:]:
-        shutil.rmtree(old)
+    part, final = folder / "checkpoint.part", folder / f"checkpoint_{updates:09d}"
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        _save_tensors(tensors, part / FILES[0])
+        (part / FILES[1]).write_text(json.dumps(state))
+        (part / "SHA256.json").write_text(json.dumps({name: sha256(part / name) for name in FILES}))
+        for path in (*part.iterdir(), part):
+            flush(path)
+        if final.exists():
+            _remove(final)  # of the same update, before its evaluation
+        os.replace(part, final)
+        flush(folder)
+        for old in checkpoints(folder)[KEPT:]:
+            _remove(old)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise InputError(f"{final} cannot be written ({error}). Earlier checkpoints are intact; make room.") from None
 
 
-def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict] | None:
-    """Return tensors and state of the newest sound checkpoint of a folder, or None where there is none.
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder, sound or not, the newest first."""
+    return sorted(folder.glob("checkpoint_*"), reverse=True)
 
-    Damaged ones are named and passed over.
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove all checkpoints of a folder, the newest last: until then it tells that the run was finished."""
+    for path in reversed(checkpoints(folder)):
+        _remove(path)
+
+
+def read_checkpoint(folder: Path, ranks: Ranks) -> tuple[dict[str, Tensor], dict] | None:
+    """Return tensors and state of the newest sound checkpoint of a folder, or None where there is none at all.
+
+    Damaged ones are named and passed over. Raises InputError when no other is left.
     """
-    for path in _checkpoints(folder):
-        if _is_sound(path):
-            return load_file(path / FILES[0]), json.loads((path / FILES[1]).read_text())
-        print(f"{path} is damaged: passed over")
+    paths = checkpoints(folder)
+    for path in paths:
+        try:
+            digests = json.loads((path / "SHA256.json").read_text())
+            if digests == {name: sha256(path / name) for name in FILES}:
+                return load_file(path / FILES[0]), json.loads((path / FILES[1]).read_text())
+        except (OSError, ValueError, SafetensorError):
+            pass  # as damaged as one with another digest
+        if ranks.is_first:
+            print(f"{path} is damaged: passed over")
+    if paths:
+        raise InputError(f"{folder}: no checkpoint is sound. Mend one from a copy, or remove them all to begin anew.")
     return None
 
 
-def restore(tensors: dict[str, Tensor], state: dict, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put a checkpoint's parameters, optimiser state and random states where they were."""
+def restore(
+    tensors: dict[str, Tensor], state: dict, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks
+) -> None:
+    """Put a checkpoint's parameters, optimiser state and this process's random states where they were."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"model.{name}"])
@@ -69,26 +102,50 @@ def restore(tensors: dict[str, Tensor], state: dict, model: nn.Module, optimizer
             _, i, key = name.split(".", 2)
             values.setdefault(int(i), {})[key] = value
     optimizer.load_state_dict({"state": values, "param_groups": state["param_groups"]})
-    torch.set_rng_state(tensors["random.cpu"])
-    if torch.accelerator.is_available() and "random.accelerator" in tensors:
-        torch.get_device_module().set_rng_state(tensors["random.accelerator"])
+    # cloned, as torch 2.13 reads beside the row of a larger tensor
+    torch.set_rng_state(tensors["random.cpu"][ranks.rank].clone())
+    if ranks.device.type != "cpu":
+        torch.get_device_module().set_rng_state(tensors["random.accelerator"][ranks.rank].clone())
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("checkpoint_*"), reverse=True)  # the newest first
-
-
-def _is_sound(path: Path) -> bool:
+def save_parameters(path: Path, model: nn.Module) -> None:
+    """Write a model's parameters as one safetensors file, whole or not at all, and its digest as `<path>.sha256`."""
+    part = path.with_name(path.name + ".part")
     try:
-        digests = json.loads((path / "SHA256.json").read_text())
-        return digests == {name: sha256(path / name) for name in FILES}
-    except (OSError, ValueError):
-        return False
+        _save_tensors(dict(model.named_parameters()), part)
+        digest = sha256(part)
+        flush(part)
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise InputError(f"{path} cannot be written ({error}). What was there before is intact.") from None
+    with replacing(path.with_name(path.name + ".sha256")) as file:
+        file.write(_digest_line(digest, path))
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def load_parameters(path: Path, model: nn.Module) -> None:
+    """Read what save_parameters wrote. Raises InputError when a file is missing or not what was written."""
+    digest = path.with_name(path.name + ".sha256")
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        tensors = load_file(path) if digest.read_bytes() == _digest_line(sha256(path), path) else None
+    except (OSError, SafetensorError):
+        tensors = None
+    if tensors is None:
+        raise InputError(f"{path} is not the file that {digest} describes. Train again, or mend it from a copy.")
+    model.load_state_dict(tensors)
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+
+
+def _digest_line(digest: str, path: Path) -> bytes:
+    return f"{digest}  {path.name}\n".encode()  # as sha256sum writes
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint, at no moment leaving half of it under its name."""
+    gone = path.with_name("checkpoint.old")
+    shutil.rmtree(gone, ignore_errors=True)
+    os.replace(path, gone)
+    shutil.rmtree(gone)

@@ -1,17 +1,25 @@
 """Files -> examples, one reader per task."""
 
 import csv
+import hashlib
 import io
+import json
 import os
+from contextlib import suppress
+from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from utils import InputError
+import text_utils
+from text_utils import TextEncoder
+from utils import InputError, is_text, replacing, sha256
 
 ROCSTORIES_VALID = "cloze_test_val__spring2016 - cloze_test_ALL_val.csv"
 ROCSTORIES_TEST = "cloze_test_test__spring2016 - cloze_test_ALL_test.csv"
+DATA_FILES = {"rocstories": (ROCSTORIES_VALID, ROCSTORIES_TEST)}
 SPLIT_SEED = 3535999445  # TF's datasets.py:10
 
 Columns = tuple[list[str], list[str], list[str], np.ndarray]  # stories, first endings, second endings, right ones
@@ -85,3 +93,32 @@ def read_cloze(path: Path) -> Columns:
     if not stories:
         raise InputError(f"{path} holds no rows. Fetch it again.")
     return stories, first, second, np.array(labels)
+
+
+def encode_cached(
+    splits: tuple[tuple, ...], encoder: TextEncoder, folder: Path, vocabulary: tuple[str, str]
+) -> list[tuple]:
+    """Return what encode_dataset does, from a file in a folder where the same texts were encoded before.
+
+    The file's name is a digest of the texts, of the vocabulary's two files and of what tokenizes. A damaged file is
+    made anew; where none can be written, none is.
+    """
+    texts = [text for split in splits for column in split if is_text(column) for text in column]
+    sources = [sha256(Path(source)) for source in (*vocabulary, text_utils.__file__)]
+    key = hashlib.sha256(json.dumps([sources, version("ftfy"), version("spacy"), texts]).encode()).hexdigest()
+    path = folder / f"encoded_{key[:16]}.npz"
+    try:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+            ids, lengths = file["ids"].tolist(), file["lengths"]
+        rows = [ids[start:end] for start, end in pairwise([0, *lengths.cumsum()])]
+        if (len(rows), len(ids)) != (len(texts), lengths.sum()):  # a zip's checksum covers only what is read
+            raise ValueError(path)
+    except Exception:  # missing, or whatever damage does to a zip file
+        if path.exists():
+            print(f"{path} is damaged: encoding again")
+        rows = encoder.encode(texts)
+        ids = np.array([i for row in rows for i in row], np.int32)
+        with suppress(InputError), replacing(path) as file:
+            np.savez(file, ids=ids, lengths=np.array([len(row) for row in rows]))
+    left = iter(rows)
+    return [tuple([next(left) for _ in column] if is_text(column) else column for column in split) for split in splits]

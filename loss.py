@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model_pytorch import DoubleHeadModel
+from model_pytorch import DoubleHeadModel, Packing
 
 
 def compute_losses(
-    model: DoubleHeadModel, x: Tensor, m: Tensor, y: Tensor, lm_coef: float
+    model: DoubleHeadModel, x: Tensor, m: Tensor, y: Tensor, lm_coef: float, packing: Packing | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Return the task loss of each example (B,) and the language-model loss of each row (B*K,).
 
@@ -19,13 +19,13 @@ def compute_losses(
         x: token and position-row ids (B, K, T, 2), or (B, T, 2) for one text.
         m: 1 on real tokens, 0 on padding (B, K, T), or (B, T).
         y: what task_losses takes.
+        packing: `Packing(x, m)`, where it was made before or shares the context.
     """
+    packing = Packing(x, m) if packing is None else packing
     table = model.transformer.dropped_table()
-    h = model.transformer(x, table, m)
-    task = task_losses(model.task_head(h, x), y)
-    if lm_coef == 0:
-        return task, None
-    return task, lm_losses(h, table, x, m)
+    h = model.transformer.packed_states(packing, table)
+    task = task_losses(model.task_head(packing.unpack(h), x), y)
+    return task, None if lm_coef == 0 else lm_losses(h, table, packing)
 
 
 def at_least_float32(t: Tensor) -> Tensor:
@@ -47,17 +47,74 @@ def task_losses(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits, y if y.is_floating_point() else y.long(), reduction="none")
 
 
-def lm_losses(h: Tensor, table: Tensor, x: Tensor, m: Tensor) -> Tensor:
+def lm_losses(h: Tensor, table: Tensor, packing: Packing) -> Tensor:
     """Return for each row the mean cross entropy of its real next tokens (B*K,), 0 for a row without any (TF:176-178).
 
     Args:
-        h: hidden states (B*K, T, C).
+        h: hidden states (N, C) of the packing's tokens.
         table: the decoder (V, C), with the drop-out that the inputs had.
-        x, m: as of compute_losses.
     """
-    targets = x[..., 1:, 0].flatten(0, -2)  # (B*K, T-1)
-    is_real = m[..., 1:].flatten(0, -2).bool()
-    logits = at_least_float32(F.linear(h[:, :-1][is_real], table))  # no work at padding
-    losses = torch.zeros_like(is_real, dtype=logits.dtype)
-    losses[is_real] = F.cross_entropy(logits, targets[is_real].long(), reduction="none")
-    return losses.sum(1) / is_real.sum(1).clamp(min=1)
+    is_next = packing.predictions < len(packing.targets)  # (B*K, T-1)
+    shares = at_least_float32(is_next.to(h.dtype)) / is_next.sum(1, keepdim=True).clamp(min=1)
+    states = h.index_select(0, packing.predictors)
+    return _RowCrossEntropy.apply(states, table, packing.targets, packing.predictions, shares)
+
+
+class _RowCrossEntropy(torch.autograd.Function):
+    """Weighted sums of cross entropies over rows, with neither all logits (M, V) in memory nor any computed twice.
+
+    The gradients are formed while a piece of the logits exists, for a loss that is the mean of the rows. For another
+    function of the rows they are formed again.
+    """
+
+    PIECE = 1024  # states whose logits exist at a time
+
+    @staticmethod
+    def forward(ctx, states: Tensor, table: Tensor, targets: Tensor, predictions: Tensor, shares: Tensor) -> Tensor:
+        device = states.device.type
+        ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+        weights = _weights(predictions, shares, len(targets)) if any(ctx.needs_input_grad) else None
+        losses, *gradients = _cross_entropies(states, table, targets, weights, ctx.dtype)
+        ctx.save_for_backward(states, table, targets, predictions, shares, *gradients)
+        return (F.pad(losses, (0, 1))[predictions] * shares).sum(1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, of_rows: Tensor) -> tuple[Tensor | None, ...]:
+        states, table, targets, predictions, shares, of_states, of_table = ctx.saved_tensors
+        if (of_rows == of_rows[0]).all():
+            of_states, of_table = of_states * of_rows[0], of_table * of_rows[0]
+        else:
+            weights = _weights(predictions, shares * of_rows[:, None], len(targets))
+            _, of_states, of_table = _cross_entropies(states, table, targets, weights, ctx.dtype)
+        return of_states, of_table, None, None, None
+
+
+def _weights(predictions: Tensor, shares: Tensor, n: int) -> Tensor:
+    """Return how much each of n distinct predictions weighs in the sum of the rows (n,)."""
+    return shares.new_zeros(n + 1).index_add_(0, predictions.flatten(), shares.flatten())[:n]
+
+
+@torch.autocast("cpu", enabled=False)
+@torch.autocast("cuda", enabled=False)
+def _cross_entropies(
+    states: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return the cross entropies (M,) and, given weights (M,), the gradients of their weighted sum.
+
+    Matrix products are in `dtype`.
+    """
+    losses = states.new_empty(len(states), dtype=torch.promote_types(states.dtype, torch.float32))
+    of_states, of_table = (None, None) if weights is None else (torch.empty_like(states), torch.zeros_like(table))
+    table = table.to(dtype)
+    for start in range(0, len(states), _RowCrossEntropy.PIECE):
+        piece = slice(start, start + _RowCrossEntropy.PIECE)
+        state, target = states[piece].to(dtype), targets[piece, None]
+        log_p = at_least_float32(state @ table.T).log_softmax(1)  # (P, V)
+        losses[piece] = -log_p.gather(1, target).squeeze(1)
+        if weights is not None:
+            weight = weights[piece, None]
+            of_logits = log_p.exp_().scatter_add_(1, target, torch.full_like(weight, -1)).to(dtype)  # of weight 1
+            of_states[piece] = weight * (of_logits @ table)
+            of_table += of_logits.T @ (weight * state).to(dtype)
+    return losses, of_states, of_table

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from utils import InputError, find, read_json, replacing, write_json
 
@@ -44,6 +45,18 @@ DEFAULT_CONFIG = Config()
 # --- the transformer -------------------------------------------------------------------------------------------------
 
 
+class Dropout(nn.Dropout):
+    """Drop-out; on a CPU a mask is read from 16 random bits an element, in a third of the time that torch takes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n_dropped = round(self.p * 2**16)  # of 2**16 equally likely values: p to 1e-5
+        if not self.training or n_dropped in (0, 2**16) or x.device.type != "cpu":
+            return super().forward(x)
+        bits = torch.empty(math.ceil(x.numel() / 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        is_kept = bits[: x.numel()].view(x.shape) >= n_dropped - 2**15
+        return x * (is_kept * (2**16 / (2**16 - n_dropped))).to(x.dtype)
+
+
 class LayerNorm(nn.Module):
     """Normalise the features to mean 0 and variance 1, then scale by g and shift by b."""
 
@@ -58,7 +71,7 @@ class LayerNorm(nn.Module):
 
 
 class Conv1D(nn.Module):
-    """A linear map with its weights as [in, out], the layout of the authors' one-wide convolution (TF:106-115)."""
+    """A linear map (N, in) -> (N, out), its weights [in, out] as the authors' one-wide convolution (TF:106-115)."""
 
     def __init__(self, nf: int, nx: int):
         super().__init__()
@@ -66,22 +79,88 @@ class Conv1D(nn.Module):
         self.b = nn.Parameter(torch.zeros(nf))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.addmm(self.b, x.flatten(0, -2), self.w).unflatten(0, x.shape[:-1])
+        return torch.addmm(self.b, x, self.w)
 
 
 class Packing:
-    """Where the real tokens of padded rows are: all but attention works on them alone, one behind the other."""
+    """Which tokens of a batch are computed, and which of them see each other.
 
-    def __init__(self, m: Tensor):
-        self.rows = m.shape  # (B*K, T)
-        self.places = m.flatten().nonzero().squeeze(1)
+    All but attention works on the N tokens alone that are neither padding nor computed before, one behind the other.
+    In attention they stand in rows of equal length. Made on the CPU and then moved, it costs a GPU no wait.
 
-    def pack(self, t: Tensor) -> Tensor:
-        return t.flatten(0, 1).index_select(0, self.places)  # (N, ...) of N real tokens
+    Args:
+        x: token and position-row ids (B, K, T, 2), or (B, T, 2) for one text.
+        m: 1 on real tokens, 0 on the padding behind each row (B, K, T), or (B, T); None: all are real.
+        share_context: compute once what the K choices of an example begin with; each then sees it and itself.
+    """
+
+    def __init__(self, x: Tensor, m: Tensor | None = None, share_context: bool = False):
+        n_choices = x.size(1) if share_context and x.dim() == 4 else 1
+        ids = x.reshape(-1, n_choices, *x.shape[-2:])  # (R, K, T, 2): R rows of attention
+        real = torch.ones(ids.shape[:3]) if m is None else m.reshape(ids.shape[:3])
+        real = real.to(ids.device).bool()
+        self.shape = (ids.size(0) * n_choices, ids.size(2))  # (B*K, T)
+
+        # a row of attention: the common beginning, then what is each choice's own
+        lengths = real.sum(2)  # (R, K)
+        common = ((ids == ids[:, :1]).all(3) & real).all(1).cumprod(1).sum(1)  # (R,)
+        common = common.clamp(max=lengths.amin(1) - 1) if n_choices > 1 else torch.zeros_like(common)
+        own = lengths - common[:, None]
+        t = torch.arange(ids.size(2), device=ids.device)
+        is_common = (t < common[:, None])[:, None]  # (R, 1, T)
+        place = t + (own.cumsum(1) - own)[:, :, None] * ~is_common  # (R, K, T)
+        self.rows = (ids.size(0), int((common + own.sum(1)).max()))  # (R, L)
+        choice = torch.arange(n_choices, device=ids.device)[:, None]
+        computed = real & ~(is_common & (choice > 0))
+        place = place + torch.arange(ids.size(0), device=ids.device)[:, None, None] * self.rows[1]
+
+        # token n of N: its ids, its place in the rows of attention (R*L)
+        self.tokens, self.places = ids[computed], place[computed]  # (N, 2), (N,)
+        n_tokens = len(self.places)
+        self.is_dense = n_tokens == self.rows[0] * self.rows[1]
+        number = torch.full((self.rows[0] * self.rows[1],), n_tokens, device=ids.device)
+        number[self.places] = torch.arange(n_tokens, device=ids.device)
+        source = torch.where(real, number[place * real], n_tokens)  # (R, K, T): the token there, N on padding
+        self.source = source.view(self.shape)
+        self.mask = None  # (R, 1, L, L) what attends to what, where it is more than causality
+        if n_choices > 1:
+            speaker = torch.full_like(number, n_choices)
+            speaker[self.places] = torch.where(is_common, -1, choice)[computed]
+            speaker = speaker.view(self.rows)
+            seen = (speaker[:, None, :] == -1) | (speaker[:, None, :] == speaker[:, :, None])
+            self.mask = seen.tril()[:, None]
+
+        # the language model: from which token each distinct next token is predicted, and which of them a row counts
+        is_next = computed[:, :, 1:]
+        self.predictors = source[:, :, :-1][is_next]  # (M,)
+        self.targets = ids[:, :, 1:, 0][is_next].long()  # (M,)
+        number = torch.full((n_tokens + 1,), len(self.targets), device=ids.device)
+        number[source[:, :, 1:][is_next]] = torch.arange(len(self.targets), device=ids.device)
+        self.predictions = number[self.source[:, 1:]]  # (B*K, T-1), M where there is none
+
+    def to(self, device: torch.device) -> "Packing":
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value.to(device, non_blocking=True))
+        return self
+
+    def spread(self, t: Tensor) -> Tensor:
+        """Return what belongs to the N tokens (N, ...) in the rows of attention (R, L, ...), 0 elsewhere."""
+        if self.is_dense:
+            return t.unflatten(0, self.rows)
+        spread = t.new_zeros(self.rows[0] * self.rows[1], *t.shape[1:])
+        return spread.index_copy(0, self.places, t).unflatten(0, self.rows)
+
+    def gather(self, t: Tensor) -> Tensor:
+        """Return what the rows of attention (R, L, ...) hold for the N tokens (N, ...)."""
+        t = t.flatten(0, 1)
+        return t if self.is_dense else t.index_select(0, self.places)
 
     def unpack(self, t: Tensor) -> Tensor:
-        padded = t.new_zeros(self.rows.numel(), *t.shape[1:])
-        return padded.index_copy(0, self.places, t).unflatten(0, self.rows)  # (B*K, T, ...)
+        """Return what belongs to the N tokens (N, ...) for each token of the batch (B*K, T, ...), 0 on padding."""
+        if self.is_dense and self.mask is None and self.rows == self.shape:
+            return t.unflatten(0, self.shape)
+        return F.pad(t, (0, 0) * (t.dim() - 1) + (0, 1)).index_select(0, self.source.flatten()).unflatten(0, self.shape)
 
 
 class Attention(nn.Module):
@@ -95,16 +174,16 @@ class Attention(nn.Module):
         self.attn_pdrop = cfg.attn_pdrop
         self.c_attn = Conv1D(3 * cfg.n_embd, cfg.n_embd)
         self.c_proj = Conv1D(cfg.n_embd, cfg.n_embd)
-        self.resid_dropout = nn.Dropout(cfg.resid_pdrop)
+        self.resid_dropout = Dropout(cfg.resid_pdrop)
         self.register_load_state_dict_pre_hook(_drop_mask_buffer)
 
-    def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
-        qkv = self.c_attn(x) if packing is None else packing.unpack(self.c_attn(x))  # (B*K, T, 3C)
-        q, k, v = (t.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for t in qkv.chunk(3, -1))  # (B*K, H, T, D)
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        qkv = packing.spread(self.c_attn(x))  # (R, L, 3C)
+        q, k, v = (t.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for t in qkv.chunk(3, -1))  # (R, H, L, D)
         pdrop = self.attn_pdrop if self.training else 0.0
-        a = F.scaled_dot_product_attention(q, k, v, dropout_p=pdrop, is_causal=True)
-        a = a.transpose(1, 2).flatten(2)  # (B*K, T, C)
-        return self.resid_dropout(self.c_proj(a if packing is None else packing.pack(a)))
+        mask = packing.mask
+        a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=pdrop, is_causal=mask is None)
+        return self.resid_dropout(self.c_proj(packing.gather(a.transpose(1, 2).flatten(2))))
 
 
 def _drop_mask_buffer(module, state_dict, prefix, *_):
@@ -119,7 +198,7 @@ class MLP(nn.Module):
         self.c_fc = Conv1D(4 * cfg.n_embd, cfg.n_embd)
         self.c_proj = Conv1D(cfg.n_embd, 4 * cfg.n_embd)
         self.act = ACTIVATIONS[cfg.afn]
-        self.dropout = nn.Dropout(cfg.resid_pdrop)
+        self.dropout = Dropout(cfg.resid_pdrop)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.c_proj(self.act(self.c_fc(x))))
@@ -136,7 +215,7 @@ class Block(nn.Module):
         self.mlp = MLP(cfg)
         self.ln_2 = LayerNorm(cfg.n_embd)
 
-    def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
         n = self.ln_1(x + self.attn(x, packing))
         return self.ln_2(n + self.mlp(n))
 
@@ -155,8 +234,9 @@ class TransformerModel(nn.Module):
         if cfg.afn not in ACTIVATIONS:
             raise ValueError(f"afn {cfg.afn!r} is not one of {', '.join(ACTIVATIONS)}")
         self.n_ctx = n_ctx
+        self.checkpoint_activations = False  # compute the blocks' insides again in the backward pass: memory for time
         self.embed = nn.Embedding(vocab, cfg.n_embd, _weight=torch.empty(vocab, cfg.n_embd).normal_(std=0.02))
-        self.drop = nn.Dropout(cfg.embd_pdrop)
+        self.drop = Dropout(cfg.embd_pdrop)
         self.h = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
 
     def dropped_table(self) -> Tensor:
@@ -170,17 +250,22 @@ class TransformerModel(nn.Module):
             table: what `dropped_table` returned, where the caller needs the same draw again; else a new draw is made.
             m: (..., T), 0 on the padding behind each row: no work is done there, and its states are 0.
         """
-        if x.size(-2) > self.n_ctx:
+        packing = Packing(x, m)
+        return packing.unpack(self.packed_states(packing, self.dropped_table() if table is None else table))
+
+    def packed_states(self, packing: Packing, table: Tensor) -> Tensor:
+        """Return the hidden states (N, C) of the tokens that a packing says are to be computed."""
+        if packing.shape[1] > self.n_ctx:
             raise ValueError(
-                f"the input has {x.size(-2)} tokens, the model has positions for {self.n_ctx}: cut the input"
+                f"the input has {packing.shape[1]} tokens, the model has positions for {self.n_ctx}: cut the input"
             )
-        table = self.dropped_table() if table is None else table
-        x = x.reshape(-1, *x.shape[-2:])
-        packing = None if m is None else Packing(m.flatten(0, -2))
-        h = F.embedding(x if packing is None else packing.pack(x), table).sum(-2)  # (B*K, T, C) or (N, C)
+        h = F.embedding(packing.tokens, table).sum(-2)
         for block in self.h:
-            h = block(h, packing)
-        return h if packing is None else packing.unpack(h)
+            if self.checkpoint_activations and self.training:
+                h = checkpoint(block, h, packing, use_reentrant=False)
+            else:
+                h = block(h, packing)
+        return h
 
 
 # --- the heads -------------------------------------------------------------------------------------------------------
@@ -211,7 +296,7 @@ class TaskHead(nn.Module):
     def __init__(self, clf_token: int, cfg, n_out: int):
         super().__init__()
         self.clf_token = clf_token
-        self.dropout = nn.Dropout(cfg.clf_pdrop)
+        self.dropout = Dropout(cfg.clf_pdrop)
         self.linear = nn.Linear(cfg.n_embd, n_out)
         nn.init.normal_(self.linear.weight, std=0.02)
         nn.init.zeros_(self.linear.bias)
@@ -276,7 +361,7 @@ class LMModel(nn.Module):
         self.transformer = TransformerModel(cfg, vocab, n_ctx)
         self.lm_head = LMHead(self.transformer, cfg, trunc_and_reshape=False)
         self.return_probs = return_probs
-        self.register_load_state_dict_pre_hook(_rename_old_keys)
+        self.register_load_state_dict_pre_hook(_complete_keys)
 
     def forward(self, x: Tensor) -> Tensor:
         table = self.transformer.dropped_table()
@@ -314,7 +399,7 @@ class DoubleHeadModel(nn.Module):
                     f"task_head_type {task_head_type!r} is not 'multiple_choice', 'similarity', 'inference' or "
                     "('classification', n_class)"
                 )
-        self.register_load_state_dict_pre_hook(_rename_old_keys)
+        self.register_load_state_dict_pre_hook(_complete_keys)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         table = self.transformer.dropped_table()
@@ -322,11 +407,14 @@ class DoubleHeadModel(nn.Module):
         return self.lm_head(h, table), self.task_head(h, x)
 
 
-def _rename_old_keys(module, state_dict, prefix, *_):
+def _complete_keys(module, state_dict, prefix, *_):
     # files of the early PyTorch port: keys behind `module.`, and LMModel's mask of the position rows
     for key in [key for key in state_dict if key.startswith(prefix + "module.")]:
         state_dict[prefix + key.removeprefix(prefix + "module.")] = state_dict.pop(key)
     state_dict.pop(prefix + "pos_emb_mask", None)
+    # our own files hold the tied table once
+    if (table := prefix + "transformer.embed.weight") in state_dict:
+        state_dict.setdefault(prefix + "lm_head.decoder.weight", state_dict[table])
 
 
 # --- the weights -----------------------------------------------------------------------------------------------------

@@ -85,13 +85,18 @@ class OpenAIAdam(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
-        """Make one update, with the gradients as they stand; they are left clipped."""
+        """Make one update, with the gradients as they stand; they are left clipped.
+
+        Raises FloatingPointError, with nothing changed, when their norm is not finite.
+        """
         if closure is not None:
             raise ValueError("OpenAIAdam takes no closure: call backward() before step()")
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norm = get_total_norm(grads)
+        if not norm.isfinite():
+            raise FloatingPointError(f"the norm of the gradients is {norm.item()}")
         if self.max_grad_norm > 0 and grads:
             # as TF's clip_by_global_norm, opt.py:30-31: no epsilon in the quotient
-            norm = get_total_norm(grads)
             torch._foreach_mul_(grads, self.max_grad_norm / norm.clamp(min=self.max_grad_norm))
         for group in self.param_groups:
             b1, b2 = group["betas"]

@@ -10,19 +10,20 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-import spacy
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from analysis import draw_perplexity
-from checkpoint import read_checkpoint, restore, save_checkpoint
+from checkpoint import remove_checkpoints, restore, save_checkpoint
 from loss import lm_losses
-from model_pytorch import DEFAULT_CONFIG, Config, LMModel, save_openai_model
-from text_utils import TextEncoder, split_words
+from model_pytorch import DEFAULT_CONFIG, Config, LMModel, Packing, save_openai_model
+from text_utils import TextEncoder, split_words, word_splitter
 from train import (
     COUNT,
     SHARE,
@@ -31,13 +32,27 @@ from train import (
     add_machine_flags,
     add_network_flags,
     add_optimizer_flags,
+    find_checkpoint,
+    fixed_settings,
     make_optimizer,
     number,
-    peak_memory,
-    pick_device,
     pick_precision,
 )
-from utils import InputError, ResultLogger, exit_code, make_output_folder, replacing, sha256, write_json
+from training import (
+    Ranks,
+    Stop,
+    Stopped,
+    describe_device,
+    join_ranks,
+    keep_freed_memory,
+    make_deterministic,
+    make_parts,
+    peak_memory,
+    provenance,
+    restarted,
+    update,
+)
+from utils import InputError, ResultLogger, digests, exit_code, make_output_folder, replacing, sha256, write_json
 
 LINES_PER_STEP = 2000  # lines tokenized between two notes of progress
 
@@ -66,7 +81,7 @@ def learn_vocabulary(corpus: Path, n_merges: int, encoder_path: Path, bpe_path: 
     Ids are laid out as theirs: the unknown token, characters, characters that end a word, merges, the newline.
     Raises InputError when the text holds no words.
     """
-    nlp = spacy.blank("en")
+    nlp = word_splitter()
     lines = [" ".join(split_words(nlp, line)) for line in read_lines(corpus)]
     characters = sorted(set("".join(lines)) - {" "})
     if not characters:
@@ -166,23 +181,25 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     flag("--desc", default="pretrain", help="name of the run, in the names of its files")
     flag("--log_dir", default="log/", help="folder for <desc>.jsonl (log) and <desc>.png (curves)")
     flag("--save_dir", default="save/", help="folder for <desc>/ with the tokens and the checkpoints")
-    flag("--resume", action="store_true", help="go on from the newest checkpoint of --desc, if there is one")
     flag("--seed", type=number(int, 0, 2**32 - 1), default=42, help="of every random draw")
     flag("--n_merges", type=COUNT, default=40000, help="byte-pair merges to learn")
     flag("--n_ctx", type=number(int, 2), default=512, help="tokens in a sequence")
     flag("--n_iter", type=COUNT, default=100, help="epochs")
-    flag("--n_batch", type=COUNT, default=64, help="sequences per update")
+    flag("--n_batch", type=COUNT, default=64, help="sequences per device and batch")
     flag("--valid_share", type=SHARE, default=0.01, help="share of the sequences, at the end of the text, to hold out")
     help_ = "standard deviation of the initial matrices; a network of few features learns sooner from 0.05 to 0.1"
     flag("--init_std", type=WEIGHT, default=0.02, help=help_)
     flag("--lr_warmup", type=number(int, 0), default=2000, help="updates spent warming up, before the cosine to 0")
     flag("--log_every", type=COUNT, default=500, help="updates between two measurements of the perplexity")
-    flag("--checkpoint_every", type=COUNT, default=1000, help="updates between two checkpoints")
     add_optimizer_flags(parser)
     add_network_flags(parser)
     add_machine_flags(parser)
     parser.set_defaults(
-        lr=2.5e-4, n_embd=DEFAULT_CONFIG.n_embd, n_head=DEFAULT_CONFIG.n_head, n_layer=DEFAULT_CONFIG.n_layer
+        lr=2.5e-4,
+        checkpoint_every=1000,
+        n_embd=DEFAULT_CONFIG.n_embd,
+        n_head=DEFAULT_CONFIG.n_head,
+        n_layer=DEFAULT_CONFIG.n_layer,
     )
     args = parser.parse_args(argv)
     if args.n_embd % args.n_head:
@@ -190,127 +207,213 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def rows_of(sequences: np.ndarray, n_vocab: int, device: torch.device) -> torch.Tensor:
+def rows_of(sequences: np.ndarray, n_vocab: int) -> Tensor:
     """Return the model's input (B, T, 2) of sequences of ids (B, T): position rows follow the n_vocab token rows."""
     positions = np.broadcast_to(np.arange(n_vocab, n_vocab + sequences.shape[1]), sequences.shape)
-    return torch.from_numpy(np.stack([sequences.astype(np.int64), positions], -1)).to(device)
+    return torch.from_numpy(np.stack([sequences.astype(np.int64), positions], -1))
 
 
-def sequence_losses(model: LMModel, x: torch.Tensor) -> torch.Tensor:
-    """Return the mean next-token cross entropy (nats) of each sequence of x (B, T, 2)."""
+def sequence_losses(model: LMModel, packing: Packing) -> Tensor:
+    """Return the mean next-token cross entropy (nats) of each sequence (B,)."""
     table = model.transformer.dropped_table()
-    return lm_losses(model.transformer(x, table), table, x, torch.ones(x.shape[:2], device=x.device))
+    return lm_losses(model.transformer.packed_states(packing, table), table, packing)
+
+
+class PreTraining(nn.Module):
+    """The cost of a batch: what is differentiated, in one call, so that several processes can share the work."""
+
+    def __init__(self, model: LMModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, packing: Packing) -> Tensor:
+        return sequence_losses(self.model, packing).mean()
+
+
+class Run:
+    """A pre-training run: everything up to its first update, and then train()."""
+
+    def __init__(self, args: argparse.Namespace, ranks: Ranks):
+        self.args, self.ranks = args, ranks
+        corpus, self.model_dir, self.log_dir = Path(args.corpus), Path(args.model_dir), Path(args.log_dir)
+        self.vocabulary = self.model_dir / "encoder_bpe_40000.json", self.model_dir / "vocab_40000.bpe"
+        self.save_dir = Path(args.save_dir) / args.desc
+        for folder in (self.model_dir, self.log_dir, self.save_dir):
+            make_output_folder(folder)
+        begun = (args.resume or restarted()) and any(self.save_dir.glob("checkpoint_*"))
+        if not begun and (self.model_dir / "params_0.npy").exists():
+            raise InputError(f"{self.model_dir} holds weights already. Name another --model_dir.")
+
+        # text -> sequences of ids; the other processes find the first one's files
+        with ranks.first_alone():
+            tokens, self.n_vocab = self.read_tokens(corpus)
+        sequences = tokens[: len(tokens) // args.n_ctx * args.n_ctx].reshape(-1, args.n_ctx)
+        self.n_train = len(sequences) - max(1, round(args.valid_share * len(sequences)))
+        self.n_update = args.n_batch * args.accumulate * ranks.size
+        self.per_epoch = self.n_train // self.n_update
+        self.t_total = self.per_epoch * args.n_iter
+        if self.t_total <= args.lr_warmup:
+            raise InputError(
+                f"{corpus}: {len(tokens):,} tokens make {max(self.n_train, 0)} sequences to train on and "
+                f"{max(self.t_total, 0)} updates, not more than --lr_warmup {args.lr_warmup}. Give more text or "
+                "--n_iter, or lower --lr_warmup, --n_ctx or --n_batch."
+            )
+        self.training, self.held_out = sequences[: self.n_train], sequences[self.n_train :]
+
+        # the network and its optimiser
+        torch.manual_seed(args.seed)
+        cfg = Config(**{name: getattr(args, name) for name in vars(DEFAULT_CONFIG)})
+        self.model = LMModel(cfg, self.n_vocab + args.n_ctx, args.n_ctx).to(ranks.device)
+        self.model.transformer.checkpoint_activations = args.checkpoint_activations
+        with torch.no_grad():
+            for matrix in (p for p in self.model.parameters() if p.dim() > 1):
+                matrix *= args.init_std / 0.02  # the network draws N(0, 0.02), as the paper says
+        warmup = args.lr_warmup / self.t_total
+        self.optimizer = make_optimizer(self.model, args, "warmup_cosine", warmup, self.t_total)
+        self.autocast = pick_precision(args, ranks.device)
+        torch.manual_seed(args.seed + ranks.rank)  # each process drops out others
+
+        self.settings = fixed_settings(args, n_vocab=self.n_vocab, t_total=self.t_total, n_processes=ranks.size)
+        self.settings["digests"] = digests([corpus, *self.vocabulary])
+        self.updates, self.logs, self.cost_since_log = 0, [], 0.0
+        if found := find_checkpoint(args, self.save_dir, self.settings, ranks):
+            tensors, state = found
+            restore(tensors, state, self.model, self.optimizer, ranks)
+            self.updates, self.logs, self.cost_since_log = (state[k] for k in ("updates", "logs", "cost_since_log"))
+        self.objective = ranks.wrap(PreTraining(self.model))
+        if ranks.is_first:
+            self.announce(len(tokens), cfg)
+            if not self.updates:
+                remove_checkpoints(self.save_dir)
+            self.logger = ResultLogger(
+                self.log_dir / f"{args.desc}.jsonl", **self.settings | provenance(ranks), n_train=self.n_train
+            )
+            for line in self.logs:
+                self.logger.log(**line)
+
+    def read_tokens(self, corpus: Path) -> tuple[np.ndarray, int]:
+        """Return the ids of the corpus, and how many kinds there are; both are made where they are missing."""
+        if not all(path.exists() for path in self.vocabulary):
+            learn_vocabulary(corpus, self.args.n_merges, *self.vocabulary)
+        encoder = TextEncoder(*self.vocabulary)
+        return tokenize(corpus, encoder, "".join(map(sha256, self.vocabulary)), self.save_dir), len(encoder.encoder)
+
+    def announce(self, n_tokens: int, cfg: Config) -> None:
+        """Print what is going to happen where."""
+        plan = f"{self.args.n_iter} epochs, {self.t_total} updates of {self.n_update} sequences"
+        sequences = f"{self.n_train:,} + {len(self.held_out)} sequences of {self.args.n_ctx}"
+        print(f"device   {describe_device(self.args.precision, self.ranks)}")
+        print(f"tokens   {n_tokens:,} of {self.n_vocab:,} kinds: {sequences}")
+        print(f"network  {cfg.n_layer} blocks, {cfg.n_embd} features, {cfg.n_head} heads")
+        print(f"plan     {plan}, {self.updates} of them done")
+
+    def train(self, stop: Stop) -> None:
+        """Make the updates that are left, with their measurements and checkpoints."""
+        args, ranks = self.args, self.ranks
+        n_tokens = self.n_update * args.n_ctx
+        bar = tqdm(
+            total=self.t_total * n_tokens,
+            initial=self.updates * n_tokens,
+            unit=" tokens",
+            unit_scale=True,
+            ncols=100,
+            leave=False,
+            disable=not ranks.is_first,
+        )
+        order, order_epoch = None, None
+        try:
+            while True:
+                is_log_due = self.updates % args.log_every == 0 or self.updates == self.t_total
+                if is_log_due and self.updates > self.last_log():
+                    self.log(stop)
+                if self.updates == self.t_total:
+                    return
+                epoch, i = divmod(self.updates, self.per_epoch)
+                if epoch != order_epoch:  # an epoch's order is known from its number alone
+                    order, order_epoch = np.random.RandomState([args.seed, epoch]).permutation(self.n_train), epoch
+                rows = np.sort(order[i * self.n_update : (i + 1) * self.n_update])
+                self.model.train()
+                parts = (
+                    (Packing(rows_of(self.training[part], self.n_vocab)).to(ranks.device),)
+                    for part in make_parts(rows, args.n_batch, ranks)
+                )
+                cost = update(self.objective, parts, args.accumulate, self.optimizer, self.autocast, ranks, rows)
+                self.updates += 1
+                self.cost_since_log += cost
+                bar.set_postfix(cost=f"{cost:.3f}", lr=f"{self.optimizer.param_groups[0]['lr']:.2e}", refresh=False)
+                bar.update(n_tokens)
+                is_due = args.checkpoint_every and self.updates % args.checkpoint_every == 0
+                if is_due or self.updates % self.per_epoch == 0:
+                    self.save()
+                stop.here()
+        except Stopped:
+            self.save()
+            raise
+        finally:
+            bar.close()
+
+    def last_log(self) -> int:
+        """Return after how many updates the last log was."""
+        return self.logs[-1]["n_updates"] if self.logs else 0
+
+    @torch.no_grad()
+    def log(self, stop: Stop) -> None:
+        """Measure the perplexity on the held-out sequences and log it, with that of training since the last time."""
+        n_batch, ranks = self.args.n_batch, self.ranks
+        self.model.eval()
+        n_own = math.ceil(len(self.held_out) / ranks.size)
+        own = self.held_out[ranks.rank * n_own : (ranks.rank + 1) * n_own]
+        costs = torch.full((n_own,), math.nan)
+        for start in range(0, n_own, n_batch):
+            batch = own[start : start + n_batch]
+            if len(batch):
+                packing = Packing(rows_of(batch, self.n_vocab)).to(ranks.device)
+                with self.autocast:
+                    costs[start : start + len(batch)] = sequence_losses(self.model, packing).float().cpu()
+            stop.here()
+        cost = ranks.gather(costs)[: len(self.held_out)].mean().item()
+        since = self.updates - self.last_log()
+        line = {"n_epochs": self.updates // self.per_epoch, "n_updates": self.updates}
+        line |= {"tr_ppl": math.exp(self.cost_since_log / since), "va_ppl": math.exp(cost)}
+        self.logs.append(line)
+        self.cost_since_log = 0.0
+        if ranks.is_first:
+            self.logger.log(**line)
+            tqdm.write("{n_epochs} {n_updates} perplexity: train {tr_ppl:.3f}, held out {va_ppl:.3f}".format(**line))
+
+    def close(self) -> None:
+        """Close the log."""
+        if self.ranks.is_first:
+            self.logger.close()
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        state = {"settings": self.settings, "logs": self.logs, "cost_since_log": self.cost_since_log}
+        save_checkpoint(self.save_dir, self.updates, self.model, self.optimizer, self.ranks, **state)
 
 
 def run(args: argparse.Namespace) -> None:
     """Learn merges, tokenize, train and write the model folder. Raises InputError for what the user can mend."""
     started = time.monotonic()
-    corpus, model_dir, log_dir = Path(args.corpus), Path(args.model_dir), Path(args.log_dir)
-    save_dir = Path(args.save_dir) / args.desc
-    for folder in (model_dir, log_dir, save_dir):
-        make_output_folder(folder)
-    begun = any(save_dir.glob("checkpoint_*"))
-    if begun and not args.resume:
-        raise InputError(f"{save_dir} holds checkpoints of an earlier run. --resume goes on; else change --desc.")
-    if not begun and (model_dir / "params_0.npy").exists():
-        raise InputError(f"{model_dir} holds weights already. Name another --model_dir.")
-    device = pick_device()
-
-    # text -> sequences of ids
-    encoder_path, bpe_path = model_dir / "encoder_bpe_40000.json", model_dir / "vocab_40000.bpe"
-    if not (encoder_path.exists() and bpe_path.exists()):
-        learn_vocabulary(corpus, args.n_merges, encoder_path, bpe_path)
-    encoder = TextEncoder(encoder_path, bpe_path)
-    n_vocab = len(encoder.encoder)
-    tokens = tokenize(corpus, encoder, sha256(encoder_path) + sha256(bpe_path), save_dir)
-    sequences = tokens[: len(tokens) // args.n_ctx * args.n_ctx].reshape(-1, args.n_ctx)
-    n_train = len(sequences) - max(1, round(args.valid_share * len(sequences)))
-    t_total = n_train // args.n_batch * args.n_iter
-    if t_total <= args.lr_warmup:
-        raise InputError(
-            f"{corpus}: {len(tokens):,} tokens make {max(n_train, 0)} sequences to train on and {max(t_total, 0)} "
-            f"updates, not more than --lr_warmup {args.lr_warmup}. Give more text or --n_iter, or lower --lr_warmup, "
-            "--n_ctx or --n_batch."
-        )
-    training, held_out = sequences[:n_train], sequences[n_train:]
-
-    # the network and its optimiser
-    torch.manual_seed(args.seed)
-    cfg = Config(**{name: getattr(args, name) for name in vars(DEFAULT_CONFIG)})
-    model = LMModel(cfg, n_vocab + args.n_ctx, args.n_ctx).to(device)
-    with torch.no_grad():
-        for matrix in (p for p in model.parameters() if p.dim() > 1):
-            matrix *= args.init_std / 0.02  # the network draws N(0, 0.02), as the paper says
-    optimizer = make_optimizer(model, args, "warmup_cosine", args.lr_warmup / t_total, t_total)
-    autocast = pick_precision(args, device)
-    settings = {name: value for name, value in vars(args).items() if name != "resume"}
-    settings |= {"n_vocab": n_vocab, "t_total": t_total, "n_train": n_train, "device": str(device)}
-    updates, logs, cost_since_log = 0, [], 0.0
-    if args.resume and (found := read_checkpoint(save_dir)):
-        tensors, state = found
-        if changed := [name for name in settings if settings[name] != state["settings"].get(name)]:
-            raise InputError(f"{save_dir} was made with another {', '.join(changed)}. Resume with the flags it had.")
-        restore(tensors, state, model, optimizer)
-        updates, logs, cost_since_log = state["updates"], state["logs"], state["cost_since_log"]
-    print(f"device   {device}, {args.precision}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}")
-    print(f"tokens   {len(tokens):,} of {n_vocab:,} kinds: {n_train:,} + {len(held_out)} sequences of {args.n_ctx}")
-    print(f"network  {cfg.n_layer} blocks, {cfg.n_embd} features, {cfg.n_head} heads")
-    print(f"plan     {args.n_iter} epochs, {t_total} updates of {args.n_batch} sequences, {updates} of them done")
-    logger = ResultLogger(log_dir / f"{args.desc}.jsonl", **settings)
-    for line in logs:
-        logger.log(**line)
-
-    # the updates
-    order = None
-    updates_per_epoch = t_total // args.n_iter
-    n_tokens = args.n_batch * args.n_ctx
-    bar = tqdm(
-        total=t_total * n_tokens, initial=updates * n_tokens, unit=" tokens", unit_scale=True, ncols=100, leave=False
-    )
-    while updates < t_total:
-        epoch, i = divmod(updates, updates_per_epoch)
-        if order is None or i == 0:
-            order = np.random.RandomState([args.seed, epoch]).permutation(n_train)  # known from the epoch alone
-        rows = np.sort(order[i * args.n_batch : (i + 1) * args.n_batch])
-        x = rows_of(training[rows], n_vocab, device)
-        model.train()
-        with autocast:
-            cost = sequence_losses(model, x).mean()
-        optimizer.zero_grad()
-        cost.backward()
-        optimizer.step()
-        updates += 1
-        cost_since_log += cost.item()
-        bar.set_postfix(cost=f"{cost.item():.3f}", lr=f"{optimizer.param_groups[0]['lr']:.2e}", refresh=False)
-        bar.update(n_tokens)
-
-        if updates % args.log_every == 0 or updates == t_total:
-            since = updates - (logs[-1]["n_updates"] if logs else 0)
-            model.eval()
-            with torch.no_grad(), autocast:
-                batches = (held_out[start : start + args.n_batch] for start in range(0, len(held_out), args.n_batch))
-                costs = torch.cat([sequence_losses(model, rows_of(batch, n_vocab, device)) for batch in batches])
-            line = {"n_epochs": updates // updates_per_epoch, "n_updates": updates}
-            line |= {"tr_ppl": math.exp(cost_since_log / since), "va_ppl": math.exp(costs.mean().item())}
-            logs.append(line)
-            cost_since_log = 0.0
-            logger.log(**line)
-            bar.write("{n_epochs} {n_updates} perplexity: train {tr_ppl:.3f}, held out {va_ppl:.3f}".format(**line))
-        if updates % args.checkpoint_every == 0 or updates == t_total:
-            save_checkpoint(
-                save_dir, updates, model, optimizer, settings=settings, logs=logs, cost_since_log=cost_since_log
-            )
-    bar.close()
-    logger.close()
-    save_openai_model(model.transformer, n_vocab, model_dir)
-    draw_perplexity(log_dir / f"{args.desc}.jsonl")
-    print(f"done in {time.monotonic() - started:.0f} s, {peak_memory(device)}; the model is in {model_dir}")
+    keep_freed_memory()
+    if args.deterministic:
+        make_deterministic()
+    with join_ranks() as ranks:
+        pre_training = Run(args, ranks)
+        with closing(pre_training), Stop(ranks) as stop:
+            pre_training.train(stop)
+        if not ranks.is_first:
+            return
+        save_openai_model(pre_training.model.transformer, pre_training.n_vocab, pre_training.model_dir)
+        draw_perplexity(pre_training.log_dir / f"{args.desc}.jsonl")
+        seconds = time.monotonic() - started
+        print(f"done in {seconds:.0f} s, {peak_memory(ranks.device)}; the model is in {pre_training.model_dir}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     args = parse_args(argv)
-    return exit_code("pretrain.py", lambda: run(args), "--resume goes on from the last checkpoint")
+    return exit_code("pretrain.py", lambda: run(args), "--resume goes on")
 
 
 if __name__ == "__main__":

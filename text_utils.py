@@ -2,15 +2,17 @@
 
 import os
 import re
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import ftfy
-import spacy
-from spacy.language import Language
 from tqdm import tqdm
 
 from utils import InputError, read_json
+
+if TYPE_CHECKING:  # spaCy and ftfy take a second to import: only where a text is split
+    from spacy.language import Language
 
 REPLACEMENTS = str.maketrans({"—": "-", "–": "-", "―": "-", "…": "...", "´": "'"})
 # TF's pattern (text_utils.py:30) is no raw string: its backslash alternative never matches one (FIDELITY 4)
@@ -25,8 +27,17 @@ def text_standardize(text: str) -> str:
     return re.sub(r"[^\S\n]+", " ", text).strip()
 
 
-def split_words(nlp: Language, text: str) -> list[str]:
+def word_splitter() -> "Language":
+    """Return spaCy's rules for English words: the tokenizer alone, no model to download."""
+    import spacy
+
+    return spacy.blank("en")
+
+
+def split_words(nlp: "Language", text: str) -> list[str]:
     """Return the lower-case words of a text that may need mending, by the rules of spaCy's tokenizer `nlp`."""
+    import ftfy
+
     return [word.text.lower() for word in nlp.make_doc(text_standardize(ftfy.fix_text(text)))]
 
 
@@ -56,8 +67,11 @@ class TextEncoder:
                 "Take both files from one vocabulary."
             )
         self.bpe_ranks = {merge: rank for rank, merge in enumerate(merges)}
-        self.nlp = spacy.blank("en")  # the rule tokenizer alone: no model to download
         self.cache: dict[str, list[int]] = {}  # word -> ids
+
+    @cached_property
+    def nlp(self) -> "Language":
+        return word_splitter()
 
     def bpe(self, word: str) -> str:
         """Return the pieces of a word, separated by spaces, the last with `</w>` at its end."""

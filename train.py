@@ -5,11 +5,12 @@ Flags and defaults are the paper's and the authors' (TF = their train.py, commit
 
 import argparse
 import dataclasses
+import math
 import random
-import resource
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from analysis import ANALYSES
-from datasets import rocstories
+from checkpoint import (
+    load_parameters,
+    read_checkpoint,
+    remove_checkpoints,
+    restore,
+    save_checkpoint,
+    save_parameters,
+)
+from datasets import DATA_FILES, encode_cached, rocstories
 from loss import compute_losses, task_losses
 from model_pytorch import (
     ACTIVATIONS,
@@ -27,18 +36,32 @@ from model_pytorch import (
     Config,
     DoubleHeadModel,
     FolderSizes,
+    Packing,
     load_openai_pretrained_model,
     read_sizes,
 )
 from opt import SCHEDULES, OpenAIAdam
 from text_utils import TextEncoder
+from training import (
+    Ranks,
+    Stop,
+    Stopped,
+    describe_device,
+    join_ranks,
+    keep_freed_memory,
+    make_deterministic,
+    make_parts,
+    peak_memory,
+    provenance,
+    restarted,
+    update,
+)
 from utils import (
     InputError,
     ResultLogger,
-    encode_dataset,
+    digests,
     exit_code,
     find,
-    iter_data,
     make_output_folder,
     replacing,
     verify_authors_files,
@@ -95,15 +118,17 @@ def longest_row(splits: list[tuple], max_len: int) -> int:
     )
 
 
-def trim(x: np.ndarray, m: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Cut rows x (n, K, T, 2), m (n, K, T) behind the last real token of the longest; the others pass as they are."""
-    longest = int(m.any((0, 1)).sum())
-    return x[:, :, :longest], m[:, :, :longest], *others
-
-
-def progress_bar(total: int, name: str) -> tqdm:
-    """Return a bar over stories that vanishes once full."""
-    return tqdm(total=total, desc=f"{name:>10}", unit=" stories", ncols=100, leave=False)
+def progress_bar(total: int, name: str, ranks: Ranks, done: int = 0) -> tqdm:
+    """Return a bar over stories, of the first process, that vanishes once full."""
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=f"{name:>10}",
+        unit=" stories",
+        ncols=100,
+        leave=False,
+        disable=not ranks.is_first,
+    )
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------
@@ -111,23 +136,44 @@ def progress_bar(total: int, name: str) -> tqdm:
 
 @torch.no_grad()
 def predict(
-    model: DoubleHeadModel, x: np.ndarray, m: np.ndarray, n_batch: int, device: torch.device, name: str
+    model: DoubleHeadModel,
+    x: np.ndarray,
+    m: np.ndarray,
+    n_batch: int,
+    ranks: Ranks,
+    name: str,
+    pause: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Return the task logits (N, K) of rows x, m in evaluation mode, on the CPU; the language-model head stays idle."""
+    """Return the task logits (N, K) of rows x, m in evaluation mode, on the CPU; the language-model head stays idle.
+
+    What the choices of an example begin with is computed once. The rows are spread over the processes, and all get all
+    logits. `pause` is called after each batch.
+    """
     model.eval()
-    logits = []
-    with progress_bar(len(x), name) as bar:
-        for batch in iter_data(x, m, n_batch=n_batch):
-            ids, mask = (torch.from_numpy(column).to(device) for column in trim(*batch))
-            logits.append(model.task_head(model.transformer(ids, m=mask), ids).cpu())
+    n_own = math.ceil(len(x) / ranks.size)
+    own = slice(ranks.rank * n_own, (ranks.rank + 1) * n_own)
+    x_own, m_own = torch.from_numpy(x[own]), torch.from_numpy(m[own])
+    logits = torch.zeros(n_own, x.shape[1])
+    with progress_bar(n_own, name, ranks) as bar:
+        for start in range(0, n_own, n_batch):
+            batch = slice(start, start + n_batch)
+            ids = x_own[batch]
+            if len(ids):
+                packing = Packing(ids, m_own[batch], share_context=True).to(ranks.device)
+                h = model.transformer.packed_states(packing, model.transformer.dropped_table())
+                task_logits = model.task_head(packing.unpack(h), ids.to(ranks.device))
+                logits[start : start + len(ids)] = task_logits.float().cpu()
             bar.update(len(ids))
-    return torch.cat(logits)
+            pause()
+    return ranks.gather(logits)[: len(x)]
 
 
-def evaluate(model: DoubleHeadModel, rows: Rows, n_batch: int, device: torch.device, name: str) -> tuple[float, float]:
+def evaluate(
+    model: DoubleHeadModel, rows: Rows, n_batch: int, ranks: Ranks, name: str, pause: Callable[[], None] = lambda: None
+) -> tuple[float, float]:
     """Return the mean task cost (nats) and the accuracy (%) on rows."""
     x, m, y = rows
-    logits, y = predict(model, x, m, n_batch, device, name), torch.from_numpy(y)
+    logits, y = predict(model, x, m, n_batch, ranks, name, pause), torch.from_numpy(y)
     return task_losses(logits, y).mean().item(), (logits.argmax(1) == y).double().mean().item() * 100
 
 
@@ -185,9 +231,16 @@ def add_optimizer_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_machine_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that change speed, and results by rounding alone."""
+    """Add the flags of memory, speed and long runs, which change results by rounding alone."""
+    flag = parser.add_argument
     help_ = "of matrix products; default: bf16 on a GPU that has it, else fp32"
-    parser.add_argument("--precision", choices=("fp32", "bf16"), help=help_)
+    flag("--precision", choices=("fp32", "bf16"), help=help_)
+    flag("--accumulate", type=COUNT, default=1, help="batches of --n_batch computed one by one for each update")
+    flag("--checkpoint_activations", action="store_true", help="save memory: compute the blocks twice")
+    flag("--deterministic", action="store_true", help="let torch use deterministic algorithms alone")
+    help_ = "updates between two checkpoints in --save_dir; 0: at the end of each epoch alone"
+    flag("--checkpoint_every", type=number(int, 0), default=0, help=help_)
+    flag("--resume", action="store_true", help="go on from the newest checkpoint of --desc, if there is one")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -211,7 +264,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     flag("--verify", action="store_true", help="check that the files of --model_dir are the authors', and stop")
     flag("--seed", type=number(int, 0, 2**32 - 1), default=42, help="of every random draw")
     flag("--n_iter", type=COUNT, default=3, help="epochs")
-    flag("--n_batch", type=COUNT, default=8, help="examples per update; the paper has 32")
+    flag("--n_batch", type=COUNT, default=8, help="examples per device and batch; the paper's updates have 32")
+    flag("--share_context", action="store_true", help="train as predicting does: the choices' beginning once")
     flag(
         "--n_valid", type=COUNT, default=374, help="rows of the valid file kept for validation, the rest are trained on"
     )
@@ -259,11 +313,6 @@ def network(args: argparse.Namespace, n_vocab: int) -> tuple[Config, FolderSizes
     return Config(**flags | chosen), sizes
 
 
-def pick_device() -> torch.device:
-    """Return the accelerator where there is one, else the CPU."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
 def pick_precision(args: argparse.Namespace, device: torch.device) -> torch.autocast:
     """Return the context of the forward pass, with args.precision chosen where it was left open.
 
@@ -283,124 +332,281 @@ def make_optimizer(
     return OpenAIAdam(model.parameters(), schedule=schedule, warmup=warmup, t_total=t_total, **adam)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Fine-tune, and as asked predict and analyse. Raises InputError for what the user can mend."""
-    started = time.monotonic()
-    log_dir, save_dir, submission_dir = Path(args.log_dir), Path(args.save_dir) / args.desc, Path(args.submission_dir)
-    for folder in [log_dir, save_dir] + [submission_dir] * args.submit:
-        make_output_folder(folder)
-    device = pick_device()
-    random.seed(args.seed)
-    np.random.seed(args.seed)
-    torch.manual_seed(args.seed)
+def find_checkpoint(
+    args: argparse.Namespace, folder: Path, settings: dict, ranks: Ranks
+) -> tuple[dict[str, Tensor], dict] | None:
+    """Return the tensors and the state to go on from; None to begin.
 
-    # texts -> rows of ids
+    Raises InputError when the checkpoint is of a run with other settings, or when a run that was not resumed would
+    overwrite the checkpoints of an unfinished one.
+    """
+    found = read_checkpoint(folder, ranks)
+    if found is None:
+        return None
+    _, state = found
+    if not (args.resume or restarted()):
+        if state["updates"] < state["settings"]["t_total"]:
+            raise InputError(
+                f"{folder} holds checkpoints of an unfinished run. --resume goes on; else change --desc or remove them."
+            )
+        return None
+    if changed := [name for name in settings if settings[name] != state["settings"].get(name)]:
+        raise InputError(f"{folder} was made with another {', '.join(changed)}. Resume with what it had.")
+    return found
+
+
+# what may change when a run is resumed
+FREE_ON_RESUME = {"resume", "checkpoint_every", "submit", "analysis", "verify", "log_dir", "save_dir", "submission_dir"}
+
+
+def fixed_settings(args: argparse.Namespace, **more) -> dict:
+    """Return the settings that a resumed run must share with its checkpoint."""
+    return {name: value for name, value in vars(args).items() if name not in FREE_ON_RESUME} | more
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a run trains on, and the sizes that follow from it."""
+
+    n_vocab: int
+    n_ctx: int
+    cfg: Config
+    splits: tuple[Rows, Rows, Rows]  # train, valid, test
+    t_total: int
+    digests: dict[str, str]  # SHA-256 of the files read
+
+
+def read_task(args: argparse.Namespace, ranks: Ranks) -> Task:
+    """Read texts, vocabulary and sizes and lay out the rows. Raises InputError for what the user can mend."""
     encoder = TextEncoder(args.encoder_path, args.bpe_path)
     n_vocab = len(encoder.encoder)
     cfg, sizes = network(args, n_vocab)
-    splits = encode_dataset(*DATASETS[args.dataset](find(args.data_dir), args.n_valid), encoder=encoder)
+    data_dir, model_dir = find(args.data_dir), find(args.model_dir)
+    texts = DATASETS[args.dataset](data_dir, args.n_valid)
+    with ranks.first_alone():
+        splits = encode_cached(texts, encoder, data_dir, (args.encoder_path, args.bpe_path))
     n_ctx = args.n_ctx if args.n_transfer < 0 else min(args.n_ctx, sizes.n_positions)
     max_len = n_ctx // 2 - 2
     n_ctx = min(n_ctx, longest_row(splits, max_len))
-    train, valid, test = ((*transform_roc(*split[:3], n_vocab, n_ctx, max_len), split[3]) for split in splits)
-    n_train = len(train[0])
-    t_total = n_train // args.n_batch * args.n_iter
+    splits = tuple((*transform_roc(*split[:3], n_vocab, n_ctx, max_len), split[3]) for split in splits)
+    n_train = len(splits[0][0])
+    t_total = n_train // (args.n_batch * args.accumulate * ranks.size) * args.n_iter
     if t_total == 0:
         raise InputError(
-            f"--n_batch {args.n_batch} is more than the {n_train} rows to train on. Lower it or --n_valid."
+            f"--n_batch {args.n_batch} x --accumulate {args.accumulate} x {ranks.size} processes is more than the "
+            f"{n_train} rows to train on. Lower one of them or --n_valid."
         )
-
-    # the network, its weights and its optimiser
-    model = DoubleHeadModel(cfg, n_vocab + 2, "multiple_choice", n_vocab + N_SPECIAL + n_ctx, n_ctx)
+    files = [data_dir / name for name in DATA_FILES[args.dataset]] + [Path(args.encoder_path), Path(args.bpe_path)]
     if args.n_transfer >= 0:
-        n_loaded = load_openai_pretrained_model(model.transformer, n_ctx, N_SPECIAL, args.n_transfer, args.model_dir)
-    else:
-        n_loaded = None
-        np.random.randn(N_SPECIAL, cfg.n_embd)  # the loader's draw: the epochs' order is that of a run with weights
-    model.to(device)
-    optimizer = make_optimizer(model, args, args.lr_schedule, args.lr_warmup, t_total)
-    source = "nothing" if n_loaded is None else f"embeddings and {n_loaded} blocks from {args.model_dir}"
-    autocast = pick_precision(args, device)
-    print(f"device   {device}, {args.precision}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}")
-    print(f"rows     {n_train} train, {len(valid[0])} valid, {len(test[0])} test, n_ctx {n_ctx}")
-    print(f"network  {cfg.n_layer} blocks, {cfg.n_embd} features, {cfg.n_head} heads; loaded {source}")
-    print(f"plan     {args.n_iter} epochs, {t_total} updates of {args.n_batch} examples")
+        files += sorted(model_dir.glob("params_?.npy"))
+    return Task(n_vocab, n_ctx, cfg, splits, t_total, digests(files))
 
-    # from here on the files of an earlier run of this name are replaced
-    settings = vars(args) | dataclasses.asdict(cfg)
-    settings |= {"n_ctx": n_ctx, "n_vocab": n_vocab, "n_special": N_SPECIAL, "t_total": t_total, "device": str(device)}
-    for suffix in (".tsv", ".png"):
-        (log_dir / (args.desc + suffix)).unlink(missing_ok=True)
-    write_json(save_dir / "settings.json", settings, indent=2)
-    logger = ResultLogger(log_dir / f"{args.desc}.jsonl", **settings)
-    best_path = save_dir / "best_params"
-    best_accuracy = -1.0
 
-    def log(epochs: int, updates: int) -> None:
-        nonlocal best_accuracy
+def build_model(args: argparse.Namespace, task: Task) -> tuple[DoubleHeadModel, int | None]:
+    """Return the network with its weights, and how many blocks were loaded."""
+    vocab = task.n_vocab + N_SPECIAL + task.n_ctx
+    model = DoubleHeadModel(task.cfg, task.n_vocab + 2, "multiple_choice", vocab, task.n_ctx)
+    model.transformer.checkpoint_activations = args.checkpoint_activations
+    if args.n_transfer < 0:
+        np.random.randn(
+            N_SPECIAL, task.cfg.n_embd
+        )  # the loader's draw: the epochs' order is that of a run with weights
+        return model, None
+    return model, load_openai_pretrained_model(
+        model.transformer, task.n_ctx, N_SPECIAL, args.n_transfer, args.model_dir
+    )
+
+
+class FineTuning(nn.Module):
+    """The cost of a batch: what is differentiated, in one call, so that several processes can share the work."""
+
+    def __init__(self, model: DoubleHeadModel, lm_coef: float):
+        super().__init__()
+        self.model, self.lm_coef = model, lm_coef
+
+    def forward(self, x: Tensor, m: Tensor, y: Tensor, packing: Packing) -> Tensor:
+        task, lm = compute_losses(self.model, x, m, y, self.lm_coef, packing)
+        return task.mean() if lm is None else task.mean() + self.lm_coef * lm.mean()
+
+
+def make_batch(rows: Rows, which: np.ndarray, device: torch.device, share_context: bool) -> tuple:
+    """Return what FineTuning takes for some of the rows."""
+    x, m, y = (torch.from_numpy(column[which]) for column in rows)
+    packing = Packing(x, m, share_context)
+    return *(t.to(device) for t in (x, m, y)), packing.to(device)
+
+
+def is_log_due(updates: int, per_epoch: int) -> bool:
+    """Return whether to evaluate: at each epoch's end, in the first also after 1000, 2000, 4000, ... (TF:431-440)."""
+    thousands, rest = divmod(updates, 1000)
+    return updates > 0 and (
+        updates % per_epoch == 0 or (updates < per_epoch and not rest and thousands.bit_count() == 1)
+    )
+
+
+class Run:
+    """A fine-tuning run: everything up to its first update, and then train() and predict()."""
+
+    def __init__(self, args: argparse.Namespace, ranks: Ranks):
+        self.args, self.ranks = args, ranks
+        self.log_dir, self.save_dir = Path(args.log_dir), Path(args.save_dir) / args.desc
+        self.submission_dir = Path(args.submission_dir)
+        for folder in [self.log_dir, self.save_dir] + [self.submission_dir] * args.submit:
+            make_output_folder(folder)
+        random.seed(args.seed)
+        np.random.seed(args.seed)
+        torch.manual_seed(args.seed)
+        self.task = task = read_task(args, ranks)
+        self.model, n_loaded = build_model(args, task)
+        self.model.to(ranks.device)
+        self.optimizer = make_optimizer(self.model, args, args.lr_schedule, args.lr_warmup, task.t_total)
+        self.autocast = pick_precision(args, ranks.device)
+        n_train = len(task.splits[0][0])
+        self.orders = [shuffle(np.arange(n_train)) for _ in range(args.n_iter)]  # NumPy's global stream, as TF:431-440
+        torch.manual_seed(args.seed + ranks.rank)  # each process drops out others
+
+        self.settings = fixed_settings(args, **dataclasses.asdict(task.cfg))
+        self.settings |= {"n_ctx": task.n_ctx, "n_vocab": task.n_vocab, "n_special": N_SPECIAL, "t_total": task.t_total}
+        self.settings |= {"n_processes": ranks.size, "digests": task.digests}
+        self.updates, self.logs, self.best_accuracy = 0, [], -1.0
+        if found := find_checkpoint(args, self.save_dir, self.settings, ranks):
+            tensors, state = found
+            restore(tensors, state, self.model, self.optimizer, ranks)
+            self.updates, self.logs, self.best_accuracy = (state[k] for k in ("updates", "logs", "best_accuracy"))
+        self.objective = ranks.wrap(FineTuning(self.model, args.lm_coef))
+        if ranks.is_first:
+            self.announce(n_loaded)
+            self.open_files()
+
+    def announce(self, n_loaded: int | None) -> None:
+        """Print what is going to happen where."""
+        args, task, ranks, cfg = self.args, self.task, self.ranks, self.task.cfg
+        n_train, n_valid, n_test = (len(split[0]) for split in task.splits)
+        source = "nothing" if n_loaded is None else f"embeddings and {n_loaded} blocks from {args.model_dir}"
+        plan = f"{args.n_iter} epochs, {task.t_total} updates of {args.n_batch * args.accumulate * ranks.size} examples"
+        print(f"device   {describe_device(args.precision, ranks)}")
+        print(f"rows     {n_train} train, {n_valid} valid, {n_test} test, n_ctx {task.n_ctx}")
+        print(f"network  {cfg.n_layer} blocks, {cfg.n_embd} features, {cfg.n_head} heads; loaded {source}")
+        print(f"plan     {plan}" + f", {self.updates} of them done" * bool(self.updates))
+
+    def open_files(self) -> None:
+        """Begin the log and the settings; from here on the files of an earlier run of this name are replaced."""
+        for path in [self.log_dir / f"{self.args.desc}.tsv", self.log_dir / f"{self.args.desc}.png"]:
+            path.unlink(missing_ok=True)
+        if not self.updates:
+            remove_checkpoints(self.save_dir)
+        settings = self.settings | provenance(self.ranks)
+        write_json(self.save_dir / "settings.json", settings, indent=2)
+        self.logger = ResultLogger(self.log_dir / f"{self.args.desc}.jsonl", **settings)
+        for line in self.logs:
+            self.logger.log(**line)
+
+    def train(self, stop: Stop) -> None:
+        """Make the updates that are left, with their evaluations and checkpoints."""
+        args, ranks, task = self.args, self.ranks, self.task
+        n_update = args.n_batch * args.accumulate * ranks.size
+        per_epoch = task.t_total // args.n_iter
+        try:
+            with progress_bar(task.t_total * n_update, "training", ranks, self.updates * n_update) as bar:
+                while True:
+                    is_logged = self.logs and self.logs[-1]["n_updates"] == self.updates
+                    if is_log_due(self.updates, per_epoch) and not is_logged:
+                        self.log(self.updates // per_epoch, stop)
+                        if self.updates % per_epoch == 0:
+                            self.save()
+                    if self.updates == task.t_total:
+                        return
+                    epoch, i = divmod(self.updates, per_epoch)
+                    rows = self.orders[epoch][i * n_update : (i + 1) * n_update]
+                    self.model.train()
+                    batches = (
+                        make_batch(task.splits[0], part, ranks.device, args.share_context)
+                        for part in make_parts(rows, args.n_batch, ranks)
+                    )
+                    cost = update(self.objective, batches, args.accumulate, self.optimizer, self.autocast, ranks, rows)
+                    self.updates += 1
+                    lr = self.optimizer.param_groups[0]["lr"]
+                    bar.set_postfix(cost=f"{cost:.3f}", lr=f"{lr:.2e}", refresh=False)
+                    bar.update(n_update)
+                    if args.checkpoint_every and self.updates % args.checkpoint_every == 0:
+                        self.save()
+                    stop.here()
+        except Stopped:
+            self.save()
+            raise
+
+    def log(self, epochs: int, stop: Stop) -> None:
+        """Evaluate on train and valid rows, and keep the parameters if they are the best so far."""
+        args, (train, valid, _) = self.args, self.task.splits
         subset = tuple(column[: args.n_valid] for column in train)
-        with autocast:
-            tr_cost, tr_acc = evaluate(model, subset, args.n_batch, device, "train rows")
-            va_cost, va_acc = evaluate(model, valid, args.n_batch, device, "valid rows")
-        logger.log(n_epochs=epochs, n_updates=updates, tr_cost=tr_cost, va_cost=va_cost, tr_acc=tr_acc, va_acc=va_acc)
-        print(
-            f"{epochs} {updates} train cost {tr_cost:.3f} acc {tr_acc:.2f}  valid cost {va_cost:.3f} acc {va_acc:.2f}"
-        )
-        if va_acc > best_accuracy:  # the first of equals stays: TF:286-290
-            best_accuracy = va_acc
-            with replacing(best_path) as file:
-                torch.save(model.state_dict(), file)
+        with self.autocast:
+            tr_cost, tr_acc = evaluate(self.model, subset, args.n_batch, self.ranks, "train rows", stop.here)
+            va_cost, va_acc = evaluate(self.model, valid, args.n_batch, self.ranks, "valid rows", stop.here)
+        line = {"n_epochs": epochs, "n_updates": self.updates}
+        line |= {"tr_cost": tr_cost, "va_cost": va_cost, "tr_acc": tr_acc, "va_acc": va_acc}
+        self.logs.append(line)
+        is_best = va_acc > self.best_accuracy  # the first of equals stays: TF:286-290
+        self.best_accuracy = max(va_acc, self.best_accuracy)
+        if self.ranks.is_first:
+            self.logger.log(**line)
+            tqdm.write(
+                f"{epochs} {self.updates} train cost {tr_cost:.3f} acc {tr_acc:.2f}  "
+                f"valid cost {va_cost:.3f} acc {va_acc:.2f}"
+            )
+            if is_best:
+                save_parameters(self.save_dir / "best_params", self.model)
 
-    # the updates
-    updates = 0
-    for epoch in range(args.n_iter):
-        order = shuffle(np.arange(n_train))  # from NumPy's global stream, as TF:431-440
-        bar = progress_bar(n_train // args.n_batch * args.n_batch, f"epoch {epoch + 1}/{args.n_iter}")
-        for rows in iter_data(order, n_batch=args.n_batch, truncate=True):
-            x, m, y = (torch.from_numpy(column).to(device) for column in trim(*(column[rows] for column in train)))
-            model.train()
-            with autocast:
-                task, lm = compute_losses(model, x, m, y, args.lm_coef)
-            cost = task.mean() if lm is None else task.mean() + args.lm_coef * lm.mean()
-            optimizer.zero_grad()
-            cost.backward()
-            optimizer.step()
-            updates += 1
-            bar.set_postfix(cost=f"{cost.item():.3f}", lr=f"{optimizer.param_groups[0]['lr']:.2e}", refresh=False)
-            bar.update(len(rows))
-            if epoch == 0 and updates % 1000 == 0 and (updates // 1000).bit_count() == 1:
-                log(epoch, updates)  # 1000, 2000, 4000, ...: TF:431-440
-        bar.close()
-        log(epoch + 1, updates)
-    logger.close()
+    def close(self) -> None:
+        """Close the log."""
+        if self.ranks.is_first:
+            self.logger.close()
 
-    # the best parameters' predictions, and what they are worth
-    if args.submit:
-        model.load_state_dict(torch.load(best_path, map_location=device, weights_only=True))
-        with autocast:
-            predictions = predict(model, *test[:2], args.n_batch, device, "test rows").argmax(1).tolist()
-        table = "index\tprediction\n" + "".join(f"{i}\t{choice}\n" for i, choice in enumerate(predictions))
-        for path in (submission_dir / SUBMISSIONS[args.dataset], log_dir / f"{args.desc}.tsv"):
-            with replacing(path) as file:
-                file.write(table.encode())
-    if args.analysis:
-        ANALYSES[args.dataset](find(args.data_dir), log_dir / f"{args.desc}.tsv", log_dir / f"{args.desc}.jsonl")
-    print(f"done in {time.monotonic() - started:.0f} s, {peak_memory(device)}; see {log_dir}, {save_dir}")
+    def save(self) -> None:
+        """Write a checkpoint."""
+        state = {"settings": self.settings, "logs": self.logs, "best_accuracy": self.best_accuracy}
+        save_checkpoint(self.save_dir, self.updates, self.model, self.optimizer, self.ranks, **state)
+
+    def predict(self, stop: Stop) -> None:
+        """Predict the test set with the best parameters and write the choices, for the analysis and to be handed in."""
+        self.ranks.wait()  # for the first process to have written them
+        load_parameters(self.save_dir / "best_params", self.model)
+        with self.autocast:
+            x, m, _ = self.task.splits[2]
+            logits = predict(self.model, x, m, self.args.n_batch, self.ranks, "test rows", stop.here)
+        rows = "".join(f"{i}\t{choice}\n" for i, choice in enumerate(logits.argmax(1).tolist()))
+        if self.ranks.is_first:
+            name = SUBMISSIONS[self.args.dataset]
+            for path in (self.submission_dir / name, self.log_dir / f"{self.args.desc}.tsv"):
+                with replacing(path) as file:
+                    file.write(f"index\tprediction\n{rows}".encode())
 
 
-def peak_memory(device: torch.device) -> str:
-    """Return how much memory the process has held at most, and on an accelerator its tensors."""
-    text = f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"
-    if device.type == "cuda":
-        text += f", on the GPU {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB"
-    return text
+def run(args: argparse.Namespace) -> None:
+    """Fine-tune, and as asked predict and analyse. Raises InputError for what the user can mend."""
+    started = time.monotonic()
+    keep_freed_memory()
+    if args.deterministic:
+        make_deterministic()
+    with join_ranks() as ranks:
+        fine_tuning = Run(args, ranks)
+        with closing(fine_tuning), Stop(ranks) as stop:
+            fine_tuning.train(stop)
+            if args.submit:
+                fine_tuning.predict(stop)
+        if not ranks.is_first:
+            return
+        log_dir = fine_tuning.log_dir
+        if args.analysis:
+            ANALYSES[args.dataset](find(args.data_dir), log_dir / f"{args.desc}.tsv", log_dir / f"{args.desc}.jsonl")
+        seconds = time.monotonic() - started
+        print(f"done in {seconds:.0f} s, {peak_memory(ranks.device)}; see {log_dir}, {fine_tuning.save_dir}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     args = parse_args(argv)
     action = (lambda: verify_authors_files(find(args.model_dir))) if args.verify else (lambda: run(args))
-    return exit_code("train.py", action, "the best parameters so far stay")
+    return exit_code("train.py", action, "--resume goes on")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,13 @@
 import hashlib
 import json
 import os
+import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,16 +35,33 @@ class InputError(Exception):
     """Something the user gave is missing, damaged or contradictory; the message names it and the remedy."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the program to stop."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
 def exit_code(program: str, action: Callable[[], None], when_stopped: str) -> int:
-    """Run a command's action and return 0; 2 after one line on what the user can mend; 130 after Ctrl-C."""
+    """Run a command's action and return 0; 2 after one line on what the user can mend; 128 + n after signal n."""
+
+    def terminate(number: int, _frame) -> None:
+        raise Interrupted(number)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    earlier = signal.signal(signal.SIGTERM, terminate) if in_main_thread else None
     try:
         action()
     except InputError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(f"{program}: stopped; {when_stopped}", file=sys.stderr)
-        return 130
+        return 128 + getattr(stop, "number", signal.SIGINT)
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, earlier)
     return 0
 
 
@@ -75,16 +95,32 @@ def make_output_folder(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file beside `path` for writing; it takes the place of `path` once complete and on disk."""
-    beside = path.with_name(path.name + ".part")
+    """Open a file beside `path` for writing; it takes the place of `path` once complete and on disk.
+
+    Raises InputError, with what was there before intact, when the disk does not take it.
+    """
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")  # several processes may write the same file
     try:
         with open(beside, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
+        flush(path.parent)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}). What was there before is intact.") from None
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink()
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:
@@ -97,6 +133,13 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digests(paths: Iterable[Path]) -> dict[str, str]:
+    """Return name -> SHA-256 of files, several at a time."""
+    paths = list(paths)
+    with ThreadPoolExecutor() as pool:
+        return dict(zip((path.name for path in paths), pool.map(sha256, paths), strict=True))
 
 
 def git_blob_id(path: Path) -> str:
@@ -124,12 +167,13 @@ def verify_authors_files(folder: Path) -> None:
 # --- data ------------------------------------------------------------------------------------------------------------
 
 
+def is_text(column) -> bool:
+    """Return whether a column of examples holds texts, and not labels."""
+    return len(column) > 0 and isinstance(column[0], str)
+
+
 def encode_dataset(*splits: tuple, encoder) -> list[tuple]:
     """Replace each column of texts in each split by its token ids; other columns (labels) stay as they are."""
-
-    def is_text(column) -> bool:
-        return len(column) > 0 and isinstance(column[0], str)
-
     return [tuple(encoder.encode(column) if is_text(column) else column for column in split) for split in splits]
 
 

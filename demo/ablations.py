@@ -1,6 +1,6 @@
 """Repeat the paper's ablations at the demo's scale: table and picture of test accuracies over seeds.
 
-    python demo/ablations.py --seeds 5 -- --lr 1e-3 --n_iter 3
+    python demo/ablations.py --seeds 5 -- --lr 5e-4 --n_batch 4 --n_iter 4
 
 What stands behind `--` goes to train.py in every run. Each result is a line of --results; runs that it holds already
 are not repeated.
@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def variants(n_layer: int) -> dict[str, list[str]]:
 
 def run(flags: list[str], model_dir: str, data_dir: str, work_dir: Path, seed: int) -> dict[str, float]:
     """Fine-tune once and return the valid and test accuracy (%)."""
+    shutil.rmtree(work_dir, ignore_errors=True)  # a run that was cut short is made anew
     folders = [f"--{kind}_dir={work_dir / kind}" for kind in ("log", "save", "submission")]
     common = ["--desc=ablation", f"--model_dir={model_dir}", f"--data_dir={data_dir}", f"--seed={seed}", "--submit"]
     with contextlib.redirect_stdout(io.StringIO()):

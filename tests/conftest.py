@@ -27,10 +27,8 @@ def one_thread():
     torch.set_num_threads(1)  # tiny products: more threads only wait for each other
 
 
-@pytest.fixture
-def model_dir(tmp_path: Path) -> Path:
-    """Two blocks of random weights over single characters and a few merges, in the authors' format."""
-    folder = tmp_path / "model"
+def write_model(folder: Path) -> Path:
+    """Write two blocks of random weights over single characters and a few merges, in the authors' format."""
     folder.mkdir()
     characters = string.ascii_lowercase + string.digits + ".,!?'-"
     tokens = [*characters, *(c + "</w>" for c in characters), *(merge.replace(" ", "") for merge in MERGES), "\n</w>"]
@@ -45,12 +43,10 @@ def model_dir(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def data_dir(tmp_path: Path) -> Path:
-    """Forty valid and twelve test rows of few words."""
-    folder = tmp_path / "data"
+def write_data(folder: Path, n_valid: int = 40, n_test: int = 12) -> Path:
+    """Write the valid and the test file, with rows of few words."""
     folder.mkdir()
-    for name, n_rows, seed in ((ROCSTORIES_VALID, 40, 0), (ROCSTORIES_TEST, 12, 1)):
+    for name, n_rows, seed in ((ROCSTORIES_VALID, n_valid, 0), (ROCSTORIES_TEST, n_test, 1)):
         rng = random.Random(seed)
         with open(folder / name, "w", newline="") as file:
             writer = csv.writer(file)
@@ -61,6 +57,16 @@ def data_dir(tmp_path: Path) -> Path:
                 ]
                 writer.writerow([f"id{i}", *sentences, rng.choice([1, 2])])
     return folder
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "model")
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    return write_data(tmp_path / "data")
 
 
 def folder_from(variable: str) -> Path:

@@ -1,7 +1,9 @@
 """Files -> examples: the columns, the authors' split, and what CSV allows."""
 
 import csv
+import errno
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,8 @@ import pytest
 from sklearn.model_selection import train_test_split
 
 import datasets
-from datasets import ROCSTORIES_TEST, ROCSTORIES_VALID, read_cloze
-from utils import InputError
+from datasets import ROCSTORIES_TEST, ROCSTORIES_VALID, encode_cached, read_cloze
+from utils import InputError, encode_dataset
 
 AUTHORS_SEED = 3535999445
 
@@ -142,3 +144,141 @@ def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
     (tmp_path / "c.csv").mkdir()
     with pytest.raises(InputError, match=r"c\.csv cannot be read"):
         read_cloze(tmp_path / "c.csv")
+
+
+# --- the encoded texts -----------------------------------------------------------------------------------------------
+
+
+class Letters:
+    """An encoder that counts its work; ids are the letters' numbers."""
+
+    n_encoded = 0
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        self.n_encoded += len(texts)
+        return [[ord(letter) for letter in text] for text in texts]
+
+
+SPLITS = ((["a cat", ""], ["sat", "on"], np.array([0, 1])), (["the mats."] * 900, ["", *["x"] * 899], np.arange(900)))
+N_TEXTS = 1804
+
+
+@pytest.fixture
+def vocabulary(tmp_path) -> tuple[str, str]:
+    paths = tmp_path / "encoder.json", tmp_path / "vocab.bpe"
+    for path in paths:
+        path.write_text(path.name)
+    return tuple(map(str, paths))
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data"
+
+
+def assert_encodes(splits: tuple, folder: Path, vocabulary: tuple[str, str], n_encoded: int) -> None:
+    """Check what encode_cached gives against encode_dataset, and how many texts had to be encoded."""
+    encoder = Letters()
+    found = encode_cached(splits, encoder, folder, vocabulary)
+    assert encoder.n_encoded == n_encoded
+    for columns, expected in zip(found, encode_dataset(*splits, encoder=Letters()), strict=True):
+        assert columns[:2] == expected[:2]
+        assert {type(i) for column in columns[:2] for ids in column for i in ids} == {int}
+        assert columns[2] is expected[2]
+
+
+def test_encoded_texts_are_read_the_second_time(folder, vocabulary):
+    assert_encodes(SPLITS, folder, vocabulary, N_TEXTS)
+    (path,) = folder.iterdir()
+    content = path.read_bytes()
+    assert_encodes(SPLITS, folder, vocabulary, 0)
+    assert (list(folder.iterdir()), path.read_bytes()) == ([path], content)
+
+
+def test_other_texts_or_another_vocabulary_are_encoded_anew(folder, vocabulary, monkeypatch):
+    assert_encodes(SPLITS, folder, vocabulary, N_TEXTS)
+    (a, b, y), rest = SPLITS
+    for n_files, splits in enumerate((((["a cat", " "], b, y), rest), ((b, a, y), rest), ((a, b, y),)), 2):
+        n_encoded = sum(len(column) for split in splits for column in split[:2])
+        assert_encodes(splits, folder, vocabulary, n_encoded)
+        assert len(list(folder.iterdir())) == n_files
+    for n_files, path in enumerate(vocabulary, 5):
+        Path(path).write_text("changed")
+        assert_encodes(SPLITS, folder, vocabulary, N_TEXTS)
+        assert len(list(folder.iterdir())) == n_files
+    monkeypatch.setattr(datasets, "version", lambda library: {"spacy": "1", "ftfy": "99"}[library])
+    assert_encodes(SPLITS, folder, vocabulary, N_TEXTS)
+
+
+class Touch:
+    """Pickled, a command to make a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def flip(path: Path, place: bytes, offset: int, mask: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[content.index(place) + offset] ^= mask
+    path.write_bytes(content)
+
+
+def pickled(path: Path) -> np.ndarray:
+    return np.array([Touch(path.with_name("unpickled"))], object)
+
+
+def save_array(path: Path) -> None:
+    with open(path, "wb") as file:
+        np.save(file, np.arange(9))
+
+
+N_IDS = sum(len(text) for columns in SPLITS for column in columns[:2] for text in column)
+DAMAGES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "without its end": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "a bit of an id": lambda path: flip(path, b"\n" + np.int32(ord("a")).tobytes(), 1, 2),
+    "a bit of a length": lambda path: flip(path, b"\n" + np.int64(len("a cat")).tobytes(), 1, 1),
+    "1009 of 9009 ids": lambda path: flip(path, b"(%d,)" % N_IDS, 1, 8),
+    "1004 of 1804 lengths": lambda path: flip(path, b"(%d,)" % N_TEXTS, 2, 8),
+    "pickled ids": lambda path: np.savez(path, ids=pickled(path), lengths=np.ones(N_TEXTS, int)),
+    "pickled lengths": lambda path: np.savez(path, ids=np.zeros(9, int), lengths=pickled(path)),
+    "a pickle": lambda path: pickled(path).dump(path),
+    "an array of its own": save_array,
+    "other arrays": lambda path: np.savez(path, ids=np.arange(9)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_file_of_encoded_texts_is_made_anew_and_executes_nothing(folder, vocabulary, damage):
+    assert_encodes(SPLITS, folder, vocabulary, N_TEXTS)
+    (path,) = folder.iterdir()
+    content = path.read_bytes()
+    damage(path)
+    assert path.read_bytes() != content
+    assert_encodes(SPLITS, folder, vocabulary, N_TEXTS)
+    assert (list(folder.iterdir()), path.read_bytes()) == ([path], content)
+    assert_encodes(SPLITS, folder, vocabulary, 0)
+
+
+def full(*_) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("obstacle", ["no folder", "a full disk", "a read-only folder"])
+def test_texts_are_encoded_where_nothing_can_be_written(folder, vocabulary, monkeypatch, obstacle):
+    if obstacle == "no folder":
+        folder.rmdir()
+    elif obstacle == "a full disk":
+        monkeypatch.setattr(os, "fsync", full)
+    else:
+        folder.chmod(0o555)
+        if os.access(folder, os.W_OK):
+            pytest.skip("root writes everywhere")
+    for _ in range(2):
+        assert_encodes(SPLITS, folder, vocabulary, N_TEXTS)
+        assert list(folder.parent.glob("data/*")) == []

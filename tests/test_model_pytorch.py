@@ -13,7 +13,15 @@ import torch
 
 import model_pytorch
 import utils
-from model_pytorch import ClfHead, DoubleHeadModel, LMModel, MultipleChoiceHead, SimilarityHead, TransformerModel
+from model_pytorch import (
+    ClfHead,
+    DoubleHeadModel,
+    Dropout,
+    LMModel,
+    MultipleChoiceHead,
+    SimilarityHead,
+    TransformerModel,
+)
 
 N_VOCAB, T = 11, 9
 CLASSIFY = N_VOCAB + 2
@@ -459,3 +467,16 @@ def test_a_model_of_other_sizes_is_an_error_that_names_the_sizes_and_loads_nothi
     with pytest.raises(utils.InputError, match=named):
         model_pytorch.load_openai_pretrained_model(model, n_ctx=n_ctx, n_special=3, path=str(folder))
     assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_drop_out_drops_its_share_and_scales_the_rest(p):
+    torch.manual_seed(0)
+    x = torch.ones(1000, 1001, requires_grad=True)  # no multiple of four
+    y = Dropout(p)(x)
+    assert y.unique().tolist() == [0, pytest.approx(1 / (1 - p), rel=1e-5)]
+    assert (y == 0).float().mean().item() == pytest.approx(p, abs=5 * (p * (1 - p) / y.numel()) ** 0.5)
+    assert (y == 0).float().mean(0).std().item() == pytest.approx((p * (1 - p) / 1000) ** 0.5, rel=0.1)  # independent
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+    assert torch.equal(Dropout(p).eval()(x), x)

@@ -123,3 +123,25 @@ def test_a_saved_state_continues_identically():
 def test_an_unknown_schedule_is_refused_by_name():
     with pytest.raises(ValueError, match="warmup_square"):
         make("warmup_square")
+
+
+@pytest.mark.parametrize("max_grad_norm", [0, 1.0])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e200], ids=str)
+@pytest.mark.parametrize("n_before", [0, 2])
+def test_a_gradient_without_finite_norm_is_refused_and_changes_nothing(bad, max_grad_norm, n_before):
+    parameters, optimizer = make(max_grad_norm=max_grad_norm, l2=0.1)
+    for update in range(n_before):
+        step(parameters, optimizer, gradients(update))
+    values = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    state = copy.deepcopy(optimizer.state_dict())
+    grads = gradients(n_before)
+    grads["matrix"][1, 2] = bad
+    with pytest.raises(FloatingPointError, match="norm of the gradients is (nan|inf)"):
+        step(parameters, optimizer, grads)
+    assert all(torch.equal(parameter, values[name]) for name, parameter in parameters.items())
+    after = optimizer.state_dict()
+    assert after["param_groups"] == state["param_groups"] and after["state"].keys() == state["state"].keys()
+    for i, tensors in state["state"].items():
+        assert all(torch.equal(after["state"][i][name], value) for name, value in tensors.items())
+    for name, parameter in parameters.items():  # the gradients too: not clipped by what is no number
+        np.testing.assert_array_equal(parameter.grad, grads[name])

@@ -264,6 +264,21 @@ def test_a_corpus_in_another_encoding_is_named_with_its_line(capsys):
 
 def test_weights_and_checkpoints_of_an_earlier_run_are_not_overwritten(capsys):
     assert pretrain.main([*SMALL, "--n_iter", "1"]) == 0
-    assert "holds checkpoints" in fails(capsys)
+    left = outcome(Path(".")), sorted(Path("save/pretrain").rglob("*"))
+    assert "holds weights already" in fails(capsys)
     assert "holds weights already" in fails(capsys, "--desc", "other", "--resume")
     assert "n_embd" in fails(capsys, "--resume", "--n_embd", "32")
+    assert left == (outcome(Path(".")), sorted(Path("save/pretrain").rglob("*")))
+
+
+def test_checkpoints_of_an_unfinished_run_are_not_overwritten(capsys, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain.Run, "log", stop)
+        assert pretrain.main(SMALL) == 130
+    checkpoints = sorted(Path("save").rglob("*"))
+    assert [path.name for path in checkpoints if path.name.startswith("checkpoint")] == ["checkpoint_000000004"]
+    assert "holds checkpoints of an unfinished run. --resume goes on" in fails(capsys)
+    assert sorted(Path("save").rglob("*")) == checkpoints

@@ -18,15 +18,29 @@ def test_the_notebook_snippet_runs(monkeypatch, capsys):
 
 
 def test_every_flag_named_exists():
-    known = set(re.findall(r'"(--\w+)"', "".join((ROOT / name).read_text() for name in ("train.py", "pretrain.py"))))
-    named = set(re.findall(r"(?<![\w-])--\w+", README))
-    assert named and named <= known | {"--help", "--n_stories", "--exclude", "--out", "--log", "--tokens"}, (
-        named - known
+    known = set(
+        re.findall(r'"(--\w+)"', "".join((ROOT / name).read_text() for name in ("train.py", "pretrain.py", "bench.py")))
     )
+    named = set(re.findall(r"(?<![\w-])--\w+", README))
+    assert named and named <= known | {
+        "--help",
+        "--n_stories",
+        "--exclude",
+        "--out",
+        "--log",
+        "--tokens",
+        "--nproc_per_node",
+    }, named - known
 
 
 def test_files_of_the_map_exist():
-    for name in re.findall(r"^\| `([\w./]+)` \|", README, re.MULTILINE):
+    names = [
+        name
+        for row in re.findall(r"^\| (`[\w./]+`.*?) \|", README, re.MULTILINE)
+        for name in re.findall(r"[\w./]+", row)
+    ]
+    assert len(names) > 10
+    for name in names:
         assert (ROOT / name).exists(), name
 
 

@@ -1,20 +1,30 @@
 """The command: from flags to predictions, and what it says when something is wrong with them."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import reference
 import torch
+from safetensors.torch import load_file
 
 import analysis
+import checkpoint
 import datasets as readers
+import model_pytorch
 import train
 from datasets import ROCSTORIES_TEST, ROCSTORIES_VALID, read_cloze
 from model_pytorch import DoubleHeadModel
 from opt import SCHEDULES
+from text_utils import TextEncoder
+from training import Ranks
+from utils import InputError
 
+ROOT = Path(__file__).resolve().parent.parent
+RANKS = Ranks(device=torch.device("cpu"))
 NO_DROPOUT = [f"--{kind}_pdrop=0" for kind in ("embd", "attn", "resid", "clf")]
 
 
@@ -28,6 +38,16 @@ def command(tmp_path, monkeypatch, model_dir, data_dir):
 
 def logs(desc: str = "rocstories") -> list[dict]:
     return [json.loads(line) for line in Path(f"log/{desc}.jsonl").read_text().splitlines()]
+
+
+def best_parameters(desc: str = "rocstories") -> dict[str, torch.Tensor]:
+    return load_file(f"save/{desc}/best_params")
+
+
+def last_parameters(desc: str = "rocstories") -> dict[str, torch.Tensor]:
+    """Return the parameters after the last update."""
+    tensors = load_file(max(Path("save", desc).glob("checkpoint_*")) / "tensors.safetensors")
+    return {name: value for name, value in tensors.items() if name.startswith("model.")}
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -72,7 +92,7 @@ def test_a_run_leaves_log_parameters_predictions_and_picture(command, capsys, da
     assert f"ROCStories Test Accuracy:  {right:.2f}\n" in out
     assert Path("log/rocstories.png").read_bytes().startswith(b"\x89PNG")
 
-    state = torch.load("save/rocstories/best_params", weights_only=True)
+    state = best_parameters()
     assert not any(key.startswith("module.") for key in state)
     saved = json.loads(Path("save/rocstories/settings.json").read_text())
     vocab = saved["n_vocab"] + saved["n_special"] + saved["n_ctx"]
@@ -82,6 +102,27 @@ def test_a_run_leaves_log_parameters_predictions_and_picture(command, capsys, da
     model.load_state_dict(state)
 
 
+@pytest.mark.parametrize("damage", ["a bit of the file", "half of the file", "the digest", "no digest"])
+def test_best_parameters_that_are_not_what_was_written_are_refused(command, damage):
+    command("--n_iter", 1)
+    path = Path("save/rocstories/best_params")
+    digest = path.with_name("best_params.sha256")
+    model = torch.nn.Module()
+    model.load_state_dict = lambda state: state.keys()
+    checkpoint.load_parameters(path, model)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    {
+        "a bit of the file": lambda: path.write_bytes(content),
+        "half of the file": lambda: path.write_bytes(content[: len(content) // 2]),
+        "the digest": lambda: digest.write_text("0" + digest.read_text()[1:]),
+        "no digest": digest.unlink,
+    }[damage]()
+    model.load_state_dict = lambda _: pytest.fail("loaded all the same")
+    with pytest.raises(InputError, match="best_params is not the file that .*best_params.sha256 describes"):
+        checkpoint.load_parameters(path, model)
+
+
 def test_the_same_seed_gives_the_same_files_and_another_seed_does_not(command, tmp_path):
     produced = []
     for seed in (1, 1, 2):
@@ -89,7 +130,10 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_does_not(command, t
         produced.append(
             {p: p.read_bytes() for d in ("log", "save", "submission") for p in Path(d).rglob("*") if p.is_file()}
         )
-    assert len(produced[0]) == 6
+    assert sorted(path.name for path in produced[0]) == sorted(
+        ["rocstories.jsonl", "rocstories.tsv", "rocstories.png", "ROCStories.tsv", "settings.json", "best_params"]
+        + ["best_params.sha256", "tensors.safetensors", "state.json", "SHA256.json"]
+    )
     assert produced[0] == produced[1]
     assert produced[0][Path("save/rocstories/best_params")] != produced[2][Path("save/rocstories/best_params")]
 
@@ -104,7 +148,7 @@ def test_the_best_parameters_on_valid_are_the_ones_that_predict(command, monkeyp
     accuracies = iter([50.0, 80.0, 80.0, 10.0])
     states = []
 
-    def evaluate(model, rows, n_batch, device, name):
+    def evaluate(model, rows, n_batch, ranks, name, pause):
         if name == "train rows":
             return 1.0, 50.0
         states.append({key: value.clone() for key, value in model.state_dict().items()})
@@ -112,39 +156,58 @@ def test_the_best_parameters_on_valid_are_the_ones_that_predict(command, monkeyp
 
     monkeypatch.setattr(train, "evaluate", evaluate)
     command("--n_iter", 4)
-    saved = torch.load("save/rocstories/best_params", weights_only=True)
+    saved = best_parameters()
     assert all(torch.equal(saved[key], states[1][key]) for key in saved)  # the first of equals
     assert not torch.equal(saved["transformer.embed.weight"], states[2]["transformer.embed.weight"])
 
 
-def test_evaluation_cost_is_the_mean_over_rows_whatever_the_batch(command):
-    rng = np.random.default_rng(0)
-    x = np.stack([rng.integers(0, 20, (5, 2, 6)), np.broadcast_to(np.arange(21, 27), (5, 2, 6))], -1)
-    x[..., -1, 0] = 20
-    model = DoubleHeadModel(train.Config(n_embd=8, n_head=2, n_layer=1), 20, "multiple_choice", 27, 6)
-    torch.nn.init.normal_(model.task_head.linear.weight)
-    y = rng.integers(0, 2, 5)
-    cpu = torch.device("cpu")
+def make_rows(n: int, n_choices: int = 2, n_tokens: int = 9) -> tuple[DoubleHeadModel, train.Rows]:
+    """Make a model of weights that matter, and rows of several lengths that begin alike in most examples."""
+    model = DoubleHeadModel(train.Config(n_embd=8, n_head=2, n_layer=1), 22, "multiple_choice", 23 + n_tokens, n_tokens)
+    reference.randomise(model, seed=0)
+    x, m = reference.batch(0, 20, n, n_choices, n_tokens)
+    x[1:, :, :3] = x[1:, :1, :3]
+    return model, (x, m.astype(np.float32), np.random.default_rng(0).integers(0, n_choices, n))
+
+
+@pytest.mark.parametrize("n_choices", [2, 4])
+def test_evaluation_cost_is_the_mean_over_rows_whatever_the_batch(n_choices):
+    model, (x, m, y) = make_rows(5, n_choices)
     with torch.no_grad():
-        logits = model.eval()(torch.from_numpy(x))[1].double().numpy()
-    expected = np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(5), y])
+        expected = model.eval()(torch.from_numpy(x))[1]  # with nothing shared and padding computed
+    logits = expected.double().numpy()
+    cost = np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(5), y])
     for n_batch in (1, 2, 5, 64):
-        cost, accuracy = train.evaluate(model, (x, np.ones((5, 2, 6)), y), n_batch, cpu, "rows")
-        assert cost == pytest.approx(expected, abs=1e-6)
-        assert accuracy == pytest.approx((logits.argmax(1) == y).mean() * 100)
+        torch.testing.assert_close(train.predict(model, x, m, n_batch, RANKS, "rows"), expected, rtol=0, atol=1e-5)
+        found = train.evaluate(model, (x, m, y), n_batch, RANKS, "rows")
+        assert found == pytest.approx((cost, (logits.argmax(1) == y).mean() * 100), abs=1e-5)
 
 
-def test_evaluation_drops_nothing_and_runs_no_lm_head(command, monkeypatch):
+def test_evaluation_computes_what_choices_share_once_and_pauses_after_each_batch(monkeypatch):
+    model, (x, m, _) = make_rows(5)
+    n_computed, pauses, packed_states = [], [], model.transformer.packed_states
+    monkeypatch.setattr(
+        model.transformer,
+        "packed_states",
+        lambda packing, table: n_computed.append(len(packing.places)) or packed_states(packing, table),
+    )
+    train.predict(model, x, m, 2, RANKS, "rows", lambda: pauses.append(len(n_computed)))
+    assert pauses == [1, 2, 3]
+    n_shared = 0
+    for rows, real in zip(x[..., 0], m, strict=True):
+        first, second = (row[: int(n)].tolist() for row, n in zip(rows, real.sum(1), strict=True))
+        n_shared += next(n for n in range(9) if first[: n + 1] != second[: n + 1])
+    assert n_shared > 10 and sum(n_computed) == m.sum() - n_shared
+
+
+def test_evaluation_drops_nothing_and_runs_no_lm_head(monkeypatch):
     def forbidden(*_):
         raise AssertionError("the language-model head ran")
 
     monkeypatch.setattr("model_pytorch.LMHead.forward", forbidden)
     monkeypatch.setattr("loss.lm_losses", forbidden)
-    x = np.stack([np.full((5, 2, 6), 3), np.broadcast_to(np.arange(21, 27), (5, 2, 6))], -1)
-    x[..., -1, 0] = 20
-    model = DoubleHeadModel(train.Config(n_embd=8, n_head=2, n_layer=1), 20, "multiple_choice", 27, 6).train()
-    rows = (x, np.ones((5, 2, 6)), np.zeros(5, int))
-    assert len({train.evaluate(model, rows, 2, torch.device("cpu"), "rows") for _ in range(3)}) == 1
+    model, rows = make_rows(5)
+    assert len({train.evaluate(model.train(), rows, 2, RANKS, "rows") for _ in range(3)}) == 1
 
 
 @pytest.mark.parametrize(
@@ -159,9 +222,9 @@ def test_evaluation_drops_nothing_and_runs_no_lm_head(command, monkeypatch):
 def test_a_run_makes_the_updates_that_its_flags_ask_for(command, monkeypatch, adam, lm_coef):
     batches, original = [], train.compute_losses
 
-    def compute_losses(model, x, m, y, lm_coef):
+    def compute_losses(model, x, m, y, lm_coef, packing):
         batches.append((reference.get_parameters(model), *(t.numpy() for t in (x, m, y)), model.training))
-        return original(model, x, m, y, lm_coef)
+        return original(model, x, m, y, lm_coef, packing)
 
     monkeypatch.setattr(train, "compute_losses", compute_losses)
     names = {"warmup": "lr_warmup", "schedule_name": "lr_schedule"}
@@ -174,7 +237,7 @@ def test_a_run_makes_the_updates_that_its_flags_ask_for(command, monkeypatch, ad
         assert training
         grads = reference.gradients(p, x, m, y, clf_token, 2, "gelu", lm_coef)
         p, state = reference.adam(p, grads, state, **settings)
-    saved = torch.load("save/rocstories/best_params", weights_only=True)
+    saved = best_parameters()
     error = sum(((saved[name].numpy() - p[name]) ** 2).sum() for name in p)
     assert error < 1e-4 * sum(((p[name] - start[name]) ** 2).sum() for name in p)
 
@@ -182,9 +245,8 @@ def test_a_run_makes_the_updates_that_its_flags_ask_for(command, monkeypatch, ad
 def test_the_first_epoch_logs_at_doubling_thousands(command, data_dir, monkeypatch):
     lines = (data_dir / ROCSTORIES_VALID).read_text().splitlines()
     (data_dir / ROCSTORIES_VALID).write_text("\n".join([lines[0], *(lines[1 + i % 40] for i in range(3020))]))
-    monkeypatch.setattr(train, "compute_losses", lambda model, *_: (model.task_head.linear.bias, None))
+    monkeypatch.setattr(train, "update", lambda *_: 0.7)
     monkeypatch.setattr(train, "evaluate", lambda *_: (1.0, 50.0))
-    monkeypatch.setattr(train.OpenAIAdam, "step", lambda self: None)
     command("--n_iter", 2, "--n_batch", 1, "--n_ctx", 8)
     updates = [(row["n_epochs"], row["n_updates"]) for row in logs()[1:]]
     assert updates == [(0, 1000), (0, 2000), (1, 3010), (2, 6020)]
@@ -205,7 +267,7 @@ def test_a_log_is_of_the_first_rows_of_train_and_of_valid(command, data_dir, mon
 def test_the_submission_is_predicted_with_the_kept_parameters(command, monkeypatch):
     accuracies, states, original = iter([50.0, 80.0, 10.0]), [], train.predict
     monkeypatch.setattr(
-        train, "evaluate", lambda m, rows, n, d, name: (1.0, next(accuracies) if "valid" in name else 0)
+        train, "evaluate", lambda m, rows, n, r, name, pause: (1.0, next(accuracies) if "valid" in name else 0)
     )
 
     def predict(model, *arguments):
@@ -214,7 +276,7 @@ def test_the_submission_is_predicted_with_the_kept_parameters(command, monkeypat
 
     monkeypatch.setattr(train, "predict", predict)
     command("--n_iter", 3, "--lr", 1e-2, "--submit")
-    saved = torch.load("save/rocstories/best_params", weights_only=True)
+    saved = best_parameters()
     assert len(states) == 1 and all(torch.equal(saved[key], states[0][key]) for key in saved)
 
 
@@ -435,5 +497,78 @@ def test_bf16_rounds_the_products_but_not_parameters_or_losses(command):
     exact, rounded = logs("fp32")[1], logs("bf16")[1]
     assert exact["va_cost"] != rounded["va_cost"]
     assert exact["va_cost"] == pytest.approx(rounded["va_cost"], rel=1e-2)
-    state = torch.load("save/bf16/best_params", weights_only=True)
+    state = best_parameters("bf16")
     assert {value.dtype for value in state.values()} == {torch.float32}
+
+
+# --- flags of memory and speed ---------------------------------------------------------------------------------------
+
+
+def largest_difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    assert ours.keys() == theirs.keys()
+    return max((ours[name] - theirs[name]).abs().max().item() for name in ours)
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_accumulated_batches_make_the_updates_of_one_large_batch(command, accumulate):
+    # a large epsilon: Adam would blow up the rounding errors of gradients that are 0 but for them
+    flags = ["--n_iter", 3, "--lr", 0.3, "--e", 0.1, *NO_DROPOUT]
+    command("--desc", "whole", "--n_batch", 4, *flags)
+    command("--desc", "parts", "--n_batch", 4 // accumulate, "--accumulate", accumulate, *flags)
+    command("--desc", "start", "--n_batch", 4, *flags, "--lr", 0)
+    whole, parts, start = map(last_parameters, ("whole", "parts", "start"))
+    assert logs("parts")[-1]["n_updates"] == logs("whole")[-1]["n_updates"] == 21
+    assert largest_difference(whole, start) > 1e-2
+    assert largest_difference(whole, parts) < 1e-6
+
+
+@pytest.mark.parametrize("flags", [NO_DROPOUT, []], ids=["without drop-out", "with drop-out"])
+def test_checkpointed_activations_change_nothing(command, monkeypatch, flags):
+    calls, original = [], model_pytorch.checkpoint
+    monkeypatch.setattr(model_pytorch, "checkpoint", lambda *a, **k: calls.append(1) or original(*a, **k))
+    command("--desc", "kept", "--n_iter", 2, "--lr", 1e-2, *flags)
+    assert not calls
+    command("--desc", "computed_twice", "--n_iter", 2, "--lr", 1e-2, *flags, "--checkpoint_activations")
+    assert len(calls) == 14 * 2  # updates, blocks; none in evaluation
+    assert largest_difference(last_parameters("kept"), last_parameters("computed_twice")) <= 1e-7
+
+
+def test_a_shared_context_makes_the_same_updates(command, monkeypatch):
+    n_tokens, original = {"apart": 0, "shared": 0}, train.compute_losses
+
+    def compute_losses(*arguments):
+        n_tokens[desc] += len(arguments[-1].places)
+        return original(*arguments)
+
+    monkeypatch.setattr(train, "compute_losses", compute_losses)
+    for desc, flags in (("apart", []), ("shared", ["--share_context"])):
+        command("--desc", desc, "--n_iter", 3, "--lr", 0.3, "--e", 0.1, *NO_DROPOUT, *flags)
+    assert n_tokens["shared"] < 0.8 * n_tokens["apart"]
+    assert largest_difference(last_parameters("apart"), last_parameters("shared")) < 1e-6
+
+
+# --- what is not loaded where it is not needed -----------------------------------------------------------------------
+
+
+def python(program: str, folder: Path) -> str:
+    command = [sys.executable, "-W", "error", "-c", program]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_model_needs_torch_and_numpy_alone(tmp_path):
+    names = ["spacy", "ftfy", "tqdm", "sklearn", "scipy", "pandas", "matplotlib", "safetensors", "tokenizers"]
+    blocked = f"import sys, torch; sys.modules |= dict.fromkeys({names})"  # torch itself loads some
+    assert python(f"{blocked}; import model_pytorch; print(model_pytorch.DEFAULT_CONFIG.n_embd)", tmp_path) == "768\n"
+
+
+def test_texts_are_encoded_once_and_then_read_without_their_libraries(command, monkeypatch, tmp_path, data_dir):
+    command("--n_iter", 1, "--submit", "--desc", "first")
+    (cache,) = data_dir.glob("encoded_*.npz")
+    monkeypatch.setattr(TextEncoder, "encode", lambda *_: pytest.fail("encoded again"))
+    command("--n_iter", 1, "--submit", "--desc", "second")
+    assert largest_difference(last_parameters("first"), last_parameters("second")) == 0
+    flags = ["--data_dir", "data", "--model_dir", "model", "--n_valid", "10", "--n_batch", "4", "--n_iter", "1"]
+    program = f"import sys, train; code = train.main({flags}); print(code, *({{'spacy', 'ftfy'}} & sys.modules.keys()))"
+    assert python(program, tmp_path).splitlines()[-1] == "0"
+    assert list(data_dir.glob("encoded_*")) == [cache]

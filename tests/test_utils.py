@@ -1,10 +1,13 @@
 """Small shared helpers, and whether FIDELITY.md still says what is so."""
 
 import dataclasses
+import errno
 import hashlib
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -117,6 +120,22 @@ def test_a_failure_while_writing_leaves_the_old_file_and_no_part(tmp_path, error
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == ({"best_params": old} if old else {})
 
 
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_disk_that_does_not_take_a_file_is_named_and_the_old_file_stays(tmp_path, monkeypatch, call):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "best_params"
+    path.write_bytes(b"whole")
+    monkeypatch.setattr(os, call, full)
+    with (
+        pytest.raises(InputError, match="best_params cannot be written .No space left on device.*intact"),
+        replacing(path) as file,
+    ):
+        file.write(b"half")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"best_params": b"whole"}
+
+
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
 @pytest.mark.parametrize("content", [b"", b"line\n", b"a\0b\r\n", bytes(range(256)) * 9000], ids=len)
 def test_blob_ids_are_gits(tmp_path, content):
@@ -129,6 +148,14 @@ def test_blob_ids_are_gits(tmp_path, content):
 def test_sha256_is_that_of_the_standard_library(tmp_path):
     (tmp_path / "file").write_bytes(bytes(range(256)) * 9000)
     assert utils.sha256(tmp_path / "file") == hashlib.sha256(bytes(range(256)) * 9000).hexdigest()
+
+
+def test_digests_are_by_name(tmp_path):
+    contents = {f"{i}.npy": bytes([i]) * 5000 for i in range(20)}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    found = utils.digests(tmp_path / name for name in contents)
+    assert found == {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
 
 
 def test_a_path_is_looked_up_here_and_then_beside_the_scripts(tmp_path, monkeypatch):
@@ -225,7 +252,7 @@ def test_the_ledger_lists_its_rows_without_a_test():
     assert [int(number) for number in listed.split(",")] == without
 
 
-def test_a_command_ends_with_0_2_or_130(capsys):
+def test_a_command_ends_with_0_2_130_or_143(capsys):
     def fail(error):
         raise error
 
@@ -233,5 +260,9 @@ def test_a_command_ends_with_0_2_or_130(capsys):
     assert utils.exit_code("p", lambda: fail(InputError("a file: its remedy")), "x") == 2
     assert utils.exit_code("p", lambda: fail(KeyboardInterrupt()), "what was there stays") == 130
     assert capsys.readouterr().err == "p: error: a file: its remedy\np: stopped; what was there stays\n"
+    handler = signal.getsignal(signal.SIGTERM)
+    assert utils.exit_code("p", lambda: os.kill(os.getpid(), signal.SIGTERM), "what was there stays") == 143
+    assert capsys.readouterr().err == "p: stopped; what was there stays\n"
+    assert signal.getsignal(signal.SIGTERM) is handler
     with pytest.raises(ZeroDivisionError):  # a mistake of ours keeps its traceback
         utils.exit_code("p", lambda: fail(ZeroDivisionError()), "x")

@@ -1,0 +1,105 @@
+"""Commands in processes of their own, alone or several together, to be watched, stopped and killed."""
+
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+TIMEOUT = 120  # seconds; reached by a deadlock alone
+
+# processes branch off from a server that has imported everything: 30 ms instead of seconds
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["pretrain", "pytest", "torch._dynamo"])
+
+
+class Processes:
+    """An action in one process or, as torchrun starts them, in several that train together.
+
+    Args:
+        action: what each does; returns its exit code.
+        folder: where; made if need be. `<rank>.out` and `<rank>.err` in it take what is printed.
+        n_processes: None for one that torchrun has not started.
+        environment: further variables.
+    """
+
+    def __init__(
+        self, action: Callable[[], int | None], folder: Path, n_processes: int | None = None, **environment: int
+    ):
+        self.folder, self.processes = folder, []
+        folder.mkdir(exist_ok=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        if n_processes is not None:
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            environment |= {"WORLD_SIZE": n_processes, "LOCAL_WORLD_SIZE": n_processes}
+        for rank in range(n_processes or 1):
+            own = environment if n_processes is None else environment | {"RANK": rank, "LOCAL_RANK": rank}
+            self.processes.append(FORKS.Process(target=_act, args=(action, folder, rank, own), daemon=True))
+            self.processes[-1].start()
+
+    def send(self, number: int) -> None:
+        """Send a signal to all that are alive."""
+        for process in self.processes:
+            if process.is_alive():
+                os.kill(process.pid, number)
+
+    def wait(self) -> list[int]:
+        """Return the exit codes, -n where signal n killed."""
+        for process in self.processes:
+            process.join(TIMEOUT)
+        if hang := [process for process in self.processes if process.is_alive()]:
+            for process in hang:
+                process.kill()
+            raise TimeoutError(f"{len(hang)} processes hang: {self.err()}")
+        return [process.exitcode for process in self.processes]
+
+    def out(self, rank: int = 0) -> str:
+        """Return what a process has printed."""
+        return (self.folder / f"{rank}.out").read_text()
+
+    def err(self, rank: int = 0) -> str:
+        """Return what a process has printed to stderr, progress bars apart."""
+        lines = (self.folder / f"{rank}.err").read_text().replace("\r", "\n").split("\n")
+        return "\n".join(line for line in lines if line.strip(" \x1b[A") and "%|" not in line and "/s]" not in line)
+
+
+def _act(action: Callable[[], int | None], folder: Path, rank: int, environment: dict[str, int]) -> None:
+    os.chdir(folder)
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    for descriptor, stream in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{rank}.{stream}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    torch.set_num_threads(1)
+    sys.exit(action())
+
+
+def rank() -> int:
+    """Return the number of this process."""
+    return int(os.environ.get("RANK", 0))
+
+
+def torchrun(n_processes: int, script: Path, argv: list, folder: Path, *flags: str) -> tuple[int, str, str]:
+    """Run a script as a user runs it on several devices; return exit code, stdout and stderr."""
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={n_processes}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [*command, *flags, str(script), *map(str, argv)],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # it then ends what it has started
+            raise
+    return process.returncode, out, err

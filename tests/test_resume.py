@@ -1,0 +1,577 @@
+"""What was stopped, killed or damaged goes on to the same end, to the bit; what would lose work is refused."""
+
+import errno
+import json
+import os
+import pickle
+import pkgutil
+import random
+import re
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_data, write_model
+from processes import ROOT, Processes, rank, torchrun
+from safetensors.torch import save_file
+from test_pretrain import write_corpus
+
+import checkpoint
+import opt
+import pretrain
+import train
+from training import Ranks
+from utils import InputError, sha256
+
+ALONE = Ranks(device=torch.device("cpu"))
+COMMANDS = {"train": train, "pretrain": pretrain}
+TWO = ("--n_batch", 2)  # with which two processes make the updates of one
+EVERY = {"train": 3, "pretrain": 4}  # updates between two checkpoints
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A folder with a model, rows and a corpus: 14 updates of 4 rows, with an evaluation and test rows."""
+    folder = tmp_path_factory.mktemp("world")
+    write_model(folder / "model")
+    write_data(folder / "data", n_valid=37, n_test=7)
+    write_corpus(folder / "corpus.txt", n_lines=40)
+    return folder
+
+
+def command(name: str, world: Path, *more) -> Callable[[], int]:
+    """Return a small run, drop-out on, to be called in a process of its own."""
+    flags = {
+        "train": ["--model_dir", world / "model", "--data_dir", world / "data", "--submit"]
+        + "--n_valid 9 --n_batch 4 --n_iter 2 --lr 1e-3".split(),
+        "pretrain": ["--corpus", world / "corpus.txt", "--model_dir", "model"]
+        + "--n_merges 40 --n_ctx 16 --n_embd 16 --n_head 2 --n_layer 2 --n_batch 4 --n_iter 2".split()
+        + "--lr 5e-3 --lr_warmup 3 --log_every 5 --valid_share 0.2".split(),
+    }[name]
+    return partial(COMMANDS[name].main, list(map(str, [*flags, "--checkpoint_every", EVERY[name], *more])))
+
+
+def finish(action: Callable[[], int], folder: Path, *processes, **environment) -> Processes:
+    """Run an action to its good end."""
+    run = Processes(action, folder, *processes, **environment)
+    assert set(run.wait()) == {0}, run.err()
+    return run
+
+
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """Return the checkpoints in a run's folder by the number of updates, the newest last."""
+    return {int(path.name.removeprefix("checkpoint_")): path for path in sorted(folder.glob("save/*/checkpoint_*"))}
+
+
+def outcome(folder: Path) -> dict[str, bytes]:
+    """Return all that a run leaves: log, predictions, parameters, weights, newest checkpoint."""
+    *older, newest = checkpoints(folder).values()
+    found = {}
+    for path in sorted(path for path in folder.glob("*/**/*") if path.is_file()):
+        name = str(path.relative_to(folder))
+        # what a kill may leave beside, and the older checkpoints, of other updates after a stop
+        if not any(old in path.parents for old in older) and ".part" not in name and "checkpoint.old" not in name:
+            found[name] = re.sub(rb'"commit": [^,}]+', b"", path.read_bytes())  # which a commit meanwhile changes
+    return found
+
+
+@pytest.fixture(scope="module")
+def unbroken(world, tmp_path_factory) -> dict[str, dict[str, bytes]]:
+    """What the runs of the small commands leave."""
+    outcomes = {}
+    for name in COMMANDS:
+        outcomes[name] = outcome(finish(command(name, world), tmp_path_factory.mktemp(name)).folder)
+    names = {Path(path).name for path in outcomes["train"]}
+    assert names >= {"tensors.safetensors", "state.json", "best_params", "rocstories.jsonl", "ROCStories.tsv"}
+    return outcomes
+
+
+def assert_goes_on(name: str, world: Path, folder: Path, unbroken: dict, *processes: int) -> None:
+    """Resume the run in a folder and compare its end with the unbroken one's."""
+    finish(command(name, world, "--resume", *(TWO if processes == (2,) else ())), folder, *processes)
+    ours, theirs = outcome(folder), unbroken[name]
+    assert ours.keys() == theirs.keys()
+    assert [path for path in ours if ours[path] != theirs[path]] == []
+
+
+@pytest.fixture(scope="module")
+def unbroken_by_two(world, tmp_path_factory) -> dict[str, dict[str, bytes]]:
+    return {"train": outcome(finish(command("train", world, *TWO), tmp_path_factory.mktemp("two"), 2).folder)}
+
+
+def at_call(place: str, number: int, do: Callable[[], None], action: Callable[[], int], who: int = 0) -> int:
+    """Do an action; process `who` does something else first at a call of the function that `place` names.
+
+    Restarted processes do not.
+    """
+    owner, _, name = place.rpartition(".")
+    owner = pkgutil.resolve_name(owner)
+    original, calls = getattr(owner, name), count(1)
+
+    def watched(*arguments, **keywords):
+        if next(calls) == number and rank() == who and "TORCHELASTIC_RESTART_COUNT" not in os.environ:
+            do()
+        return original(*arguments, **keywords)
+
+    setattr(owner, name, watched)
+    return action()
+
+
+def signal_self(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+# --- signals ---------------------------------------------------------------------------------------------------------
+
+STOPS = [  # command, function, call of it, updates made when the run stops
+    ("train", "text_utils:TextEncoder.encode", 1, 0),
+    ("train", "train.update", 5, 5),
+    ("train", "train.predict", 2, 7),  # on valid rows
+    ("train", "train.save_checkpoint", 2, 6),
+    ("train", "train.predict", 5, 14),  # on test rows
+    ("pretrain", "pretrain.learn_vocabulary", 1, 0),
+    ("pretrain", "text_utils:TextEncoder.encode", 1, 0),
+    ("pretrain", "pretrain.update", 6, 6),
+    ("pretrain", "pretrain.sequence_losses", 6, 5),  # on held-out rows
+    ("pretrain", "pretrain:Run.log", 2, 10),
+    ("pretrain", "pretrain.save_openai_model", 1, 10),
+]
+
+
+@pytest.mark.parametrize("name, place, number, updates", STOPS)
+def test_a_signal_stops_within_an_update_and_loses_nothing(world, unbroken, tmp_path, name, place, number, updates):
+    for cache in (world / "data").glob("encoded_*") if "encode" in place else []:
+        cache.unlink()
+    asked = (signal.SIGTERM, signal.SIGINT)[number % 2]
+    run = Processes(partial(at_call, place, number, partial(signal_self, asked), command(name, world)), tmp_path)
+    assert run.wait() == [128 + asked]
+    assert run.err() == f"{name}.py: stopped; --resume goes on"
+    assert max(checkpoints(tmp_path), default=0) == updates
+    assert_goes_on(name, world, tmp_path, unbroken)
+
+
+@pytest.mark.parametrize("place, number, updates", [("train.update", 5, 5), ("train.predict", 2, 7)])
+def test_a_signal_to_one_of_two_processes_stops_both(world, unbroken_by_two, tmp_path, place, number, updates):
+    action = partial(at_call, place, number, partial(signal_self, signal.SIGTERM), command("train", world, *TWO), 1)
+    run = Processes(action, tmp_path, 2)
+    assert run.wait() == [143, 143], run.err()
+    assert "Traceback" not in run.err() + run.err(1)
+    assert max(checkpoints(tmp_path)) == updates
+    assert_goes_on("train", world, tmp_path, unbroken_by_two, 2)
+
+
+# --- what would lose work --------------------------------------------------------------------------------------------
+
+
+def refuse(action: Callable[[], int], folder: Path, *processes) -> str:
+    """Run an action that must end with one line and exit code 2; return the line."""
+    run = Processes(action, folder, *processes)
+    assert set(run.wait()) == {2}, run.err()
+    (line,) = run.err().splitlines()
+    return line
+
+
+def test_checkpoints_of_an_unfinished_run_are_not_overwritten(world, unbroken, tmp_path):
+    stop = partial(at_call, "train.update", 5, partial(signal_self, signal.SIGTERM), command("train", world))
+    assert Processes(stop, tmp_path).wait() == [143]
+    before = outcome(tmp_path)
+    assert "holds checkpoints of an unfinished run. --resume goes on" in refuse(command("train", world), tmp_path)
+    other = command("train", world, "--resume", "--lr", "2e-3", "--lm_coef", 0.25)
+    assert "was made with another lm_coef, lr. Resume with what it had" in refuse(other, tmp_path)
+    two = Processes(command("train", world, "--resume"), tmp_path, 2)
+    assert two.wait() == [2, 2] and "was made with another t_total, n_processes." in two.err()
+    assert outcome(tmp_path) == before
+    finish(command("train", world, "--resume", "--checkpoint_every", 5), tmp_path)  # this one may change
+    assert outcome(tmp_path) == unbroken["train"]
+
+
+def test_checkpoints_of_a_finished_run_are_replaced(world, unbroken, tmp_path):
+    finish(command("train", world, "--seed", 1), tmp_path)
+    assert outcome(tmp_path) != unbroken["train"]
+    finish(command("train", world), tmp_path)
+    assert outcome(tmp_path) == unbroken["train"]
+    assert list(checkpoints(tmp_path)) == [12, 14]
+
+
+def test_a_finished_run_resumed_predicts_again(world, unbroken, tmp_path):
+    finish(command("train", world), tmp_path)
+    (tmp_path / "submission/ROCStories.tsv").unlink()
+    run = finish(command("train", world, "--resume"), tmp_path)
+    assert "14 of them done" in run.out()
+    assert outcome(tmp_path) == unbroken["train"]
+
+
+# --- kill -9 ---------------------------------------------------------------------------------------------------------
+
+
+def kill_at_random(name: str, world: Path, folder: Path, rng: random.Random) -> Path:
+    """Kill a run some time after its log was begun and before its end."""
+    moment = rng.random()
+    for attempt in count():
+        run = Processes(command(name, world), folder / str(attempt))
+        while not list(run.folder.glob("log/*.jsonl")):
+            time.sleep(0.001)
+        time.sleep(moment)
+        run.send(signal.SIGKILL)
+        if run.wait() == [-signal.SIGKILL]:
+            return run.folder
+        moment *= 0.7  # it had ended
+
+
+@pytest.mark.parametrize("name", ["train", "pretrain", "train"])
+def test_a_killed_run_goes_on_to_the_same_end(world, unbroken, tmp_path, name):
+    assert_goes_on(name, world, kill_at_random(name, world, tmp_path, random.Random()), unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_end(world, unbroken, tmp_path, seed):
+    name = ("train", "pretrain")[seed % 2]
+    assert_goes_on(name, world, kill_at_random(name, world, tmp_path, random.Random(seed)), unbroken)
+
+
+@pytest.mark.parametrize(
+    "name, place, number",
+    [
+        ("train", "train.update", 9),
+        ("train", "train.predict", 4),
+        ("train", "train.save_parameters", 1),
+        ("train", "checkpoint.save_file", 4),
+        ("pretrain", "pretrain:Run.log", 2),
+        ("pretrain", "model_pytorch.replacing", 3),  # some weights are written
+    ],
+)
+def test_a_run_killed_at_each_kind_of_work_goes_on(world, unbroken, tmp_path, name, place, number):
+    action = partial(at_call, place, number, partial(signal_self, signal.SIGKILL), command(name, world))
+    assert Processes(action, tmp_path).wait() == [-signal.SIGKILL]
+    assert_goes_on(name, world, tmp_path, unbroken)
+
+
+def test_processes_restarted_after_one_was_killed_reach_the_same_end(world, unbroken_by_two, tmp_path):
+    action = partial(at_call, "train.update", 8, partial(signal_self, signal.SIGKILL), command("train", world, *TWO), 1)
+    run = Processes(action, tmp_path, 2)
+    assert run.wait() == [2, -signal.SIGKILL]
+    assert "process 0 of 2 has lost another one" in run.err() and "Traceback" not in run.err()
+    finish(action, tmp_path, 2, TORCHELASTIC_RESTART_COUNT=1)  # as torchrun starts them, without --resume
+    assert outcome(tmp_path) == unbroken_by_two["train"]
+
+
+WORKER = """
+import os, signal, sys
+import train
+
+original, number = train.update, 0
+
+def update(*arguments):
+    global number
+    number += 1
+    if number == 8 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill({who}, signal.{number})
+    return original(*arguments)
+
+train.update = update
+sys.exit(train.main())
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_run_whose_worker_was_killed(world, unbroken_by_two, tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER.format(who="os.getpid()", number="SIGKILL"))
+    code, out, err = torchrun(2, script, command("train", world, *TWO).args[0], tmp_path / "run", "--max-restarts=3")
+    assert code == 0, err
+    assert out.count("plan  ") == 2 and "6 of them done" in out
+    assert outcome(tmp_path / "run") == unbroken_by_two["train"]
+
+
+@pytest.mark.slow
+def test_torchrun_stopped_goes_on_to_the_same_end(world, unbroken_by_two, tmp_path):
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER.format(who="os.getppid()", number="SIGTERM"))
+    code, _, err = torchrun(2, script, command("train", world, *TWO).args[0], tmp_path / "run")
+    assert code != 0 and err.count("train.py: stopped; --resume goes on") == 2
+    assert max(checkpoints(tmp_path / "run")) in (8, 9)
+    code, _, err = torchrun(
+        2, ROOT / "train.py", [*command("train", world, *TWO).args[0], "--resume"], tmp_path / "run"
+    )
+    assert code == 0, err
+    assert outcome(tmp_path / "run") == unbroken_by_two["train"]
+
+
+# --- saving ----------------------------------------------------------------------------------------------------------
+
+
+def small(updates: int) -> tuple[torch.nn.Module, opt.OpenAIAdam]:
+    """Return a network and its optimiser, all their numbers this one."""
+    model = torch.nn.Linear(3, 3)
+    optimizer = opt.OpenAIAdam(model.parameters(), 0.1, "warmup_linear", 0.1, 100)
+    model(torch.ones(3)).sum().backward()
+    optimizer.step()
+    for values in (vars for vars in optimizer.state.values()):
+        for value in values.values():
+            value.fill_(updates)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(updates)
+    return model, optimizer
+
+
+def save_small(folder: Path, updates: int) -> None:
+    checkpoint.save_checkpoint(folder, updates, *small(updates), ALONE, logs=[updates])
+
+
+def assert_is(found: tuple[dict[str, torch.Tensor], dict], updates: int) -> None:
+    tensors, state = found
+    assert (state["updates"], state["logs"]) == (updates, [updates])
+    names = [name for name in tensors if not name.startswith("random")]
+    assert len(names) == 8 and all((tensors[name] == updates).all() for name in names)
+
+
+STEPS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir", "os.listdir", "shutil.rmtree"}
+
+
+def save_and_die(folder: Path, updates: int, step: int) -> None:
+    """Save, and end without a word before a given step: each call that touches the disk, each file half written."""
+    steps = count(1)
+
+    def tick() -> None:
+        if next(steps) == step:
+            os._exit(9)
+
+    def in_halves(write: Callable, path_of: Callable) -> Callable:
+        def halves(*arguments):
+            write(*arguments)
+            whole = path_of(arguments).read_bytes()
+            for share in (0, 0.01, 0.5, 0.99):
+                path_of(arguments).write_bytes(whole[: int(share * len(whole))])
+                tick()
+            return write(*arguments)
+
+        return halves
+
+    fsync = os.fsync
+    os.fsync = lambda descriptor: tick() or fsync(descriptor)
+    checkpoint.save_file = in_halves(save_file, lambda arguments: arguments[1])
+    Path.write_text = in_halves(Path.write_text, lambda arguments: arguments[0])
+    arguments = folder, updates, *small(updates), ALONE
+    sys.addaudithook(lambda event, _: tick() if event in STEPS else None)
+    checkpoint.save_checkpoint(*arguments, logs=[updates])
+    os._exit(0)
+
+
+@pytest.mark.parametrize(
+    "earlier, updates",
+    [
+        ((), 3),
+        ((1, 2), 3),
+        pytest.param((3,), 3, marks=pytest.mark.slow),
+        pytest.param((2, 3), 3, marks=pytest.mark.slow),
+    ],
+    ids=["first", "third", "first of the same update", "second of the same update"],
+)
+def test_a_kill_at_any_step_of_saving_leaves_a_checkpoint(tmp_path, earlier, updates):
+    for step in count(1):
+        folder = tmp_path / str(step)
+        for number in earlier:
+            save_small(folder, number)
+        for leftover in ("checkpoint.part", "checkpoint.old")[: 1 + len(earlier)]:  # of a kill before
+            (folder / leftover).mkdir(parents=True)
+            (folder / leftover / "state.json").write_text("")
+        code = Processes(partial(save_and_die, folder, updates, step), tmp_path / "process").wait()
+        found = checkpoint.read_checkpoint(folder, ALONE)
+        if code == [0]:
+            break
+        assert code == [9]
+        kept = [number for number in earlier if number < updates]
+        if found is None:
+            assert not kept  # nothing was there to lose; or the only one was of this very update
+        else:
+            assert_is(found, max(checkpoints_in(folder)))
+            assert max(checkpoints_in(folder)) in (*kept[-1:], updates)
+        save_small(folder, updates)
+        assert_is(checkpoint.read_checkpoint(folder, ALONE), updates)
+    assert step > 50
+    assert_is(found, updates)
+    assert sorted(path.name for path in folder.iterdir()) == [f"checkpoint_{n:09d}" for n in (*kept[-1:], updates)]
+
+
+def checkpoints_in(folder: Path) -> list[int]:
+    return [int(path.name.removeprefix("checkpoint_")) for path in checkpoint.checkpoints(folder)]
+
+
+def flip(path: Path, rng: random.Random) -> Callable[[], None]:
+    """Flip one bit of a file; return what flips it back."""
+    whole = path.read_bytes()
+    place, bit = rng.randrange(len(whole)), 1 << rng.randrange(8)
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+    return lambda: path.write_bytes(whole)
+
+
+def test_any_flipped_bit_of_a_checkpoint_is_noticed(tmp_path, capsys):
+    rng = random.Random(0)
+    save_small(tmp_path, 1)
+    save_small(tmp_path, 2)
+    newest = tmp_path / "checkpoint_000000002"
+    for _ in range(100):
+        flip_back = flip(rng.choice(sorted(newest.iterdir())), rng)
+        assert_is(checkpoint.read_checkpoint(tmp_path, ALONE), 1)
+        assert capsys.readouterr().out == f"{newest} is damaged: passed over\n"
+        flip_back()
+        assert_is(checkpoint.read_checkpoint(tmp_path, ALONE), 2)
+    flip(newest / "state.json", rng)
+    flip(tmp_path / "checkpoint_000000001/state.json", rng)
+    with pytest.raises(InputError, match="no checkpoint is sound. Mend one from a copy, or remove them"):
+        checkpoint.read_checkpoint(tmp_path, ALONE)
+
+
+def test_any_flipped_bit_of_the_best_parameters_is_noticed(tmp_path):
+    rng = random.Random(0)
+    path, (model, _) = tmp_path / "best_params", small(1)
+    checkpoint.save_parameters(path, model)
+    for _ in range(100):
+        flip_back = flip(rng.choice([path, tmp_path / "best_params.sha256"]), rng)
+        with pytest.raises(InputError, match="is not the file that .*best_params.sha256 describes"):
+            checkpoint.load_parameters(path, model)
+        flip_back()
+    other, _ = small(2)
+    checkpoint.load_parameters(path, other)
+    assert (other.weight == 1).all()
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])])
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "SHA256.json"])
+def test_a_checkpoint_that_lacks_something_is_passed_over(tmp_path, damage, name):
+    save_small(tmp_path, 1)
+    save_small(tmp_path, 2)
+    damage(tmp_path / "checkpoint_000000002" / name)
+    assert_is(checkpoint.read_checkpoint(tmp_path, ALONE), 1)
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(world, unbroken, tmp_path):
+    stop = partial(at_call, "train.update", 8, partial(signal_self, signal.SIGTERM), command("train", world))
+    assert Processes(stop, tmp_path).wait() == [143]
+    older, newest = checkpoints(tmp_path).values()
+    flip(newest / "tensors.safetensors", random.Random(0))
+    assert_goes_on("train", world, tmp_path, unbroken)
+    assert f"{newest.relative_to(tmp_path)} is damaged: passed over" in (tmp_path / "0.out").read_text()
+
+
+# --- a disk that takes no more ---------------------------------------------------------------------------------------
+
+
+def fill_disk() -> None:
+    """From here on no file may grow beyond 4 kB, as the system sees to it."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+
+
+def fail_to_rename() -> None:
+    def replace(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    os.replace = replace
+
+
+def lose_folder() -> None:
+    shutil.rmtree("save/rocstories")
+    Path("save/rocstories").write_text("")
+
+
+@pytest.mark.parametrize("trouble", [fill_disk, fail_to_rename])
+@pytest.mark.parametrize(
+    "place, number, file", [("save_checkpoint", 2, "checkpoint_000000006"), ("save_parameters", 1, "best_params")]
+)
+def test_a_full_disk_is_named_and_costs_no_checkpoint(world, unbroken, tmp_path, trouble, place, number, file):
+    line = refuse(partial(at_call, f"train.{place}", number, trouble, command("train", world)), tmp_path)
+    assert f"error: save/rocstories/{file} cannot be written (" in line and "intact" in line
+    assert max(checkpoints(tmp_path)) == {2: 3, 1: 6}[number]
+    assert_goes_on("train", world, tmp_path, unbroken)
+
+
+def test_a_full_disk_ends_all_processes(world, unbroken_by_two, tmp_path):
+    run = Processes(partial(at_call, "train.save_checkpoint", 2, fill_disk, command("train", world, *TWO)), tmp_path, 2)
+    assert run.wait() == [2, 2]
+    assert "checkpoint_000000006 cannot be written" in run.err() and "has lost another one" in run.err(1)
+    assert "Traceback" not in run.err() + run.err(1)
+    assert_goes_on("train", world, tmp_path, unbroken_by_two, 2)
+
+
+def test_a_lost_folder_is_named(world, tmp_path):
+    line = refuse(partial(at_call, "train.save_checkpoint", 2, lose_folder, command("train", world)), tmp_path)
+    assert "error: save/rocstories/checkpoint_000000006 cannot be written (" in line
+
+
+# --- files that would run a program ----------------------------------------------------------------------------------
+
+
+class Evil:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.fixture
+def evil(tmp_path) -> Evil:
+    evil = Evil(tmp_path / "it has run")
+    pickle.loads(pickle.dumps(evil))
+    evil.marker.rmdir()  # it works
+    return evil
+
+
+def test_a_pickle_in_the_place_of_a_checkpoint_is_passed_over(world, unbroken, tmp_path, evil):
+    stop = partial(at_call, "train.update", 8, partial(signal_self, signal.SIGTERM), command("train", world))
+    assert Processes(stop, tmp_path / "run").wait() == [143]
+    for number, path in reversed(checkpoints(tmp_path / "run").items()):
+        (path / "tensors.safetensors").write_bytes(pickle.dumps(evil))
+        digests = {name: sha256(path / name) for name in checkpoint.FILES}
+        (path / "SHA256.json").write_text(json.dumps(digests))
+        if number == 8:
+            shutil.copytree(tmp_path / "run", tmp_path / "copy")
+            assert_goes_on("train", world, tmp_path / "copy", unbroken)
+    assert "no checkpoint is sound" in refuse(command("train", world, "--resume"), tmp_path / "run")
+    assert not evil.marker.exists()
+
+
+def test_a_pickle_in_the_place_of_the_best_parameters_is_refused(world, tmp_path, evil):
+    finish(command("train", world), tmp_path / "run")
+    best = tmp_path / "run/save/rocstories/best_params"
+    best.write_bytes(pickle.dumps(evil))
+    best.with_name("best_params.sha256").write_text(f"{sha256(best)}  best_params\n")
+    line = refuse(command("train", world, "--resume"), tmp_path / "run")
+    assert "best_params is not the file that" in line and not evil.marker.exists()
+
+
+@pytest.mark.parametrize("as_array", [False, True])
+def test_a_pickle_in_the_place_of_weights_is_refused(world, tmp_path, evil, as_array):
+    shutil.copytree(world / "model", tmp_path / "model")
+    with open(tmp_path / "model/params_3.npy", "wb") as file:
+        if as_array:
+            np.save(file, np.array([evil], object), allow_pickle=True)
+        else:
+            pickle.dump(evil, file)
+    line = refuse(command("train", world, "--model_dir", tmp_path / "model"), tmp_path / "run")
+    assert "params_3.npy is no sound array of numbers" in line and not evil.marker.exists()
+
+
+def test_a_pickle_in_the_place_of_the_encoded_texts_is_not_run(world, unbroken, tmp_path, evil):
+    (cache,) = (world / "data").glob("encoded_*.npz")
+    for damage in (
+        lambda: np.savez(cache, ids=np.array([evil], object), lengths=np.array([1])),
+        lambda: cache.write_bytes(pickle.dumps(evil)),
+    ):
+        damage()
+        run = finish(command("train", world), tmp_path / "run")
+        assert outcome(tmp_path / "run") == unbroken["train"]
+        assert f"{cache} is damaged" in run.out() and not evil.marker.exists()

@@ -1,0 +1,358 @@
+"""Several processes train as one does; updates that must not be made are not; a log tells what its run depends on."""
+
+import json
+import os
+import re
+import signal
+import threading
+from contextlib import nullcontext
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_data, write_model
+from processes import ROOT, Processes, rank, torchrun
+from safetensors.torch import load_file
+from test_golden import GOLDEN, Golden, Product
+from test_pretrain import write_corpus
+
+import pretrain
+import train
+import training
+from utils import InputError, Interrupted, sha256
+
+NO_DROPOUT = [f"--{kind}_pdrop=0" for kind in ("embd", "attn", "resid", "clf")]
+PRETRAIN = (
+    "--n_merges 40 --n_ctx 16 --n_embd 16 --n_head 2 --n_layer 2 --n_iter 2 --lr 5e-3 --lr_warmup 3 --log_every 5"
+).split()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A folder with a model, rows and a corpus; 32 rows are trained on, 9 validated, 13 tested."""
+    folder = tmp_path_factory.mktemp("world")
+    write_model(folder / "model")
+    write_data(folder / "data", n_valid=41, n_test=13)
+    write_corpus(folder / "corpus.txt")
+    return folder
+
+
+def train_flags(world: Path, *more) -> list[str]:
+    places = ["--model_dir", world / "model", "--data_dir", world / "data", "--n_valid", 9]
+    return [*map(str, places), *NO_DROPOUT, *map(str, more)]
+
+
+def pretrain_flags(world: Path, *more) -> list[str]:
+    return ["--corpus", str(world / "corpus.txt"), "--model_dir", "model", *PRETRAIN, *NO_DROPOUT, *map(str, more)]
+
+
+def read_log(folder: Path, desc: str = "rocstories") -> list[dict]:
+    return [json.loads(line) for line in (folder / f"log/{desc}.jsonl").read_text().splitlines()]
+
+
+def newest_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    *_, newest = sorted(folder.glob("save/*/checkpoint_*"))
+    return load_file(newest / "tensors.safetensors")
+
+
+def assert_same_training(ours: Path, theirs: Path, desc: str) -> None:
+    """Compare logs, parameters and Adam's means to 1e-6, and predictions exactly."""
+    for line, expected in zip(read_log(ours, desc)[1:], read_log(theirs, desc)[1:], strict=True):
+        assert line == pytest.approx(expected, abs=1e-6, rel=1e-6)
+    tensors, expected = newest_tensors(ours), newest_tensors(theirs)
+    assert tensors.keys() == expected.keys()
+    for name, value in expected.items():
+        # the gradient of this one is 0 but for rounding, which Adam scales up: see test_golden.py
+        if not name.startswith("random") and name != "model.task_head.linear.bias":
+            torch.testing.assert_close(tensors[name], value, atol=1e-6, rtol=0, msg=name)
+    for path in ours.glob("submission/*"):
+        assert path.read_bytes() == (theirs / "submission" / path.name).read_bytes()
+
+
+# --- processes -------------------------------------------------------------------------------------------------------
+
+TWENTY_UPDATES = ("--n_iter", 5, "--lr", "1e-3", "--submit")
+
+
+@pytest.fixture(scope="module")
+def alone(world, tmp_path_factory) -> Path:
+    """Twenty updates of 8 rows, in one process."""
+    run = Processes(
+        partial(train.main, train_flags(world, *TWENTY_UPDATES, "--n_batch", 8)), tmp_path_factory.mktemp("alone")
+    )
+    assert run.wait() == [0], run.err()
+    assert read_log(run.folder)[0]["t_total"] == 20
+    return run.folder
+
+
+@pytest.mark.parametrize(
+    "n_processes, n_batch, accumulate",
+    [(None, 4, 2), (1, 8, 1), (2, 4, 1), (2, 2, 2), (4, 2, 1)],
+)
+def test_processes_and_accumulation_train_as_one_batch_does(world, alone, tmp_path, n_processes, n_batch, accumulate):
+    flags = train_flags(world, *TWENTY_UPDATES, "--n_batch", n_batch, "--accumulate", accumulate)
+    run = Processes(partial(train.main, flags), tmp_path / "together", n_processes)
+    assert run.wait() == [0] * (n_processes or 1), run.err()
+    assert "20 updates of 8 examples" in run.out()
+    assert_same_training(run.folder, alone, "rocstories")
+    for other in range(1, n_processes or 1):  # the first alone prints
+        assert run.out(other) + run.err(other) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_processes, n_batch", [(1, 8), (2, 4), (4, 2)])
+def test_torchrun_trains_as_one_process_does(world, alone, tmp_path, n_processes, n_batch):
+    flags = train_flags(world, *TWENTY_UPDATES, "--n_batch", n_batch)
+    code, out, err = torchrun(n_processes, ROOT / "train.py", flags, tmp_path / "together")
+    assert code == 0, err
+    assert out.count("plan  ") == 1
+    assert_same_training(tmp_path / "together", alone, "rocstories")
+
+
+@pytest.fixture(scope="module")
+def pretrained_alone(world, tmp_path_factory) -> Path:
+    run = Processes(
+        partial(pretrain.main, pretrain_flags(world, "--n_batch", 4)), tmp_path_factory.mktemp("pretrained")
+    )
+    assert run.wait() == [0], run.err()
+    return run.folder
+
+
+def test_two_processes_pretrain_as_one_does(world, pretrained_alone, tmp_path):
+    run = Processes(partial(pretrain.main, pretrain_flags(world, "--n_batch", 2)), tmp_path / "together", 2)
+    assert run.wait() == [0, 0], run.err()
+    assert_same_training(run.folder, pretrained_alone, "pretrain")
+    assert run.out(1) + run.err(1) == ""
+
+
+@pytest.mark.slow
+def test_torchrun_pretrains_as_one_process_does(world, pretrained_alone, tmp_path):
+    code, _, err = torchrun(2, ROOT / "pretrain.py", pretrain_flags(world, "--n_batch", 2), tmp_path / "together")
+    assert code == 0, err
+    assert_same_training(tmp_path / "together", pretrained_alone, "pretrain")
+
+
+def make_golden_updates(n_parts: int) -> None:
+    """Make TensorFlow's updates with all processes, each in n_parts, and compare as test_golden.py does."""
+    with training.join_ranks() as ranks:
+        assert ranks.gather(torch.tensor([ranks.rank, -1])).tolist() == [0, -1, 1, -1]
+        for path in sorted(GOLDEN.glob("*.npz")):
+            golden = Golden(path)
+            product = Product(golden)
+            product.set_parameters(golden.parameters("init"))
+            objective = ranks.wrap(train.FineTuning(product.model, product.lm_coef))
+            for u in range(golden.config["n_updates"]):
+                x, m, y = golden.batch(u)
+                batch = x.astype(int), m.astype(np.float32), y.astype(int)
+                parts = training.make_parts(range(len(y)), len(y) // (ranks.size * n_parts), ranks)
+                batches = (train.make_batch(batch, np.array(part), ranks.device, False) for part in parts)
+                cost = training.update(
+                    objective, batches, n_parts, product.optimizer, nullcontext(), ranks, range(len(y))
+                )
+                theirs = golden.arrays[f"{u}/clf"].mean() + product.lm_coef * golden.arrays[f"{u}/lm"].mean()
+                assert abs(cost - theirs) < Product.tolerance, (path, u)
+                if u in (0, 4, 11):
+                    assert golden.movement(u, product.get_parameters()) < 5e-3, (path, u)
+
+
+@pytest.mark.parametrize("n_parts", [1, 2])
+def test_two_processes_make_the_updates_of_tensorflow(tmp_path, n_parts):
+    run = Processes(partial(make_golden_updates, n_parts), tmp_path, 2)
+    assert run.wait() == [0, 0], run.err() + run.err(1)
+
+
+def test_the_rows_of_an_update_are_shared_out_in_order():
+    parts = [training.make_parts(range(12), 3, training.Ranks(number, 2, torch.device("cpu"))) for number in (0, 1)]
+    assert parts == [[range(0, 3), range(3, 6)], [range(6, 9), range(9, 12)]]
+
+
+def test_more_processes_than_devices_are_refused(monkeypatch):
+    for name, value in {"LOCAL_RANK": 3, "RANK": 3, "WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": 4}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    with pytest.raises(InputError, match="--nproc_per_node 4 is more than the 2 devices"), training.join_ranks():
+        pass
+
+
+# --- guards ----------------------------------------------------------------------------------------------------------
+
+
+def spoil(cost: torch.Tensor, parameter: torch.Tensor, how: str) -> torch.Tensor:
+    zero = parameter.sum() - parameter.sum().detach()  # the slope of its root is infinite
+    match how:
+        case "nan in the cost":
+            return cost * float("nan")
+        case "inf in the cost":
+            return cost + float("inf")
+        case "nan in the gradient":
+            return cost + 0 * zero.sqrt()
+        case "inf in the gradient":
+            return cost + zero.sqrt()
+        case "GPU memory":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        case "CPU memory":
+            return cost + torch.empty(2**60)
+        case "array memory":
+            return cost + torch.from_numpy(np.empty(2**58))
+        case "mistake":
+            raise RuntimeError("a mistake of ours")
+
+
+def run_spoilt(name: str, argv: list[str], how: str, at: int, who: int = 0) -> int:
+    """Run a command where in update `at` of process `who` something is wrong. Assert that the update changes nothing.
+
+    It prints the rows of that update.
+    """
+    command, objective_class = {"train": (train, train.FineTuning), "pretrain": (pretrain, pretrain.PreTraining)}[name]
+    forward, update, numbers, last = objective_class.forward, command.update, count(1), []
+
+    def spoilt_forward(self, *batch):
+        cost = forward(self, *batch)
+        return spoil(cost, next(self.parameters()), how) if next(numbers) == at and rank() == who else cost
+
+    def state(objective, optimizer) -> list[torch.Tensor]:
+        moments = [value for values in optimizer.state.values() for value in values.values()]
+        updates = torch.tensor([group["t"] for group in optimizer.param_groups])
+        return [t.clone() for t in (*objective.parameters(), *moments, updates)]
+
+    def watched_update(objective, parts, n_parts, optimizer, autocast, ranks, rows):
+        last[:] = objective, optimizer, rows, state(objective, optimizer)
+        return update(objective, parts, n_parts, optimizer, autocast, ranks, rows)
+
+    objective_class.forward, command.update = spoilt_forward, watched_update
+    code = command.main(argv)
+    objective, optimizer, rows, before = last
+    after = state(objective, optimizer)
+    assert before[-1].tolist() == [at - 1, at - 1]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(after, before, strict=True))
+    print("rows", ", ".join(map(str, rows)))
+    return code
+
+
+def flags_of(name: str, world: Path, n_batch: int) -> list[str]:
+    return (train_flags if name == "train" else pretrain_flags)(world, "--n_batch", n_batch)
+
+
+AT = [("train", 3), ("train", 4), ("pretrain", 4), ("pretrain", 5)]  # after 4 and 5 there would be a log
+HOW = [f"{value} in the {place}" for value in ("nan", "inf") for place in ("cost", "gradient")]
+
+
+def assert_not_made(run: Processes, who: int, how: str, at: int, n_rows: int) -> None:
+    place = "the cost is" if "cost" in how else "the norm of the gradients is"
+    rows = run.out(who).splitlines()[-1].removeprefix("rows ")
+    assert len(rows.split(", ")) == n_rows
+    assert f"error: {place} {how[:3]}; the update was not made. Its rows: {rows}. Look at them" in run.err(who)
+    assert "Traceback" not in run.err(who)
+    assert not list(run.folder.glob(f"save/*/checkpoint_{at:09d}"))
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("name, at", AT)
+def test_an_update_that_is_no_number_is_not_made(world, tmp_path, name, at, how):
+    run = Processes(partial(run_spoilt, name, flags_of(name, world, 4), how, at), tmp_path)
+    assert run.wait() == [2], run.err()
+    assert len(run.err().splitlines()) == 1
+    assert_not_made(run, 0, how, at, 4)
+
+
+@pytest.mark.parametrize("name, how", [("train", HOW[0]), ("train", HOW[3]), ("pretrain", HOW[1])])
+def test_an_update_that_is_no_number_in_one_process_is_made_in_none(world, tmp_path, name, how):
+    run = Processes(partial(run_spoilt, name, flags_of(name, world, 2), how, 3, 1), tmp_path, 2)
+    assert run.wait() == [2, 2], run.err()
+    for who in (0, 1):
+        assert_not_made(run, who, how, 3, 4)
+
+
+@pytest.mark.parametrize("how", ["GPU memory", "CPU memory", "array memory"])
+def test_full_memory_is_named_with_batch_and_remedy(world, tmp_path, how):
+    run = Processes(partial(run_spoilt, "train", flags_of("train", world, 4), how, 3), tmp_path)
+    assert run.wait() == [2], run.err()
+    (message,) = run.err().splitlines()
+    assert "error: out of memory on cpu, 4 examples at a time. Halve --n_batch and double --accumulate" in message
+
+
+def test_full_memory_of_one_process_ends_all(world, tmp_path):
+    run = Processes(partial(run_spoilt, "train", flags_of("train", world, 2), "CPU memory", 3, 1), tmp_path, 2)
+    assert run.wait() == [2, 2], run.err()
+    assert "process 0 of 2 has lost another one, whose own message says why" in run.err()
+    assert "out of memory on cpu, 2 examples at a time" in run.err(1)
+    assert "Traceback" not in run.err() + run.err(1)
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(world, tmp_path):
+    run = Processes(partial(run_spoilt, "train", flags_of("train", world, 2), "mistake", 3, 1), tmp_path, 2)
+    assert run.wait() == [2, 1], run.err()
+    assert "Traceback" in run.err(1) and "RuntimeError: a mistake of ours" in run.err(1)
+
+
+# --- stopping --------------------------------------------------------------------------------------------------------
+
+
+def test_a_signal_waits_and_another_one_soon_after_does_not_count():
+    earlier = signal.getsignal(signal.SIGTERM)
+    with training.Stop(training.Ranks(device=torch.device("cpu"))) as stop:
+        stop.here()  # nothing was asked
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(training.Stopped) as stopped:
+            stop.here()
+        assert stopped.value.number == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is earlier
+
+
+def test_another_signal_later_does_not_wait_and_leaves_no_checkpoint(monkeypatch):
+    monkeypatch.setattr(training.Stop, "PATIENCE", -1)
+    with training.Stop(training.Ranks(device=torch.device("cpu"))):
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted) as interrupted:
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert not isinstance(interrupted.value, training.Stopped)  # what train.py writes a checkpoint after
+
+
+def test_a_run_in_a_thread_leaves_the_signals_alone():
+    handlers = []
+
+    def watch():
+        with training.Stop(training.Ranks(device=torch.device("cpu"))) as stop:
+            handlers.append(signal.getsignal(signal.SIGTERM))
+            stop.here()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    thread.join()
+    assert handlers == [signal.getsignal(signal.SIGTERM)]
+
+
+# --- the machine -----------------------------------------------------------------------------------------------------
+
+
+def test_the_first_line_of_a_log_tells_what_the_run_depends_on(world, alone, pretrained_alone):
+    for folder, desc in ((alone, "rocstories"), (pretrained_alone, "pretrain")):
+        settings = read_log(folder, desc)[0]
+        assert settings["torch"] == torch.__version__ and re.fullmatch(r"3\.\d+\.\d+", settings["python"])
+        assert settings["device"].startswith("cpu") and (settings["n_processes"], settings["n_threads"]) == (1, 1)
+        assert settings["commit"] is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", settings["commit"])
+    files = [*(world / "data").glob("*.csv"), *(world / "model").glob("params_?.npy")]
+    files += [world / "model/encoder_bpe_40000.json", world / "model/vocab_40000.bpe"]
+    assert len(files) == 14
+    assert read_log(alone)[0]["digests"] == {path.name: sha256(path) for path in files}
+    files = [world / "corpus.txt", *(pretrained_alone / "model" / path.name for path in files[-2:])]
+    assert read_log(pretrained_alone, "pretrain")[0]["digests"] == {path.name: sha256(path) for path in files}
+
+
+def run_deterministically(argv: list[str]) -> int:
+    assert not torch.are_deterministic_algorithms_enabled()
+    code = train.main([*argv, "--deterministic"])
+    assert torch.are_deterministic_algorithms_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"]
+    return code
+
+
+def test_deterministic_algorithms_can_be_asked_for(world, alone, tmp_path):
+    run = Processes(partial(run_deterministically, train_flags(world, *TWENTY_UPDATES, "--n_batch", 8)), tmp_path)
+    assert run.wait() == [0], run.err()
+    assert read_log(run.folder)[0]["deterministic"]
+    assert_same_training(run.folder, alone, "rocstories")
