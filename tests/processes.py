@@ -15,7 +15,15 @@ TIMEOUT = 120  # seconds; reached by a deadlock alone
 
 # processes branch off from a server that has imported everything: 30 ms instead of seconds
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["pretrain", "pytest", "torch._dynamo"])
+LATE_IMPORTS = [
+    "torch._dynamo",
+    "spacy.lang.en",
+    "spacy_legacy",
+    "spacy_loggers",
+    "ftfy",
+    "matplotlib.backends.backend_agg",
+]
+FORKS.set_forkserver_preload(["pretrain", "test_golden", "test_pretrain", *LATE_IMPORTS])
 
 
 class Processes:
