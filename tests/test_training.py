@@ -237,7 +237,8 @@ def flags_of(name: str, world: Path, n_batch: int) -> list[str]:
     return (train_flags if name == "train" else pretrain_flags)(world, "--n_batch", n_batch)
 
 
-AT = [("train", 3), ("train", 4), ("pretrain", 4), ("pretrain", 5)]  # after 4 and 5 there would be a log
+AT = [("train", 8), ("pretrain", 4)]  # after 8 updates of train and 5 of pretrain there would be a log
+AT += [pytest.param(*at, marks=pytest.mark.slow) for at in (("train", 3), ("pretrain", 5))]
 HOW = [f"{value} in the {place}" for value in ("nan", "inf") for place in ("cost", "gradient")]
 
 
