@@ -43,10 +43,10 @@ from datasets import ROCSTORIES_TEST, ROCSTORIES_VALID, encode_cached, read_cloz
 from model_pytorch import Config, DoubleHeadModel, Packing
 from text_utils import TextEncoder
 from train import COUNT, N_SPECIAL, FineTuning, HelpFormatter, Rows, Task, number
-from training import Ranks, join_ranks, make_parts, provenance, update
+from training import Ranks, join_ranks, keep_freed_memory, make_parts, provenance, update
 from utils import InputError, exit_code, find, make_output_folder, replacing, write_json
 
-GROWTH = {"n_ctx": [64, 128, 256, 512], "n_batch": [1, 8, 64]}
+GROWTH = {"n_ctx": [64, 128, 256, 512], "n_batch": [8, 1, 64]}  # one grows while the other is the first
 RACE = {"n_choices": 4, "n_story": 350, "n_ending": 15}  # about the sizes of that task's examples
 N_PRODUCTS = 5  # timed matrix products, of which the best counts
 
@@ -237,6 +237,8 @@ def serve(connection, environment: dict[str, str]) -> None:
     torch.manual_seed(0)
     try:
         with join_ranks() as ranks:
+            if job.library is None:
+                keep_freed_memory()  # as train.py does
             is_gpu = ranks.device.type == "cuda"
             wait = torch.cuda.synchronize if is_gpu else lambda: None
             step = make_step(job, ranks)
@@ -425,7 +427,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     flag("--n_batch", nargs="+", type=COUNT, help="examples of a batch; default: 8")
     help_ = "measure rows of exactly so many tokens, text repeated; default: the rows as they are"
     flag("--n_ctx", nargs="+", type=number(int, 6), help=help_)
-    flag("--growth", action="store_true", help=f"measure {GROWTH}, where those flags are silent")
+    flag("--growth", action="store_true", help=f"measure {GROWTH}, one of them growing at a time")
     flag("--shapes", choices=("stories", "race"), default="stories", help=f"race: random tokens, {RACE}")
     flag("--updates", type=COUNT, default=10, help="updates measured, of which the median counts")
     flag("--warm_up", type=number(int, 0), default=2, help="updates before them")
@@ -497,6 +499,8 @@ def run(args: argparse.Namespace) -> None:
         data = tuple(column[:n_rows] for column in data)
         task = Task(n_vocab, data[0].shape[2], cfg, (data, data, data), n_updates, {})
         for n_batch in args.n_batch:
+            if args.growth and n_ctx != args.n_ctx[0] and n_batch != args.n_batch[0]:
+                continue
             print(f"measuring {precision}, batches of {n_batch}, n_ctx {task.n_ctx}", file=sys.stderr)
             rows += measure(make_jobs(args, precision, n_batch, task), args.warm_up, args.updates)
 

@@ -171,18 +171,22 @@ class Attention(nn.Module):
         if cfg.n_embd % cfg.n_head:
             raise ValueError(f"n_embd {cfg.n_embd} must be a multiple of n_head {cfg.n_head}")
         self.n_head = cfg.n_head
-        self.attn_pdrop = cfg.attn_pdrop
         self.c_attn = Conv1D(3 * cfg.n_embd, cfg.n_embd)
         self.c_proj = Conv1D(cfg.n_embd, cfg.n_embd)
+        self.attn_dropout = Dropout(cfg.attn_pdrop)
         self.resid_dropout = Dropout(cfg.resid_pdrop)
         self.register_load_state_dict_pre_hook(_drop_mask_buffer)
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
         qkv = packing.spread(self.c_attn(x))  # (R, L, 3C)
         q, k, v = (t.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for t in qkv.chunk(3, -1))  # (R, H, L, D)
-        pdrop = self.attn_pdrop if self.training else 0.0
-        mask = packing.mask
-        a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=pdrop, is_causal=mask is None)
+        pdrop, mask = self.attn_dropout.p if self.training else 0.0, packing.mask
+        if pdrop and x.device.type == "cpu":  # torch's own function draws its masks slowly there
+            mask = torch.ones(q.size(2), q.size(2), dtype=torch.bool).tril() if mask is None else mask
+            scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-2, -1)  # (R, H, L, L)
+            a = self.attn_dropout(scores.masked_fill(~mask, -math.inf).softmax(-1)) @ v
+        else:
+            a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=pdrop, is_causal=mask is None)
         return self.resid_dropout(self.c_proj(packing.gather(a.transpose(1, 2).flatten(2))))
 
 

@@ -158,5 +158,5 @@ def test_a_wrong_flag_is_refused(flags, capsys):
 def test_growth_fills_in_what_other_flags_leave_open():
     args = bench.parse_args(["--growth", "--n_batch", "2"])
     assert args.n_ctx == [64, 128, 256, 512] and args.n_batch == [2]
-    assert bench.parse_args(["--growth"]).n_batch == [1, 8, 64]
+    assert bench.parse_args(["--growth"]).n_batch == [8, 1, 64]
     assert bench.parse_args(["--shapes", "race"]).what == ["predict"]

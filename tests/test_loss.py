@@ -274,10 +274,11 @@ def full_losses(h: torch.Tensor, table: torch.Tensor, x: torch.Tensor, m: torch.
     return of_tokens.sum(1) / real[:, 1:].sum(1)
 
 
-@pytest.mark.parametrize("piece", [3, 1024])
+@pytest.mark.parametrize("piece, width", [(3, 4), (1024, 5), (3, 2048)])
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
-def test_language_model_losses_and_gradients_are_those_of_all_logits(monkeypatch, function, piece):
+def test_language_model_losses_and_gradients_are_those_of_all_logits(monkeypatch, function, piece, width):
     monkeypatch.setattr(loss._RowCrossEntropy, "PIECE", piece)
+    monkeypatch.setattr(loss._RowCrossEntropy, "WIDTH", width)
     x, m = (torch.tensor(a) for a in reference.batch(7, N_VOCAB, 3, 2, T))
     rng = torch.Generator().manual_seed(0)
     values = [torch.randn(n, 5, dtype=torch.double, generator=rng) for n in (int(m.sum()), V)]

@@ -19,6 +19,7 @@ from model_pytorch import (
     Dropout,
     LMModel,
     MultipleChoiceHead,
+    Packing,
     SimilarityHead,
     TransformerModel,
 )
@@ -235,6 +236,19 @@ def test_each_drop_out_drops_its_part_in_training_only(setting, head, removed):
         model.train(training)
         h, _ = reference.transformer(q, x.numpy(), CFG.n_head, CFG.afn)
         assert_close(model(x)[1], reference.task_logits(q, h, x.numpy(), CLASSIFY, head))
+
+
+@pytest.mark.parametrize("share_context", [False, True])
+def test_attention_written_out_for_drop_out_is_torchs(monkeypatch, share_context):
+    model, _ = make(attn_pdrop=0.5)
+    x, m = (torch.tensor(a) for a in reference.batch(2, N_VOCAB, 3, 2, T))
+    packing = Packing(x, m, share_context)
+    assert not packing.is_dense
+    monkeypatch.setattr(Dropout, "forward", lambda self, x: x)  # drops nothing
+    written_out, torchs = (
+        model.train(t).transformer.packed_states(packing, model.transformer.dropped_table()) for t in (True, False)
+    )
+    assert_close(written_out, torchs, atol=1e-12)
 
 
 def test_the_choices_of_an_example_share_one_mask_of_features():
