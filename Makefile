@@ -4,7 +4,7 @@ PYTHON ?= python3
 .PHONY: demo test test-slow lint
 
 demo: .venv/installed
-	.venv/bin/python train.py --desc demo --model_dir demo/model --data_dir demo/data --lr 5e-4 --n_batch 4 --n_iter 4 --submit --analysis
+	.venv/bin/python train.py --desc demo --model_dir demo/model --data_dir demo/data --lr 2e-4 --n_batch 2 --n_iter 3 --submit --analysis
 
 test: .venv/installed-dev
 	.venv/bin/python -m pytest

@@ -1,6 +1,6 @@
 """Repeat the paper's ablations at the demo's scale: table and picture of test accuracies over seeds.
 
-    python demo/ablations.py --seeds 5 -- --lr 5e-4 --n_batch 4 --n_iter 4
+    python demo/ablations.py --seeds 5 -- --lr 2e-4 --n_batch 2 --n_iter 3
 
 What stands behind `--` goes to train.py in every run. Each result is a line of --results; runs that it holds already
 are not repeated.
