@@ -86,7 +86,7 @@ class _RowCrossEntropy(torch.autograd.Function):
     def backward(ctx, of_rows: Tensor) -> tuple[Tensor | None, ...]:
         states, table, targets, predictions, shares, of_states, of_table = ctx.saved_tensors
         if (of_rows == of_rows[0]).all():
-            of_states, of_table = of_states * of_rows[0], of_table * of_rows[0]
+            of_states, of_table = of_states.mul_(of_rows[0]), of_table.mul_(of_rows[0])  # no second copy of the table's
         else:
             weights = _weights(predictions, shares * of_rows[:, None], len(targets))
             _, of_states, of_table = _cross_entropies(states, table, targets, weights, ctx.dtype)

@@ -150,7 +150,7 @@ class Packing:
         if self.is_dense:
             return t.unflatten(0, self.rows)
         spread = t.new_zeros(self.rows[0] * self.rows[1], *t.shape[1:])
-        return spread.index_put((self.places,), t).unflatten(0, self.rows)  # keeps, unlike index_copy, nothing of t
+        return spread.index_put_((self.places,), t).unflatten(0, self.rows)  # keeps, unlike index_copy, nothing of t
 
     def gather(self, t: Tensor) -> Tensor:
         """Return what the rows of attention (R, L, ...) hold for the N tokens (N, ...)."""
@@ -184,8 +184,8 @@ class Attention(nn.Module):
         pdrop, mask = self.attn_dropout.p if self.training else 0.0, packing.mask
         if pdrop and x.device.type == "cpu":  # torch's own function draws its masks slowly there
             mask = torch.ones(q.size(2), q.size(2), dtype=torch.bool).tril() if mask is None else mask
-            scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-2, -1)  # (R, H, L, L)
-            a = self.attn_dropout(scores.masked_fill(~mask, -math.inf).softmax(-1)) @ v
+            scores = (q @ k.transpose(-2, -1)).div_(math.sqrt(q.size(-1)))  # (R, H, L, L)
+            a = self.attn_dropout(scores.masked_fill_(~mask, -math.inf).softmax(-1)) @ v
         else:
             a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=pdrop, is_causal=mask is None)
         return self.resid_dropout(self.c_proj(packing.gather(a.transpose(1, 2).flatten(2))))

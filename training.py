@@ -144,7 +144,7 @@ def update(
     Raises:
         InputError: cost or gradient is not finite, and no parameter has changed; or the device's memory is full.
     """
-    optimizer.zero_grad()
+    optimizer.zero_grad(set_to_none=False)  # they stay where make_optimizer put them
     cost = 0.0
     try:
         for i, part in enumerate(parts, 1):
