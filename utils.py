@@ -47,6 +47,7 @@ def exit_code(program: str, action: Callable[[], None], when_stopped: str) -> in
     """Run a command's action and return 0; 2 after one line on what the user can mend; 128 + n after signal n."""
 
     def terminate(number: int, _frame) -> None:
+        signal.signal(number, signal.SIG_IGN)  # `timeout` sends it twice
         raise Interrupted(number)
 
     in_main_thread = threading.current_thread() is threading.main_thread()
