@@ -116,13 +116,15 @@ def _cross_entropies(
         logits = [at_least_float32(state @ block.T) for block in blocks]  # (P, W) each
         log_z = torch.stack([part.logsumexp(1) for part in logits]).logsumexp(0)  # (P,)
         losses[piece] = log_z
+        if weights is not None:
+            weight = weights[piece, None]
+            weighted = (weight * state).to(dtype)
         for i, (part, block) in enumerate(zip(logits, blocks, strict=True)):
             is_here = (target // width == i).to(part.dtype)[:, None]  # (P, 1)
             place = (target % width).clamp(max=len(block) - 1)[:, None]
             losses[piece] -= (part.gather(1, place) * is_here).squeeze(1)
             if weights is not None:
                 of_logits = part.sub_(log_z[:, None]).exp_().scatter_add_(1, place, -is_here).to(dtype)  # of weight 1
-                weight = weights[piece, None]
                 of_states[piece] += weight * (of_logits @ block)
-                of_table[i * width : (i + 1) * width] += of_logits.T @ (weight * state).to(dtype)
+                of_table[i * width : (i + 1) * width] += of_logits.T @ weighted
     return losses, of_states, of_table
