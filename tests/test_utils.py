@@ -266,3 +266,17 @@ def test_a_command_ends_with_0_2_130_or_143(capsys):
     assert signal.getsignal(signal.SIGTERM) is handler
     with pytest.raises(ZeroDivisionError):  # a mistake of ours keeps its traceback
         utils.exit_code("p", lambda: fail(ZeroDivisionError()), "x")
+
+
+def test_a_second_sigterm_does_not_disturb_the_end():
+    ended = []
+
+    def action():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            ended.append(True)
+
+    assert utils.exit_code("program", action, "nothing is written") == 128 + signal.SIGTERM
+    assert ended == [True]
