@@ -3,7 +3,8 @@
 Writes a table, a picture and all figures with their conditions: <out>.md, <out>.png and <out>.json.
 
 A row of the table is measured in a process of its own, for its peak memory to be its own. The processes of one
-precision, batch and length take turns, an update each, so that other work on the machine disturbs all of them alike.
+precision, batch and length take turns, an update each, so that other work on the machine disturbs all of them alike;
+a process that does nothing but matrix products of that precision has its turns too.
 Weights are random, of the model folder's shapes; stories are in file order, and begin again when they run out.
 
 Work is counted on real tokens, each choice's row by itself. With features C, a table of V rows and rows of n tokens:
@@ -11,8 +12,7 @@ Work is counted on real tokens, each choice's row by itself. With features C, a 
     LM head    2 V C for each real next token, n - 1 a row; in training alone
     training   3 forward passes, whether or not --checkpoint_activations makes a fourth
 "TFLOP/s" is this count over time in every mode, so that what a shared context saves shows as speed. "of matrix rate" is
-the share of the best matrix product in that precision, a shared context counted once. The product is timed at the start
-and at the end, and the better taken.
+the median share of the rate of the matrix products of the same turn, a shared context counted once.
 """
 
 import argparse
@@ -48,7 +48,7 @@ from utils import InputError, exit_code, find, make_output_folder, replacing, wr
 
 GROWTH = {"n_ctx": [64, 128, 256, 512], "n_batch": [8, 1, 64]}  # one grows while the other is the first
 RACE = {"n_choices": 4, "n_story": 350, "n_ending": 15}  # about the sizes of that task's examples
-N_PRODUCTS = 5  # timed matrix products, of which the best counts
+N_PRODUCTS = 5  # matrix products of a turn, of which the median counts
 
 
 # --- rows and their work ---------------------------------------------------------------------------------------------
@@ -315,38 +315,44 @@ class Worker:
         return peak
 
     def matrix_rate(self) -> float:
-        """Return the operations per second of the best of several matrix products, after one to warm up."""
-        times = [max(self.ask(np.empty(0))) for _ in range(1 + N_PRODUCTS)][1:]
+        """Return the operations per second of several matrix products, the median."""
+        times = [max(self.ask(np.empty(0))) for _ in range(N_PRODUCTS)]
         if self.error:
             raise InputError(f"no matrix product could be timed: {self.error}")
-        return 2 * product_size(Ranks().device) ** 3 / min(times)
+        return 2 * product_size(Ranks().device) ** 3 / float(np.median(times))
 
 
-def measure(jobs: list[Job], n_warm_up: int, n_updates: int) -> list[dict]:
-    """Let the jobs make their updates in turn and return their rows of the table."""
+def measure(jobs: list[Job], n_warm_up: int, n_updates: int) -> tuple[list[dict], list[float]]:
+    """Let the jobs make their updates in turn and return their rows of the table, and the matrix rate of each turn."""
+    matrix = Worker(Job("matrix", jobs[0].args, jobs[0].n_threads))
     workers = [Worker(job) for job in jobs]
-    for worker in workers:
+    for worker in (matrix, *workers):
         worker.ask()
+    matrix_rates = []
     for i in range(n_warm_up + n_updates):
         for worker in workers:
             worker.seconds.append(max(worker.ask(worker.job.rows(i))))
-    return [figures(worker, worker.close(), n_warm_up) for worker in workers]
+        matrix_rates.append(matrix.matrix_rate())
+    matrix.close()
+    matrix_rates = matrix_rates[n_warm_up:]
+    return [figures(worker, worker.close(), matrix_rates) for worker in workers], matrix_rates
 
 
-def figures(worker: Worker, peak: float, n_warm_up: int) -> dict:
-    """Return a row of the table, its rates the medians over the updates."""
+def figures(worker: Worker, peak: float, matrix_rates: list[float]) -> dict:
+    """Return a row of the table, its rates the medians over the updates after those that warm up."""
     job, args, task, (x, m, _) = worker.job, worker.job.args, worker.job.task, worker.job.task.splits[0]
     n_batch = f"{args.n_batch * job.n_processes}" + f" x {args.accumulate}" * (args.accumulate > 1)
     row = {"what": job.name, "precision": args.precision, "n_batch": n_batch, "n_ctx": task.n_ctx}
     if worker.error:
         return row | {"error": worker.error}
-    rates = []
-    for i, seconds in list(enumerate(worker.seconds))[n_warm_up:]:
+    rates, n_warm_up = [], len(worker.seconds) - len(matrix_rates)
+    for i, (seconds, matrix_rate) in enumerate(zip(worker.seconds[n_warm_up:], matrix_rates, strict=True), n_warm_up):
         rows = job.rows(i)
         batch = x[rows], m[rows], task.cfg, task.n_vocab + N_SPECIAL + task.n_ctx, job.what == "train"
-        counts = len(rows), m[rows].sum(), count_work(*batch, False), count_work(*batch, args.share_context)
-        rates.append([1e3 * seconds, *(count / seconds for count in counts)])
-    names = "ms", "stories_per_s", "tokens_per_s", "flops", "flops_shared_once"
+        flops = count_work(*batch, False) / seconds
+        of_matrix_rate = count_work(*batch, args.share_context) / seconds / matrix_rate
+        rates.append([1e3 * seconds, len(rows) / seconds, m[rows].sum() / seconds, flops, of_matrix_rate])
+    names = "ms", "stories_per_s", "tokens_per_s", "flops", "of_matrix_rate"
     row |= dict(zip(names, np.median(rates, 0).tolist(), strict=True))
     return row | {"peak_bytes": peak, "seconds": worker.seconds[n_warm_up:]}
 
@@ -360,7 +366,10 @@ HEADINGS += ("peak memory, GiB", "TFLOP/s", "of matrix rate")
 def markdown(report: dict) -> str:
     """Return the conditions and the table in Markdown."""
     conditions = "; ".join(f"{name}: {value}" for name, value in report["conditions"].items())
-    rates = ", ".join(f"{name} {max(pair) / 1e12:.3f} TFLOP/s" for name, pair in report["matrix_rates"].items())
+    rates = ", ".join(
+        f"{name} {np.median(rates) / 1e12:.3f} TFLOP/s (best turn {max(rates) / 1e12:.3f})"
+        for name, rates in report["matrix_rates"].items()
+    )
     lines = [
         f"{conditions}; matrix rate: {rates}",
         "",
@@ -430,7 +439,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     flag("--growth", action="store_true", help=f"measure {GROWTH}, one of them growing at a time")
     flag("--shapes", choices=("stories", "race"), default="stories", help=f"race: random tokens, {RACE}")
     flag("--updates", type=COUNT, default=10, help="updates measured, of which the median counts")
-    flag("--warm_up", type=number(int, 0), default=2, help="updates before them")
+    flag("--warm_up", type=number(int, 0), default=3, help="updates before them")
     flag("--accumulate", type=COUNT, default=1, help="batches of an update; predictions are of one batch")
     flag("--checkpoint_activations", action="store_true", help="save memory: compute the blocks twice")
     flag("--share_context", action="store_true", help="measure training with a shared context too")
@@ -479,15 +488,8 @@ def run(args: argparse.Namespace) -> None:
     splits, n_vocab = read_stories(find(args.model_dir), find(args.data_dir))
     cfg, sizes = train.network(train.parse_args(["--model_dir", args.model_dir]), n_vocab)
 
-    # the machine
-    flags = {name: argparse.Namespace(precision=name) for name in args.precision}
-    matrices = {name: Worker(Job("matrix", flags[name], args.threads)) for name in args.precision}
-    for worker in matrices.values():
-        worker.ask()
-    rates = {name: [worker.matrix_rate()] for name, worker in matrices.items()}
-
     # the rows of the table
-    rows, n_updates = [], args.warm_up + args.updates
+    rows, matrix_rates, n_updates = [], {name: [] for name in args.precision}, args.warm_up + args.updates
     n_rows = n_updates * max(args.n_batch) * args.accumulate
     for precision, n_ctx in product(args.precision, args.n_ctx):
         if args.shapes == "race":
@@ -502,15 +504,12 @@ def run(args: argparse.Namespace) -> None:
             if args.growth and n_ctx != args.n_ctx[0] and n_batch != args.n_batch[0]:
                 continue
             print(f"measuring {precision}, batches of {n_batch}, n_ctx {task.n_ctx}", file=sys.stderr)
-            rows += measure(make_jobs(args, precision, n_batch, task), args.warm_up, args.updates)
+            more = measure(make_jobs(args, precision, n_batch, task), args.warm_up, args.updates)
+            rows += more[0]
+            matrix_rates[precision] += more[1]
 
     # the report
-    for name, worker in matrices.items():
-        rates[name].append(worker.matrix_rate())
-        worker.close()
     measured = [row for row in rows if "error" not in row]
-    for row in measured:
-        row["of_matrix_rate"] = row["flops_shared_once"] / max(rates[row["precision"]])
     if not measured:
         raise InputError(f"nothing could be measured: {rows[0]['error']}")
     conditions = {"machine": machine_name(device)} | provenance(Ranks())
@@ -518,7 +517,7 @@ def run(args: argparse.Namespace) -> None:
     conditions |= {args.against: version(args.against)} if args.against else {}
     conditions |= {"rows": of, "weights": "random", "updates": args.updates}
     report = {"conditions": conditions, "sizes": dataclasses.asdict(sizes), "settings": vars(args)}
-    report |= {"matrix_rates": rates, "rows": rows}
+    report |= {"matrix_rates": matrix_rates, "rows": rows}
     table = markdown(report)
     print(table, end="")
     write_json(out.with_name(out.name + ".json"), report, indent=2)

@@ -113,18 +113,24 @@ def _cross_entropies(
     for start in range(0, len(states), _RowCrossEntropy.PIECE):
         piece = slice(start, start + _RowCrossEntropy.PIECE)
         state, target = states[piece].to(dtype), targets[piece]
-        logits = [at_least_float32(state @ block.T) for block in blocks]  # (P, W) each
-        log_z = torch.stack([part.logsumexp(1) for part in logits]).logsumexp(0)  # (P,)
-        losses[piece] = log_z
-        if weights is not None:
-            weight = weights[piece, None]
-            weighted = (weight * state).to(dtype)
-        for i, (part, block) in enumerate(zip(logits, blocks, strict=True)):
-            is_here = (target // width == i).to(part.dtype)[:, None]  # (P, 1)
-            place = (target % width).clamp(max=len(block) - 1)[:, None]
-            losses[piece] -= (part.gather(1, place) * is_here).squeeze(1)
-            if weights is not None:
-                of_logits = part.sub_(log_z[:, None]).exp_().scatter_add_(1, place, -is_here).to(dtype)  # of weight 1
-                of_states[piece] += weight * (of_logits @ block)
-                of_table[i * width : (i + 1) * width] += of_logits.T @ weighted
+        places = [(target - i * width).clamp(0, len(block) - 1)[:, None] for i, block in enumerate(blocks)]  # (P, 1)
+        is_here = [(target // width == i).to(losses.dtype)[:, None] for i in range(len(blocks))]
+        parts, tops, sums, logit = [], [], [], 0.0
+        for block, place, here in zip(blocks, places, is_here, strict=True):
+            part = at_least_float32(state @ block.T)  # (P, W) logits
+            logit = logit + part.gather(1, place) * here
+            tops.append(part.amax(1, keepdim=True))
+            parts.append(part.sub_(tops[-1]).exp_())
+            sums.append(parts[-1].sum(1, keepdim=True))
+        tops, sums = torch.cat(tops, 1), torch.cat(sums, 1)  # (P, number of blocks)
+        log_z = (tops + sums.log()).logsumexp(1, keepdim=True)
+        losses[piece] = (log_z - logit).squeeze(1)
+        if weights is None:
+            continue
+        weight = weights[piece, None]
+        scales = weight * (tops - log_z).exp()
+        for i, (part, block) in enumerate(zip(parts, blocks, strict=True)):
+            of_logits = part.mul_(scales[:, i : i + 1]).scatter_add_(1, places[i], -weight * is_here[i]).to(dtype)
+            of_states[piece] += of_logits @ block
+            of_table[i * width : (i + 1) * width] += of_logits.T @ state
     return losses, of_states, of_table

@@ -7,7 +7,7 @@ commit a69b5c4; "FIDELITY n" is row n of FIDELITY.md.
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,16 +46,47 @@ DEFAULT_CONFIG = Config()
 # --- the transformer -------------------------------------------------------------------------------------------------
 
 
+class _DropOut(torch.autograd.Function):
+    """Drop n_dropped of 2**16 elements, for which 16 random bits each are drawn, and scale the others.
+
+    One byte an element is kept. Large tensors are worked on in pieces that stay in the cache.
+    """
+
+    PIECE = 2**20  # elements; a multiple of 4
+
+    @staticmethod
+    def forward(ctx, x: Tensor, n_dropped: int) -> Tensor:
+        out, mask = torch.empty(x.shape, dtype=x.dtype), torch.empty(x.shape, dtype=torch.int8)
+        ctx.scale = 2**16 / (2**16 - n_dropped)
+        for of_out, of_mask, of_x in _DropOut.pieces(out, mask, x):
+            bits = torch.empty(math.ceil(len(of_x) / 4), dtype=torch.int64).random_(-(2**63), None)
+            of_mask.copy_(bits.view(torch.int16)[: len(of_x)].ge_(n_dropped - 2**15))
+            of_out.copy_(of_mask).mul_(of_x).mul_(ctx.scale)
+        ctx.save_for_backward(mask)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        of_x, (mask,) = torch.empty(grad.shape, dtype=grad.dtype), ctx.saved_tensors
+        for of_piece, of_mask, of_out in _DropOut.pieces(of_x, mask, grad):
+            of_piece.copy_(of_mask).mul_(of_out).mul_(ctx.scale)
+        return of_x, None
+
+    @staticmethod
+    def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Return the elements of tensors of one size, piece by piece."""
+        return zip(*(t.reshape(-1).split(_DropOut.PIECE) for t in tensors), strict=True)
+
+
 class Dropout(nn.Dropout):
-    """Drop-out; on a CPU a mask is read from 16 random bits an element, in a third of the time that torch takes."""
+    """Drop-out, on a CPU in a fifth of the time that torch takes."""
 
     def forward(self, x: Tensor) -> Tensor:
         n_dropped = round(self.p * 2**16)  # of 2**16 equally likely values: p to 1e-5
         if not self.training or n_dropped in (0, 2**16) or x.device.type != "cpu":
             return super().forward(x)
-        bits = torch.empty(math.ceil(x.numel() / 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        is_kept = bits[: x.numel()].view(x.shape) >= n_dropped - 2**15
-        return torch.where(is_kept, x * (2**16 / (2**16 - n_dropped)), 0)  # of which one byte an element is kept
+        return _DropOut.apply(x, n_dropped)
 
 
 class LayerNorm(nn.Module):
@@ -185,7 +216,8 @@ class Attention(nn.Module):
         if pdrop and x.device.type == "cpu":  # torch's own function draws its masks slowly there
             mask = torch.ones(q.size(2), q.size(2), dtype=torch.bool).tril() if mask is None else mask
             scores = (q @ k.transpose(-2, -1)).div_(math.sqrt(q.size(-1)))  # (R, H, L, L)
-            a = self.attn_dropout(scores.masked_fill_(~mask, -math.inf).softmax(-1)) @ v
+            scores = scores.add_(torch.zeros(mask.shape, dtype=scores.dtype).masked_fill_(~mask, -math.inf))
+            a = self.attn_dropout(scores.softmax(-1)) @ v
         else:
             a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=pdrop, is_causal=mask is None)
         return self.resid_dropout(self.c_proj(packing.gather(a.transpose(1, 2).flatten(2))))
