@@ -83,6 +83,13 @@ class OpenAIAdam(torch.optim.AdamW):
         for group in self.param_groups:
             group["t"] = 0  # updates made; here so that state_dict carries it
 
+    def allocate(self) -> None:
+        """Make all gradients and running means now, where the first update would: among activations they leave gaps."""
+        for p in (p for group in self.param_groups for p in group["params"]):
+            p.grad = torch.zeros_like(p)
+            means = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+            self.state[p] = {"step": torch.zeros((), dtype=torch.float32, device=p.device)} | means  # as AdamW's own
+
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
         """Make one update, with the gradients as they stand; they are left clipped.

@@ -329,9 +329,9 @@ def make_optimizer(
     """Return the optimiser of all parameters, with the settings of `add_optimizer_flags`."""
     names = ("lr", "b1", "b2", "e", "l2", "vector_l2", "max_grad_norm")
     adam = {name: getattr(args, name) for name in names}
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)  # before the activations: made among them, they would leave gaps
-    return OpenAIAdam(model.parameters(), schedule=schedule, warmup=warmup, t_total=t_total, **adam)
+    optimizer = OpenAIAdam(model.parameters(), schedule=schedule, warmup=warmup, t_total=t_total, **adam)
+    optimizer.allocate()
+    return optimizer
 
 
 def find_checkpoint(

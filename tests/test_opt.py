@@ -145,3 +145,20 @@ def test_a_gradient_without_finite_norm_is_refused_and_changes_nothing(bad, max_
         assert all(torch.equal(after["state"][i][name], value) for name, value in tensors.items())
     for name, parameter in parameters.items():  # the gradients too: not clipped by what is no number
         np.testing.assert_array_equal(parameter.grad, grads[name])
+
+
+def test_what_is_allocated_is_what_the_first_update_makes():
+    (parameters, allocated), (others, optimizer) = make(l2=0.1), make(l2=0.1)
+    allocated.allocate()
+    assert all((parameter.grad == 0).all() for parameter in parameters.values())
+    made = [{name: value.data_ptr() for name, value in allocated.state[p].items()} for p in parameters.values()]
+    step(parameters, allocated, gradients(0))
+    step(others, optimizer, gradients(0))
+    for name in SHAPES:
+        assert torch.equal(parameters[name], others[name])
+    ours, torchs = (o.state_dict()["state"] for o in (allocated, optimizer))
+    assert [list(state) for state in ours.values()] == [list(state) for state in torchs.values()]
+    for i, state in ours.items():
+        for name, value in state.items():
+            assert value.dtype == torchs[i][name].dtype and torch.equal(value, torchs[i][name])
+            assert value.data_ptr() == made[i][name]  # used, not made anew
