@@ -267,7 +267,10 @@ class MLP(nn.Module):
         self.dropout = Dropout(cfg.resid_pdrop)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(_ActivatedLinear.apply(self.c_fc(x), self.c_proj.w, self.c_proj.b, self.act))
+        u = self.c_fc(x)
+        if u.dtype == torch.bfloat16:  # half as large: act(u) is kept
+            return self.dropout(self.c_proj(self.act(u)))
+        return self.dropout(_ActivatedLinear.apply(u, self.c_proj.w, self.c_proj.b, self.act))
 
 
 class Block(nn.Module):
