@@ -334,23 +334,23 @@ def measure(jobs: list[Job], n_warm_up: int, n_updates: int) -> tuple[list[dict]
             worker.seconds.append(max(worker.ask(worker.job.rows(i))))
         matrix_rates.append(matrix.matrix_rate())
     matrix.close()
-    matrix_rates = matrix_rates[n_warm_up:]
-    return [figures(worker, worker.close(), matrix_rates) for worker in workers], matrix_rates
+    rows = [figures(worker, worker.close(), matrix_rates, n_warm_up) for worker in workers]
+    return rows, matrix_rates[n_warm_up:]
 
 
-def figures(worker: Worker, peak: float, matrix_rates: list[float]) -> dict:
+def figures(worker: Worker, peak: float, matrix_rates: list[float], n_warm_up: int) -> dict:
     """Return a row of the table, its rates the medians over the updates after those that warm up."""
     job, args, task, (x, m, _) = worker.job, worker.job.args, worker.job.task, worker.job.task.splits[0]
     n_batch = f"{args.n_batch * job.n_processes}" + f" x {args.accumulate}" * (args.accumulate > 1)
     row = {"what": job.name, "precision": args.precision, "n_batch": n_batch, "n_ctx": task.n_ctx}
     if worker.error:
         return row | {"error": worker.error}
-    rates, n_warm_up = [], len(worker.seconds) - len(matrix_rates)
-    for i, (seconds, matrix_rate) in enumerate(zip(worker.seconds[n_warm_up:], matrix_rates, strict=True), n_warm_up):
-        rows = job.rows(i)
+    rates = []
+    for i in range(n_warm_up, len(worker.seconds)):
+        rows, seconds = job.rows(i), worker.seconds[i]
         batch = x[rows], m[rows], task.cfg, task.n_vocab + N_SPECIAL + task.n_ctx, job.what == "train"
         flops = count_work(*batch, False) / seconds
-        of_matrix_rate = count_work(*batch, args.share_context) / seconds / matrix_rate
+        of_matrix_rate = count_work(*batch, args.share_context) / seconds / matrix_rates[i]
         rates.append([1e3 * seconds, len(rows) / seconds, m[rows].sum() / seconds, flops, of_matrix_rate])
     names = "ms", "stories_per_s", "tokens_per_s", "flops", "of_matrix_rate"
     row |= dict(zip(names, np.median(rates, 0).tolist(), strict=True))
@@ -504,9 +504,10 @@ def run(args: argparse.Namespace) -> None:
             if args.growth and n_ctx != args.n_ctx[0] and n_batch != args.n_batch[0]:
                 continue
             print(f"measuring {precision}, batches of {n_batch}, n_ctx {task.n_ctx}", file=sys.stderr)
-            more = measure(make_jobs(args, precision, n_batch, task), args.warm_up, args.updates)
-            rows += more[0]
-            matrix_rates[precision] += more[1]
+            jobs = make_jobs(args, precision, n_batch, task)
+            of_jobs, of_turns = measure(jobs, args.warm_up, args.updates)
+            rows += of_jobs
+            matrix_rates[precision] += of_turns
 
     # the report
     measured = [row for row in rows if "error" not in row]

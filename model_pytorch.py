@@ -237,7 +237,10 @@ def _drop_mask_buffer(module, state_dict, prefix, *_):
 
 
 class _ActivatedLinear(torch.autograd.Function):
-    """act(u) @ w + b that keeps u alone for the gradient and makes act(u), a sixth of a block's memory, again."""
+    """act(u) @ w + b, of one dtype, that keeps u alone for the gradient and makes act(u) again.
+
+    That is a sixth of a block's memory.
+    """
 
     @staticmethod
     def forward(ctx, u: Tensor, w: Tensor, b: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
@@ -251,9 +254,8 @@ class _ActivatedLinear(torch.autograd.Function):
         u, w = ctx.saved_tensors
         with torch.enable_grad():
             a = ctx.act(u := u.detach().requires_grad_())
-        (of_u,) = torch.autograd.grad(a, u, (grad @ w.to(grad.dtype).T).to(a.dtype))
-        of_w, of_b = a.detach().to(grad.dtype).T @ grad, grad.sum(0)
-        return of_u, of_w.to(w.dtype), of_b.to(w.dtype), None
+        (of_u,) = torch.autograd.grad(a, u, grad @ w.T)
+        return of_u, a.detach().T @ grad, grad.sum(0), None
 
 
 class MLP(nn.Module):
@@ -268,7 +270,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         u = self.c_fc(x)
-        if u.dtype == torch.bfloat16:  # half as large: act(u) is kept
+        if u.dtype != self.c_proj.w.dtype:  # autocast: half as large, and act(u) is kept
             return self.dropout(self.c_proj(self.act(u)))
         return self.dropout(_ActivatedLinear.apply(u, self.c_proj.w, self.c_proj.b, self.act))
 

@@ -85,10 +85,12 @@ class OpenAIAdam(torch.optim.AdamW):
 
     def allocate(self) -> None:
         """Make all gradients and running means now, where the first update would: among activations they leave gaps."""
-        for p in (p for group in self.param_groups for p in group["params"]):
-            p.grad = torch.zeros_like(p)
-            means = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-            self.state[p] = {"step": torch.zeros((), dtype=torch.float32, device=p.device)} | means  # as AdamW's own
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = torch.zeros_like(p)
+                means = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+                step = torch.zeros((), dtype=torch.float32, device=p.device)
+                self.state[p] = {"step": step} | means  # as AdamW's own
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
