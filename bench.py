@@ -38,12 +38,17 @@ import torch.distributed as dist
 from matplotlib.figure import Figure
 from torch import Tensor
 
-import train
-from datasets import ROCSTORIES_TEST, ROCSTORIES_VALID, encode_cached, read_cloze
-from model_pytorch import Config, DoubleHeadModel, Packing
+from datasets import ROCSTORIES_TEST, ROCSTORIES_VALID, TASKS, Examples, read_cloze
+from finetuning import FineTuning, Prepared, Settings, build_model, network
+from inputs import N_SPECIAL, Encoded, Rows, encode_cached
+from model_pytorch import Config, DoubleHeadModel
+from opt import OpenAIAdam
+from packing import Packing
+from processes import Ranks, autocast, join_ranks, keep_freed_memory, provenance
+from settings import COUNT, HelpFormatter, number
+from shards import BPE_FILE, ENCODER_FILE
 from text_utils import TextEncoder
-from train import COUNT, N_SPECIAL, FineTuning, HelpFormatter, Rows, Task, number
-from training import Ranks, join_ranks, keep_freed_memory, make_parts, provenance, update
+from training import make_parts, update
 from utils import InputError, exit_code, find, make_output_folder, replacing, write_json
 
 GROWTH = {"n_ctx": [64, 128, 256, 512], "n_batch": [8, 1, 64]}  # one grows while the other is the first
@@ -54,46 +59,52 @@ N_PRODUCTS = 5  # matrix products of a turn, of which the median counts
 # --- rows and their work ---------------------------------------------------------------------------------------------
 
 
-def read_stories(model_dir: Path, data_dir: Path) -> tuple[list[tuple], int]:
-    """Return the columns of the valid and of the test file as token ids, and the number of tokens there are."""
-    vocabulary = str(model_dir / "encoder_bpe_40000.json"), str(model_dir / "vocab_40000.bpe")
+def read_stories(model_dir: Path, data_dir: Path) -> tuple[list[Rows], int]:
+    """Return the rows of the valid and of the test file, cut as train.py does, and the vocabulary size."""
+    vocabulary = str(model_dir / ENCODER_FILE), str(model_dir / BPE_FILE)
     encoder = TextEncoder(*vocabulary)
-    texts = tuple(read_cloze(data_dir / name) for name in (ROCSTORIES_VALID, ROCSTORIES_TEST))
-    return encode_cached(texts, encoder, data_dir, vocabulary), len(encoder.encoder)
+    splits = []
+    for name in (ROCSTORIES_VALID, ROCSTORIES_TEST):
+        *texts, labels = read_cloze(data_dir / name)
+        splits.append(Examples(list(zip(*texts, strict=True)), labels))
+    _, sizes = network(Settings(model_dir=str(model_dir)), n_vocab := len(encoder.encoder))
+    encoded = encode_cached(splits, encoder, data_dir, vocabulary)
+    rows = [
+        Rows(texts, split.labels, "multiple_choice", "halves", n_vocab, sizes.n_positions)
+        for texts, split in zip(encoded, splits, strict=True)
+    ]
+    return rows, n_vocab
 
 
-def real_rows(splits: list[tuple], n_vocab: int, n_positions: int) -> Rows:
-    """Return the rows of the valid file, padded to the longest of both files as train.py does."""
-    max_len = n_positions // 2 - 2
-    n_ctx = min(n_positions, train.longest_row(splits, max_len))
-    *texts, labels = splits[0]
-    return *train.transform_roc(*texts, n_vocab, n_ctx, max_len), labels
+def first_rows(rows: Rows, n_rows: int) -> Rows:
+    """Return rows of the first n_rows examples, or of all there are."""
+    return rows.first(min(n_rows, len(rows)))
 
 
-def repeated_rows(splits: list[tuple], n_vocab: int, n_ctx: int) -> Rows:
-    """Return rows of exactly n_ctx tokens: those of the valid file, stories and the shorter endings repeated."""
-    *texts, labels = splits[0]
-    columns = [], [], []
-    for story, *endings in zip(*texts, strict=True):
+def repeated_rows(rows: Rows, n_ctx: int, n_rows: int) -> Rows:
+    """Return rows of exactly n_ctx tokens: stories, and the shorter endings, repeated."""
+    examples = []
+    for i in range(min(n_rows, len(rows))):
+        story, *endings = rows.encoded.texts(i)
         n_ending = max(1, min(max(map(len, endings)), (n_ctx - N_SPECIAL) // 2))
         lengths = n_ctx - N_SPECIAL - n_ending, n_ending, n_ending
-        for column, text, length in zip(columns, (story, *endings), lengths, strict=True):
-            column.append(list(islice(cycle(text or [0]), length)))
-    return *train.transform_roc(*columns, n_vocab, n_ctx, n_ctx), labels
+        texts = zip((story, *endings), lengths, strict=True)
+        examples.append([list(islice(cycle(text or [0]), length)) for text, length in texts])
+    return Rows(Encoded.of(examples), rows.labels[:n_rows], rows.form, "longest", rows.n_vocab, n_ctx)
 
 
 def race_rows(n_vocab: int, n_rows: int) -> Rows:
     """Return rows of random tokens with the sizes of RACE."""
     rng, n_ctx = np.random.default_rng(0), RACE["n_story"] + RACE["n_ending"] + N_SPECIAL
     stories = rng.integers(n_vocab, size=(n_rows, RACE["n_story"])).tolist()
-    endings = rng.integers(n_vocab, size=(RACE["n_choices"], n_rows, RACE["n_ending"])).tolist()
-    pairs = [(stories, *endings[k : k + 2]) for k in range(0, len(endings), 2)]
-    x, m = zip(*(train.transform_roc(*pair, n_vocab, n_ctx, n_ctx) for pair in pairs), strict=True)
-    return np.concatenate(x, 1), np.concatenate(m, 1), rng.integers(RACE["n_choices"], size=n_rows)
+    endings = rng.integers(n_vocab, size=(n_rows, RACE["n_choices"], RACE["n_ending"])).tolist()
+    encoded = Encoded.of([[story, *choices] for story, choices in zip(stories, endings, strict=True)])
+    labels = rng.integers(RACE["n_choices"], size=n_rows)
+    return Rows(encoded, labels, "multiple_choice", "longest", n_vocab, n_ctx)
 
 
 def count_work(x: np.ndarray, m: np.ndarray, cfg: Config, n_table: int, training: bool, share_context: bool) -> int:
-    """Return the floating-point operations of rows x (B, K, T, 2), m (B, K, T), as the head of this file says."""
+    """Return the floating-point operations of rows x (B, K, T, 2), m (B, K, T), as defined at the top of this file."""
     real = m.astype(bool)
     lengths = real.sum(2)  # (B, K)
     common = np.zeros(len(x), int)  # (B,) tokens that are computed once for all choices
@@ -118,59 +129,65 @@ class Job:
     """What one row of the table measures."""
 
     what: str  # train, predict or matrix
-    args: argparse.Namespace  # of train.py
+    settings: Settings  # of train.py
     n_threads: int  # of each process
-    task: Task | None = None
+    prepared: Prepared | None = None
     library: str | None = None  # whose network; None: this code's
     n_processes: int = 1
 
     @property
     def name(self) -> str:
-        shared = self.args.share_context and "context shared"
+        shared = self.settings.share_context and "context shared"
         processes = self.n_processes > 1 and f"{self.n_processes} processes of {self.n_threads} threads"
         return ", ".join(filter(None, (self.what, shared, processes, self.library)))
 
-    def rows(self, i: int) -> np.ndarray:
-        """Return the numbers of the rows of update i, or of the batch to predict."""
-        n = self.args.n_batch * self.args.accumulate * self.n_processes
-        return np.arange(i * n, (i + 1) * n) % len(self.task.splits[0][0])
+    def examples(self, i: int) -> np.ndarray:
+        """Return the numbers of the examples of update i, or of the batch to predict."""
+        n = self.settings.n_batch * self.settings.accumulate * self.n_processes
+        return np.arange(i * n, (i + 1) * n) % len(self.prepared.splits[0])
+
+
+def make_model(job: Job, ranks: Ranks) -> DoubleHeadModel:
+    """Return the network with random weights."""
+    model, _ = build_model(job.prepared, -1, "")
+    model.transformer.checkpoint_activations = job.settings.checkpoint_activations
+    return model.to(ranks.device)
 
 
 def train_step(job: Job, ranks: Ranks) -> Step:
-    """Return train.py's update."""
-    args = job.args
-    model, _ = train.build_model(args, job.task)
-    model.to(ranks.device).train()
-    optimizer = train.make_optimizer(model, args, args.lr_schedule, args.lr_warmup, job.task.t_total)
-    autocast = train.pick_precision(args, ranks.device)
-    objective = ranks.wrap(FineTuning(model, args.lm_coef))
+    """Return the update of fine-tuning."""
+    settings, rows = job.settings, job.prepared.splits[0]
+    model = make_model(job, ranks).train()
+    schedule = {"schedule": settings.lr_schedule, "warmup": settings.lr_warmup, "t_total": 1000}
+    optimizer = OpenAIAdam(model.parameters(), **settings.adam(), **schedule)
+    optimizer.preallocate()
+    forward = autocast(settings.precision, ranks.device)
+    objective = ranks.wrap(FineTuning(model, settings.lm_coef))
 
-    def step(rows: np.ndarray) -> float:
-        parts = make_parts(rows, args.n_batch, ranks)
-        batches = (train.make_batch(job.task.splits[0], part, ranks.device, args.share_context) for part in parts)
-        return update(objective, batches, args.accumulate, optimizer, autocast, ranks, rows)
+    def step(which: np.ndarray) -> float:
+        parts = make_parts(which, settings.n_batch, ranks)
+        batches = (rows.packed(part, settings.share_context, ranks.device) for part in parts)
+        return update(objective, batches, settings.accumulate, optimizer, forward, ranks, which)
 
     return step
 
 
 @torch.no_grad()
 def predict_batch(model: DoubleHeadModel, x: Tensor, m: Tensor, share_context: bool, device: torch.device) -> Tensor:
-    """Return the logits (B, K) of a batch as train.predict does, which always shares the context."""
-    packing = Packing(x, m, share_context).to(device)
-    h = model.transformer.packed_states(packing, model.transformer.dropped_table())
-    return model.task_head(packing.unpack(h), x.to(device)).float().cpu()
+    """Return the logits (B, K) of a batch as inference.predict does, which always shares the context."""
+    _, _, logits = model.forward_packed(Packing(x, m, share_context).to(device))
+    return logits.float().cpu()
 
 
 def predict_step(job: Job, ranks: Ranks) -> Step:
     """Return the prediction of a batch."""
-    model, _ = train.build_model(job.args, job.task)
-    model.to(ranks.device).eval()
-    autocast = train.pick_precision(job.args, ranks.device)
+    model = make_model(job, ranks).eval()
+    forward = autocast(job.settings.precision, ranks.device)
 
-    def step(rows: np.ndarray) -> Tensor:
-        x, m, _ = (torch.from_numpy(column[rows]) for column in job.task.splits[0])
-        with autocast:
-            return predict_batch(model, x, m, job.args.share_context, ranks.device)
+    def step(which: np.ndarray) -> Tensor:
+        x, m, _ = job.prepared.splits[0].batch(which)
+        with forward:
+            return predict_batch(model, x, m, job.settings.share_context, ranks.device)
 
     return step
 
@@ -182,27 +199,27 @@ def transformers_step(job: Job, ranks: Ranks) -> Step:
     """
     from transformers import OpenAIGPTConfig, OpenAIGPTDoubleHeadsModel
 
-    args, task, training = job.args, job.task, job.what == "train"
-    sizes = {name: getattr(task.cfg, name) for name in ("n_embd", "n_head", "n_layer")}
-    config = OpenAIGPTConfig(vocab_size=task.n_vocab + N_SPECIAL, n_positions=max(task.n_ctx, 512), **sizes)
+    settings, prepared, training = job.settings, job.prepared, job.what == "train"
+    sizes = {name: getattr(prepared.cfg, name) for name in ("n_embd", "n_head", "n_layer")}
+    config = OpenAIGPTConfig(vocab_size=prepared.n_vocab + N_SPECIAL, n_positions=max(prepared.n_ctx, 512), **sizes)
     model = OpenAIGPTDoubleHeadsModel(config).to(ranks.device).train(training)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr)
-    autocast = train.pick_precision(args, ranks.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr)
+    forward = autocast(settings.precision, ranks.device)
 
-    def step(rows: np.ndarray) -> None:
+    def step(which: np.ndarray) -> None:
         optimizer.zero_grad()
-        for part in np.split(rows, args.accumulate):
-            x, m, y = (torch.from_numpy(column[part]).to(ranks.device) for column in task.splits[0])
+        for part in np.split(which, settings.accumulate):
+            x, m, y = (t.to(ranks.device) for t in prepared.splits[0].batch(part, prepared.n_ctx))
             ids, real = x[..., 0], m.bool()
             labels = {"labels": ids.masked_fill(~real, -100), "mc_labels": y} if training else {}
-            with autocast, torch.set_grad_enabled(training):
+            with forward, torch.set_grad_enabled(training):
                 out = model(ids, mc_token_ids=real.sum(2) - 1, **labels)
             if training:
-                ((out.mc_loss + args.lm_coef * out.loss) / args.accumulate).backward()
+                ((out.mc_loss + settings.lm_coef * out.loss) / settings.accumulate).backward()
             else:
                 out.mc_logits.float().cpu()
         if training:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
             optimizer.step()
 
     return step
@@ -215,7 +232,7 @@ def product_size(device: torch.device) -> int:
 
 def matrix_step(job: Job, ranks: Ranks) -> Step:
     """Return a matrix product."""
-    n, dtype = product_size(ranks.device), {"fp32": torch.float32, "bf16": torch.bfloat16}[job.args.precision]
+    n, dtype = product_size(ranks.device), {"fp32": torch.float32, "bf16": torch.bfloat16}[job.settings.precision]
     a, b, out = (torch.randn(n, n, device=ranks.device).to(dtype) for _ in range(3))
     return lambda _: torch.mm(a, b, out=out)
 
@@ -324,14 +341,14 @@ class Worker:
 
 def measure(jobs: list[Job], n_warm_up: int, n_updates: int) -> tuple[list[dict], list[float]]:
     """Let the jobs make their updates in turn and return their rows of the table, and the matrix rate of each turn."""
-    matrix = Worker(Job("matrix", jobs[0].args, jobs[0].n_threads))
+    matrix = Worker(Job("matrix", jobs[0].settings, jobs[0].n_threads))
     workers = [Worker(job) for job in jobs]
     for worker in (matrix, *workers):
         worker.ask()
     matrix_rates = []
     for i in range(n_warm_up + n_updates):
         for worker in workers:
-            worker.seconds.append(max(worker.ask(worker.job.rows(i))))
+            worker.seconds.append(max(worker.ask(worker.job.examples(i))))
         matrix_rates.append(matrix.matrix_rate())
     matrix.close()
     rows = [figures(worker, worker.close(), matrix_rates, n_warm_up) for worker in workers]
@@ -340,18 +357,19 @@ def measure(jobs: list[Job], n_warm_up: int, n_updates: int) -> tuple[list[dict]
 
 def figures(worker: Worker, peak: float, matrix_rates: list[float], n_warm_up: int) -> dict:
     """Return a row of the table, its rates the medians over the updates after those that warm up."""
-    job, args, task, (x, m, _) = worker.job, worker.job.args, worker.job.task, worker.job.task.splits[0]
-    n_batch = f"{args.n_batch * job.n_processes}" + f" x {args.accumulate}" * (args.accumulate > 1)
-    row = {"what": job.name, "precision": args.precision, "n_batch": n_batch, "n_ctx": task.n_ctx}
+    job, settings, prepared = worker.job, worker.job.settings, worker.job.prepared
+    n_batch = f"{settings.n_batch * job.n_processes}" + f" x {settings.accumulate}" * (settings.accumulate > 1)
+    row = {"what": job.name, "precision": settings.precision, "n_batch": n_batch, "n_ctx": prepared.n_ctx}
     if worker.error:
         return row | {"error": worker.error}
-    rates = []
+    rates, n_table = [], prepared.n_vocab + N_SPECIAL + prepared.n_ctx
     for i in range(n_warm_up, len(worker.seconds)):
-        rows, seconds = job.rows(i), worker.seconds[i]
-        batch = x[rows], m[rows], task.cfg, task.n_vocab + N_SPECIAL + task.n_ctx, job.what == "train"
-        flops = count_work(*batch, False) / seconds
-        of_matrix_rate = count_work(*batch, args.share_context) / seconds / matrix_rates[i]
-        rates.append([1e3 * seconds, len(rows) / seconds, m[rows].sum() / seconds, flops, of_matrix_rate])
+        which, seconds = job.examples(i), worker.seconds[i]
+        x, m = (t.numpy() for t in prepared.splits[0].batch(which)[:2])
+        of_batch = x, m, prepared.cfg, n_table, job.what == "train"
+        flops = count_work(*of_batch, False) / seconds
+        of_matrix_rate = count_work(*of_batch, settings.share_context) / seconds / matrix_rates[i]
+        rates.append([1e3 * seconds, len(which) / seconds, m.sum() / seconds, flops, of_matrix_rate])
     names = "ms", "stories_per_s", "tokens_per_s", "flops", "of_matrix_rate"
     row |= dict(zip(names, np.median(rates, 0).tolist(), strict=True))
     return row | {"peak_bytes": peak, "seconds": worker.seconds[n_warm_up:]}
@@ -441,7 +459,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     flag("--updates", type=COUNT, default=10, help="updates measured, of which the median counts")
     flag("--warm_up", type=number(int, 0), default=3, help="updates before them")
     flag("--accumulate", type=COUNT, default=1, help="batches of an update; predictions are of one batch")
-    flag("--checkpoint_activations", action="store_true", help="save memory: compute the blocks twice")
+    flag("--checkpoint_activations", action="store_true", help="save memory: recompute the blocks in the backward pass")
     flag("--share_context", action="store_true", help="measure training with a shared context too")
     flag("--threads", type=COUNT, default=torch.get_num_threads(), help="CPU threads")
     flag("--against", choices=("transformers",), help="measure that library too; needs requirements-bench.txt")
@@ -458,14 +476,20 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def make_jobs(args: argparse.Namespace, precision: str, n_batch: int, task: Task) -> list[Job]:
+def make_jobs(args: argparse.Namespace, precision: str, n_batch: int, prepared: Prepared) -> list[Job]:
     """Return what takes turns on one precision, batch and length."""
 
     def job(what: str, share_context: bool = False, halves: int = 1, library: str | None = None) -> Job:
-        flags = ["--model_dir", args.model_dir, "--n_transfer", "-1", "--precision", precision]
-        flags += ["--n_batch", str(n_batch // halves), "--accumulate", str(args.accumulate if what == "train" else 1)]
-        flags += ["--share_context"] * share_context + ["--checkpoint_activations"] * args.checkpoint_activations
-        return Job(what, train.parse_args(flags), max(1, args.threads // halves), task, library, halves)
+        settings = Settings(
+            model_dir=args.model_dir,
+            n_transfer=-1,
+            precision=precision,
+            n_batch=n_batch // halves,
+            accumulate=args.accumulate if what == "train" else 1,
+            share_context=share_context,
+            checkpoint_activations=args.checkpoint_activations,
+        )
+        return Job(what, settings, max(1, args.threads // halves), prepared, library, halves)
 
     jobs = []
     for what in args.what:
@@ -480,50 +504,50 @@ def make_jobs(args: argparse.Namespace, precision: str, n_batch: int, task: Task
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure and report. Raises InputError for what the user can mend."""
+    """Measure and report. Raises InputError for what the user can fix."""
     out, device = Path(args.out), Ranks().device
     make_output_folder(out.parent)
     if args.against and importlib.util.find_spec(args.against) is None:
         raise InputError(f"{args.against} is not installed: pip install -r requirements-bench.txt")
-    splits, n_vocab = read_stories(find(args.model_dir), find(args.data_dir))
-    cfg, sizes = train.network(train.parse_args(["--model_dir", args.model_dir]), n_vocab)
+    stories, n_vocab = read_stories(find(args.model_dir), find(args.data_dir))
+    cfg, sizes = network(Settings(model_dir=args.model_dir), n_vocab)
 
     # the rows of the table
-    rows, matrix_rates, n_updates = [], {name: [] for name in args.precision}, args.warm_up + args.updates
+    table, matrix_rates, n_updates = [], {name: [] for name in args.precision}, args.warm_up + args.updates
     n_rows = n_updates * max(args.n_batch) * args.accumulate
     for precision, n_ctx in product(args.precision, args.n_ctx):
         if args.shapes == "race":
-            of, data = "random tokens of the sizes of RACE", race_rows(n_vocab, n_rows)
+            of, rows = "random tokens of the sizes of RACE", race_rows(n_vocab, n_rows)
         elif n_ctx is None:
-            of, data = "the stories", real_rows(splits, n_vocab, sizes.n_positions)
+            of, rows = "the stories", first_rows(stories[0], n_rows)
         else:
-            of, data = "the stories' text repeated to n_ctx", repeated_rows(splits, n_vocab, n_ctx)
-        data = tuple(column[:n_rows] for column in data)
-        task = Task(n_vocab, data[0].shape[2], cfg, (data, data, data), n_updates, {})
+            of, rows = "the stories' text repeated to n_ctx", repeated_rows(stories[0], n_ctx, n_rows)
+        n_ctx = max(split.longest() for split in stories) if of == "the stories" else rows.longest()
+        prepared = Prepared(TASKS["rocstories"], cfg, n_vocab, n_ctx, (rows, rows, rows))
         for n_batch in args.n_batch:
             if args.growth and n_ctx != args.n_ctx[0] and n_batch != args.n_batch[0]:
                 continue
-            print(f"measuring {precision}, batches of {n_batch}, n_ctx {task.n_ctx}", file=sys.stderr)
-            jobs = make_jobs(args, precision, n_batch, task)
+            print(f"measuring {precision}, batches of {n_batch}, n_ctx {n_ctx}", file=sys.stderr)
+            jobs = make_jobs(args, precision, n_batch, prepared)
             of_jobs, of_turns = measure(jobs, args.warm_up, args.updates)
-            rows += of_jobs
+            table += of_jobs
             matrix_rates[precision] += of_turns
 
     # the report
-    measured = [row for row in rows if "error" not in row]
+    measured = [row for row in table if "error" not in row]
     if not measured:
-        raise InputError(f"nothing could be measured: {rows[0]['error']}")
+        raise InputError(f"nothing could be measured: {table[0]['error']}")
     conditions = {"machine": machine_name(device)} | provenance(Ranks())
     conditions |= {"n_threads": args.threads, "date": datetime.now().isoformat(timespec="minutes")}
     conditions |= {args.against: version(args.against)} if args.against else {}
     conditions |= {"rows": of, "weights": "random", "updates": args.updates}
     report = {"conditions": conditions, "sizes": dataclasses.asdict(sizes), "settings": vars(args)}
-    report |= {"matrix_rates": matrix_rates, "rows": rows}
-    table = markdown(report)
-    print(table, end="")
+    report |= {"matrix_rates": matrix_rates, "rows": table}
+    text = markdown(report)
+    print(text, end="")
     write_json(out.with_name(out.name + ".json"), report, indent=2)
     with replacing(out.with_name(out.name + ".md")) as file:
-        file.write(table.encode())
+        file.write(text.encode())
     draw(measured, out.with_name(out.name + ".png"))
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a training and its best parameters: written whole or not at all, checked when read, no pickle."""
+"""Checkpoints and best parameters of a run: written whole or not at all, checked when read, no pickle."""
 
 import json
 import os
@@ -10,10 +10,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from training import Ranks
+from processes import Ranks
 from utils import InputError, flush, replacing, sha256
 
-KEPT = 2  # the newest ones; an older one serves when the newest is damaged
+KEPT = 2  # checkpoints; the older one is used when the newest is damaged
 FILES = ("tensors.safetensors", "state.json")
 
 
@@ -23,7 +23,7 @@ def save_checkpoint(
     """Write `checkpoint_<updates>` into a folder and remove all but the last two. To be called by all processes.
 
     It holds the parameters, the optimiser's state, torch's random states of all processes, and `state`, anything that
-    JSON can hold. It is written beside, flushed and renamed.
+    JSON can hold. It is written under another name, flushed and renamed.
 
     Raises InputError, with earlier checkpoints intact, when the disk does not take it.
     """
@@ -59,20 +59,20 @@ def save_checkpoint(
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints of a folder, sound or not, the newest first."""
+    """Return the checkpoints of a folder, valid or not, the newest first."""
     return sorted(folder.glob("checkpoint_*"), reverse=True)
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove all checkpoints of a folder, the newest last: until then it tells that the run was finished."""
+    """Remove all checkpoints of a folder, the newest last: it is the one that shows whether the run was finished."""
     for path in reversed(checkpoints(folder)):
         _remove(path)
 
 
 def read_checkpoint(folder: Path, ranks: Ranks) -> tuple[dict[str, Tensor], dict] | None:
-    """Return tensors and state of the newest sound checkpoint of a folder, or None where there is none at all.
+    """Return tensors and state of the newest valid checkpoint of a folder, or None where there is none at all.
 
-    Damaged ones are named and passed over. Raises InputError when no other is left.
+    Damaged ones are named and skipped. Raises InputError when no other is left.
     """
     paths = checkpoints(folder)
     for path in paths:
@@ -81,18 +81,20 @@ def read_checkpoint(folder: Path, ranks: Ranks) -> tuple[dict[str, Tensor], dict
             if digests == {name: sha256(path / name) for name in FILES}:
                 return load_file(path / FILES[0]), json.loads((path / FILES[1]).read_text())
         except (OSError, ValueError, SafetensorError):
-            pass  # as damaged as one with another digest
+            pass  # damaged, like one with another digest
         if ranks.is_first:
-            print(f"{path} is damaged: passed over")
+            print(f"{path} is damaged: skipped")
     if paths:
-        raise InputError(f"{folder}: no checkpoint is sound. Mend one from a copy, or remove them all to begin anew.")
+        raise InputError(
+            f"{folder}: every checkpoint is damaged. Restore one from a copy, or remove them all to start again."
+        )
     return None
 
 
 def restore(
     tensors: dict[str, Tensor], state: dict, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks
 ) -> None:
-    """Put a checkpoint's parameters, optimiser state and this process's random states where they were."""
+    """Restore parameters, optimiser state and this process's random states from a checkpoint."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"model.{name}"])
@@ -102,7 +104,7 @@ def restore(
             _, i, key = name.split(".", 2)
             values.setdefault(int(i), {})[key] = value
     optimizer.load_state_dict({"state": values, "param_groups": state["param_groups"]})
-    # cloned, as torch 2.13 reads beside the row of a larger tensor
+    # cloned, as torch 2.13's set_rng_state ignores a view's storage offset
     torch.set_rng_state(tensors["random.cpu"][ranks.rank].clone())
     if ranks.device.type != "cpu":
         torch.get_device_module().set_rng_state(tensors["random.accelerator"][ranks.rank].clone())
@@ -131,7 +133,7 @@ def load_parameters(path: Path, model: nn.Module) -> None:
     except (OSError, SafetensorError):
         tensors = None
     if tensors is None:
-        raise InputError(f"{path} is not the file that {digest} describes. Train again, or mend it from a copy.")
+        raise InputError(f"{path} is not the file that {digest} describes. Train again, or restore it from a copy.")
     model.load_state_dict(tensors)
 
 
@@ -144,7 +146,7 @@ def _digest_line(digest: str, path: Path) -> bytes:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint, at no moment leaving half of it under its name."""
+    """Remove a checkpoint without ever leaving half of it under its name."""
     gone = path.with_name("checkpoint.old")
     shutil.rmtree(gone, ignore_errors=True)
     os.replace(path, gone)

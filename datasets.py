@@ -1,26 +1,47 @@
-"""Files -> examples, one reader per task."""
+"""Files -> examples: a reader for each data set, and TASKS, the one record that tells the rest of the code about it.
+
+To add a data set, write a reader that returns three `Examples` and put a `Task` into TASKS.
+"""
 
 import csv
-import hashlib
 import io
-import json
 import os
-from contextlib import suppress
-from importlib.metadata import version
-from itertools import pairwise
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from sklearn.model_selection import train_test_split
 
-import text_utils
-from text_utils import TextEncoder
-from utils import InputError, is_text, replacing, sha256
+from utils import InputError
 
 ROCSTORIES_VALID = "cloze_test_val__spring2016 - cloze_test_ALL_val.csv"
 ROCSTORIES_TEST = "cloze_test_test__spring2016 - cloze_test_ALL_test.csv"
-DATA_FILES = {"rocstories": (ROCSTORIES_VALID, ROCSTORIES_TEST)}
 SPLIT_SEED = 3535999445  # TF's datasets.py:10
+
+
+@dataclass(frozen=True)
+class Examples:
+    """One split of a data set."""
+
+    texts: list[tuple[str, ...]]  # of each example: its texts, in the order that the task's form takes them
+    labels: np.ndarray  # (N,): index into Task.labels, or for multiple choice of the right choice
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that the rest of the code knows about a data set."""
+
+    title: str  # as printed
+    form: str  # multiple_choice, classification, entailment or similarity: a key of inputs.FORMS
+    read: Callable[[Path, int], tuple[Examples, Examples, Examples]]  # folder, n_valid -> train, valid, test
+    files: tuple[str, ...]  # that `read` reads; their digests are logged
+    labels: tuple[str, ...]  # in the order of the network's outputs; predictions are written in these words
+    metric: str  # a key of loss.METRICS; the parameters kept are the best by it on valid
+    submission: str  # name of the file of predictions
+    cut: str = "longest"  # a key of inputs.CUTS: what is shortened in examples too long for the network
+
+
+# --- Story Cloze Test ------------------------------------------------------------------------------------------------
 
 Columns = tuple[list[str], list[str], list[str], np.ndarray]  # stories, first endings, second endings, right ones
 
@@ -32,16 +53,18 @@ def rocstories(data_dir: str | os.PathLike, n_valid: int = 374) -> tuple[Columns
     0 or 1. Train and valid are the authors' split of the published valid file (datasets.py:30-33).
 
     Raises:
-        InputError: a file is missing, unreadable or malformed, or holds too few rows for n_valid.
+        InputError: a file is missing, unreadable or malformed, or holds too few examples for n_valid.
     """
+    from sklearn.model_selection import train_test_split  # here: it imports scipy
+
     data_dir = Path(data_dir)
     if not data_dir.is_dir():
         raise InputError(f"{data_dir}: no such folder. --data_dir names the one that holds '{ROCSTORIES_VALID}'.")
     *columns, labels = read_cloze(data_dir / ROCSTORIES_VALID)
     if not 1 <= n_valid < len(labels):
         raise InputError(
-            f"{data_dir / ROCSTORIES_VALID}: --n_valid {n_valid} of its {len(labels)} rows leaves none to train on. "
-            "Lower --n_valid."
+            f"{data_dir / ROCSTORIES_VALID}: --n_valid {n_valid} of its {len(labels)} examples leaves none to train "
+            "on. Lower --n_valid."
         )
     parts = train_test_split(*columns, labels, test_size=n_valid, random_state=SPLIT_SEED)
     return tuple(parts[0::2]), tuple(parts[1::2]), read_cloze(data_dir / ROCSTORIES_TEST)
@@ -52,14 +75,69 @@ def read_cloze(path: Path) -> Columns:
 
     Raises InputError that names the file, the line and the remedy.
     """
+    stories, first, second, labels = [], [], [], []
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    start = 1  # line where the example begins that is being read; it may hold newlines inside quotes
+    try:
+        for fields in reader:
+            where, start = f"{path}, line {reader.line_num}", reader.line_num + 1
+            if not fields:
+                continue
+            if reader.line_num == 1:
+                if fields[-1].strip().isdigit():
+                    raise InputError(f"{where}: a story where the line of column names should be. Put one before it.")
+                continue
+            if len(fields) != 8:
+                raise InputError(
+                    f"{where}: {len(fields)} columns, not 8: id, 4 sentences, 2 endings, right one. Fix the line."
+                )
+            if fields[-1].strip() not in ("1", "2"):
+                raise InputError(f"{where}: the right ending is {fields[-1]!r}, not 1 or 2. Fix the line.")
+            story, *endings = " ".join(fields[1:5]), fields[5], fields[6]
+            if not story.strip():
+                raise InputError(f"{where}: the story is empty. Fix the line or remove it.")
+            if not any(map(str.strip, endings)):
+                raise InputError(f"{where}: both endings are empty. Fix the line or remove it.")
+            stories.append(story)
+            first.append(endings[0])
+            second.append(endings[1])
+            labels.append(int(fields[-1]) - 1)
+    except csv.Error as error:
+        if "field limit" in str(error):
+            raise InputError(
+                f"{path}, line {start}: a field of more than {csv.field_size_limit():,} characters. Is a quote not "
+                "closed there?"
+            ) from None
+        raise InputError(f"{path}, line {reader.line_num}: not CSV ({error}). Fetch it again.") from None
+    if not stories:
+        raise InputError(f"{path} holds no examples. Fetch it again.")
+    return stories, first, second, np.array(labels)
+
+
+def _rocstories_examples(data_dir: Path, n_valid: int) -> tuple[Examples, Examples, Examples]:
+    splits = rocstories(data_dir, n_valid)
+    return tuple(Examples(list(zip(*texts, strict=True)), labels) for *texts, labels in splits)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_text(path: Path) -> str:
+    """Return a text file's content, in UTF-8 with or without a byte-order mark.
+
+    Raises InputError when it is missing, not UTF-8, or holds NUL bytes, with the line.
+    """
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path} is missing. See 'Weights and data' in README.md for where to get it.") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}).") from None
+    if (nul := raw.find(b"\0")) >= 0:
+        line = raw.count(b"\n", 0, nul) + 1
+        raise InputError(f"{path}, line {line}: a NUL byte (byte {nul:,}): the file is damaged. Fetch it again.")
     try:
-        text = raw.decode("utf-8-sig")  # with or without a byte-order mark
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise InputError(
@@ -67,58 +145,18 @@ def read_cloze(path: Path) -> Columns:
             "iconv -f latin1 -t utf-8 OLD > NEW"
         ) from None
 
-    stories, first, second, labels = [], [], [], []
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            if not row:
-                continue
-            if reader.line_num == 1:
-                if row[-1].strip().isdigit():
-                    raise InputError(f"{where}: a story where the line of column names should be. Put one before it.")
-                continue
-            if len(row) != 8:
-                raise InputError(
-                    f"{where}: {len(row)} columns, not 8: id, 4 sentences, 2 endings, right one. Mend the row."
-                )
-            if row[-1].strip() not in ("1", "2"):
-                raise InputError(f"{where}: the right ending is {row[-1]!r}, not 1 or 2. Mend the row.")
-            stories.append(" ".join(row[1:5]))
-            first.append(row[5])
-            second.append(row[6])
-            labels.append(int(row[-1]) - 1)
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: not CSV ({error}). Fetch it again.") from None
-    if not stories:
-        raise InputError(f"{path} holds no rows. Fetch it again.")
-    return stories, first, second, np.array(labels)
 
+# --- the records -----------------------------------------------------------------------------------------------------
 
-def encode_cached(
-    splits: tuple[tuple, ...], encoder: TextEncoder, folder: Path, vocabulary: tuple[str, str]
-) -> list[tuple]:
-    """Return what encode_dataset does, from a file in a folder where the same texts were encoded before.
-
-    The file's name is a digest of the texts, of the vocabulary's two files and of what tokenizes. A damaged file is
-    made anew; where none can be written, none is.
-    """
-    texts = [text for split in splits for column in split if is_text(column) for text in column]
-    sources = [sha256(Path(source)) for source in (*vocabulary, text_utils.__file__)]
-    key = hashlib.sha256(json.dumps([sources, version("ftfy"), version("spacy"), texts]).encode()).hexdigest()
-    path = folder / f"encoded_{key[:16]}.npz"
-    try:
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            ids, lengths = file["ids"].tolist(), file["lengths"]
-        rows = [ids[start:end] for start, end in pairwise([0, *lengths.cumsum()])]
-        if (len(rows), len(ids)) != (len(texts), lengths.sum()):  # a zip's checksum covers only what is read
-            raise ValueError(path)
-    except Exception:  # missing, or whatever damage does to a zip file
-        if path.exists():
-            print(f"{path} is damaged: encoding again")
-        rows = encoder.encode(texts)
-        ids = np.array([i for row in rows for i in row], np.int32)
-        with suppress(InputError), replacing(path) as file:
-            np.savez(file, ids=ids, lengths=np.array([len(row) for row in rows]))
-    left = iter(rows)
-    return [tuple([next(left) for _ in column] if is_text(column) else column for column in split) for split in splits]
+TASKS: dict[str, Task] = {
+    "rocstories": Task(
+        title="ROCStories",
+        form="multiple_choice",
+        read=_rocstories_examples,
+        files=(ROCSTORIES_VALID, ROCSTORIES_TEST),
+        labels=("0", "1"),
+        metric="acc",
+        submission="ROCStories.tsv",
+        cut="halves",
+    ),
+}

@@ -31,21 +31,21 @@ SCHEDULES = {
 
 
 class OpenAIAdam(torch.optim.AdamW):
-    """Adam with a schedule, clipping by the global norm and decay inside the bias-corrected rate.
+    """Adam with a schedule, clipping by the global norm, and weight decay inside the bias-corrected rate.
 
     Update t = 1, 2, ... of parameter p with rate r = lr * schedule(t / t_total) * sqrt(1 - b2^t) / (1 - b1^t):
         p -= r * (m / (sqrt(v) + e) + l2 * p)
-    This is torch's fused AdamW with lr, eps and weight_decay set anew before each update (FIDELITY 67).
+    This is torch's fused AdamW with lr, eps and weight_decay set before each update (FIDELITY 67).
 
     Args:
         params: all parameters of the model, heads included: the norm is over all of them.
         lr: peak learning rate.
         schedule: a name in SCHEDULES.
-        warmup: share of t_total spent warming up, 0 for none.
+        warmup: fraction of t_total spent warming up, 0 for none.
         t_total: number of updates planned; later ones keep the schedule's last value.
         b1, b2: decay of the running mean of gradients and of their squares.
         e: added to the root of the running mean of squares, outside the bias correction.
-        l2: decay, of parameters with two axes or more; with vector_l2 of all.
+        l2: weight decay of parameters with two or more axes; with vector_l2 of all.
         max_grad_norm: gradients are scaled down to this global norm; 0 or less: never.
 
     Raises:
@@ -69,7 +69,7 @@ class OpenAIAdam(torch.optim.AdamW):
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule {schedule!r} is not one of {', '.join(SCHEDULES)}")
         if not 0 <= warmup <= 1:
-            raise ValueError(f"warmup {warmup} is a share of t_total, from 0 to 1")
+            raise ValueError(f"warmup {warmup} is a fraction of t_total, from 0 to 1")
         if t_total < 1:
             raise ValueError(f"t_total {t_total} must be 1 update or more")
         params = list(params)
@@ -81,10 +81,10 @@ class OpenAIAdam(torch.optim.AdamW):
         self.schedule: Callable[[float, float], float] = SCHEDULES[schedule]
         self.lr, self.warmup, self.t_total, self.e, self.max_grad_norm = lr, warmup, t_total, e, max_grad_norm
         for group in self.param_groups:
-            group["t"] = 0  # updates made; here so that state_dict carries it
+            group["t"] = 0  # updates made; in the group, so that state_dict holds it
 
-    def allocate(self) -> None:
-        """Make all gradients and running means now, where the first update would: among activations they leave gaps."""
+    def preallocate(self) -> None:
+        """Preallocate gradients and running means, before activations: made between them, they fragment memory."""
         for group in self.param_groups:
             for p in group["params"]:
                 p.grad = torch.zeros_like(p)
@@ -94,7 +94,7 @@ class OpenAIAdam(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
-        """Make one update, with the gradients as they stand; they are left clipped.
+        """Make one update from the gradients, which are clipped in place.
 
         Raises FloatingPointError, with nothing changed, when their norm is not finite.
         """

@@ -1,7 +1,8 @@
-"""Text -> tokens as in the authors' text_utils.py (commit a69b5c4): tidied, split into words, byte-pair encoded."""
+"""Text -> tokens as in the authors' text_utils.py (commit a69b5c4): standardise, split into words, merge byte pairs."""
 
 import os
 import re
+from collections.abc import Iterable
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -11,11 +12,11 @@ from tqdm import tqdm
 
 from utils import InputError, read_json
 
-if TYPE_CHECKING:  # spaCy and ftfy take a second to import: only where a text is split
+if TYPE_CHECKING:  # spaCy and ftfy take a second to import: they are imported where a text is split
     from spacy.language import Language
 
 REPLACEMENTS = str.maketrans({"—": "-", "–": "-", "―": "-", "…": "...", "´": "'"})
-# TF's pattern (text_utils.py:30) is no raw string: its backslash alternative never matches one (FIDELITY 4)
+# TF's pattern (text_utils.py:30) is not a raw string: its backslash alternative never matches one (FIDELITY 4)
 PUNCTUATION_RUNS = re.compile(r"""(-+|~+|!+|"+|;+|\?+|\++|,+|\)+|\(+|/+|\*+|\[+|\]+|\}+|\{+|\|+|_+)""")
 
 
@@ -28,14 +29,14 @@ def text_standardize(text: str) -> str:
 
 
 def word_splitter() -> "Language":
-    """Return spaCy's rules for English words: the tokenizer alone, no model to download."""
+    """Return spaCy's rule tokenizer for English; there is no model to download."""
     import spacy
 
     return spacy.blank("en")
 
 
 def split_words(nlp: "Language", text: str) -> list[str]:
-    """Return the lower-case words of a text that may need mending, by the rules of spaCy's tokenizer `nlp`."""
+    """Repair a text (ftfy), standardise it and return its words in lower case, split by spaCy's tokenizer `nlp`."""
     import ftfy
 
     return [word.text.lower() for word in nlp.make_doc(text_standardize(ftfy.fix_text(text)))]
@@ -46,14 +47,14 @@ class TextEncoder:
 
     Args:
         encoder_path: JSON file, token -> id.
-        bpe_path: text file, a version line and then one merge a line, the most frequent first.
+        bpe_path: text file, a version line and then one merge a line, in the order they were learned.
 
     Attributes:
         encoder: token -> id.
         decoder: id -> token.
 
     Raises:
-        InputError: a file is missing or damaged, or the two are not of one vocabulary.
+        InputError: a file is missing or damaged, or the two belong to different vocabularies.
     """
 
     def __init__(self, encoder_path: str | os.PathLike, bpe_path: str | os.PathLike):
@@ -74,34 +75,38 @@ class TextEncoder:
         return word_splitter()
 
     def bpe(self, word: str) -> str:
-        """Return the pieces of a word, separated by spaces, the last with `</w>` at its end."""
-        pieces = [*word[:-1], word[-1] + "</w>"]
-        while len(pieces) > 1:
-            rank, pair = min((self.bpe_ranks.get(p, float("inf")), p) for p in pairwise(pieces))
+        """Return the tokens of a word, separated by spaces, the last with `</w>` at its end."""
+        parts = [*word[:-1], word[-1] + "</w>"]
+        while len(parts) > 1:
+            rank, pair = min((self.bpe_ranks.get(p, float("inf")), p) for p in pairwise(parts))
             if rank == float("inf"):
                 break
             merged, i = [], 0
-            while i < len(pieces):  # all places of the pair, from the left
-                if tuple(pieces[i : i + 2]) == pair:
-                    merged.append(pieces[i] + pieces[i + 1])
+            while i < len(parts):  # every occurrence of the pair, from the left
+                if tuple(parts[i : i + 2]) == pair:
+                    merged.append(parts[i] + parts[i + 1])
                     i += 2
                 else:
-                    merged.append(pieces[i])
+                    merged.append(parts[i])
                     i += 1
-            pieces = merged
-        text = " ".join(pieces)
-        return "\n</w>" if text == "\n  </w>" else text  # a newline and its space are one word: text_utils.py:87
+            parts = merged
+        text = " ".join(parts)
+        return "\n</w>" if text == "\n  </w>" else text  # spaCy's newline word holds its space: text_utils.py:87
 
     def encode(self, texts: list[str], verbose: bool = True) -> list[list[int]]:
-        """Return the token ids of each text, 0 for a piece the vocabulary lacks; `verbose` shows a progress bar."""
+        """Return the token ids of each text, 0 for one the vocabulary lacks; `verbose` shows a progress bar."""
         rows = []
         for text in tqdm(texts, desc="tokenizing", unit=" texts", ncols=80, leave=False, disable=not verbose):
             rows.append([i for word in split_words(self.nlp, text) for i in self._word_ids(word)])
         return rows
 
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of token ids: lower-case words and marks, separated by spaces."""
+        return "".join(self.decoder[int(i)] for i in ids).replace("</w>", " ").rstrip(" ")
+
     def _word_ids(self, word: str) -> list[int]:
         if word not in self.cache:
-            self.cache[word] = [self.encoder.get(piece, 0) for piece in self.bpe(word).split(" ")]
+            self.cache[word] = [self.encoder.get(token, 0) for token in self.bpe(word).split(" ")]
         return self.cache[word]
 
 
@@ -129,7 +134,7 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
         if line:
             merges.append(tuple(line.split()))
             if len(merges[-1]) != 2:
-                raise InputError(f"{path}, line {number}: a merge is two pieces, this is {line!r}. Fetch it again.")
+                raise InputError(f"{path}, line {number}: a merge is two tokens, this is {line!r}. Fetch it again.")
     if not merges:
         raise InputError(f"{path} holds no merges. Fetch it again.")
     return merges

@@ -1,154 +1,48 @@
-"""What fine-tuning and pre-training share: processes, updates with their guards, stopping without loss."""
+"""The one loop of fine-tuning and pre-training: updates, logs, checkpoints, resuming."""
 
-import atexit
-import ctypes
 import math
-import os
-import platform
-import resource
-import signal
-import subprocess
-import threading
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
 
+from checkpoint import read_checkpoint, remove_checkpoints, restore, save_checkpoint, save_parameters
+from inference import progress_bar
 from opt import OpenAIAdam
-from utils import InputError, Interrupted
+from processes import Ranks, Stop, Stopped, provenance, restarted
+from utils import InputError, ResultLogger, write_json
 
-# --- processes -------------------------------------------------------------------------------------------------------
-
-
-class Ranks:
-    """The processes that train together, each on a device of its own; with one, every method is free.
-
-    Attributes:
-        rank: number of this process, from 0.
-        size: how many there are.
-        device: where this one computes.
-        is_first: whether this one writes the files and shows the progress.
-    """
-
-    def __init__(self, rank: int = 0, size: int = 1, device: torch.device | None = None):
-        self.rank, self.size, self.is_first = rank, size, rank == 0
-        self.device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-        if device is not None:
-            self.device = device
-
-    def wrap(self, objective: nn.Module) -> nn.Module:
-        """Return a module that averages the gradients of all processes; all start with the first one's parameters."""
-        return objective if self.size == 1 else DistributedDataParallel(objective, gradient_as_bucket_view=True)
-
-    def mean(self, value: float) -> float:
-        """Return the mean of a number over the processes."""
-        return value if self.size == 1 else self.gather(torch.tensor([value], dtype=torch.float64)).mean().item()
-
-    def gather(self, t: Tensor) -> Tensor:
-        """Return the tensors (n, ...) of all processes, in their order, as one (size * n, ...) on the CPU."""
-        if self.size == 1:
-            return t.cpu()
-        t = t.to(self.device).contiguous()
-        parts = [torch.empty_like(t) for _ in range(self.size)]
-        dist.all_gather(parts, t)
-        return torch.cat(parts).cpu()
-
-    def wait(self) -> None:
-        """Wait until all processes are here."""
-        if self.size > 1:
-            dist.barrier()
-
-    @contextmanager
-    def first_alone(self) -> Iterator[None]:
-        """Let the first process do what stands in the `with` before the others do."""
-        if not self.is_first:
-            self.wait()
-        yield
-        if self.is_first:
-            self.wait()
+# --- one update ------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def join_ranks() -> Iterator[Ranks]:
-    """Join the processes that torchrun started, nccl between GPUs and gloo between CPUs; started alone, be alone.
-
-    Raises InputError when a host has fewer GPUs than processes, and when another process is lost.
-    """
-    if "LOCAL_RANK" not in os.environ:
-        yield Ranks()
-        return
-    local, rank, size = (int(os.environ[name]) for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE"))
-    device = torch.device("cpu")
-    if torch.accelerator.is_available():
-        if local >= torch.accelerator.device_count():
-            raise InputError(
-                f"--nproc_per_node {os.environ['LOCAL_WORLD_SIZE']} is more than the "
-                f"{torch.accelerator.device_count()} devices here. Start one process a device."
-            )
-        device = torch.device(torch.accelerator.current_accelerator().type, local)
-        torch.accelerator.set_device_index(local)
-    # the others wait while the first tokenizes a corpus; one that dies is noticed at once all the same
-    timeout = timedelta(days=1)
-    # restarted processes meet where the ones before them did, and must not find what those had left there
-    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
-    store = dist.PrefixStore(f"start {_restarts()}", store)
-    backend = dist.get_default_backend_for_device(device)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-    try:
-        yield Ranks(rank, size, device)
-    except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
-            raise
-        raise InputError(f"process {rank} of {size} has lost another one, whose own message says why.") from None
-    finally:
-        # Held to the end: were DistributedDataParallel the last to hold the group, its going would wait, and let no
-        # Python run, for gloo's threads, which at times wait to run Python.
-        atexit.register(id, dist.group.WORLD)
-        dist.destroy_process_group()
-
-
-def restarted() -> bool:
-    """Return whether torchrun has started this process again after one died."""
-    return _restarts() > 0
-
-
-def _restarts() -> int:
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-
-
-# --- updates ---------------------------------------------------------------------------------------------------------
-
-
-def make_parts(rows: Sequence, n_batch: int, ranks: Ranks) -> list:
-    """Return the parts of an update's rows that this process computes, n_batch each, one behind the other."""
-    own = rows[len(rows) // ranks.size * ranks.rank :][: len(rows) // ranks.size]
+def make_parts(examples: Sequence, n_batch: int, ranks: Ranks) -> list:
+    """Return this process's examples of an update, in parts of n_batch."""
+    own = examples[len(examples) // ranks.size * ranks.rank :][: len(examples) // ranks.size]
     return [own[start : start + n_batch] for start in range(0, len(own), n_batch)]
 
 
 def update(
-    objective: nn.Module, parts: Iterable[tuple], n_parts: int, optimizer: OpenAIAdam, autocast, ranks: Ranks, rows
+    objective: nn.Module, parts: Iterable[tuple], n_parts: int, optimizer: OpenAIAdam, autocast, ranks: Ranks, examples
 ) -> float:
     """Make one update with the mean of the parts' costs and return that cost, over all processes.
 
     Args:
-        objective: maps what a part holds to its mean cost; from Ranks.wrap.
+        objective: arguments of a part -> its mean cost; from Ranks.wrap.
         parts: n_parts of one size, computed one after the other.
-        rows: numbers of the rows of all parts of all processes, for an error to name.
+        examples: numbers of the examples of all parts of all processes, for an error to name.
 
     Raises:
         InputError: cost or gradient is not finite, and no parameter has changed; or the device's memory is full.
     """
-    optimizer.zero_grad(set_to_none=False)  # they stay where make_optimizer put them
+    optimizer.zero_grad(set_to_none=False)  # keep the preallocated gradients
     cost = 0.0
     try:
         for i, part in enumerate(parts, 1):
-            # gradients travel once an update
+            # the processes exchange gradients once an update, after the last part
             with nullcontext() if ranks.size == 1 or i == n_parts else objective.no_sync():
                 with autocast:
                     part_cost = objective(*part) / n_parts
@@ -159,7 +53,7 @@ def update(
         if not is_full:
             raise
         raise InputError(
-            f"out of memory on {ranks.device}, {len(rows) // ranks.size // n_parts} examples at a time. Halve "
+            f"out of memory on {ranks.device}, {len(examples) // ranks.size // n_parts} examples at a time. Halve "
             "--n_batch and double --accumulate for the same update; --checkpoint_activations and --precision bf16 "
             "save memory too."
         ) from None
@@ -172,102 +66,192 @@ def update(
         reason = str(error)
     if reason is not None:
         raise InputError(
-            f"{reason}; the update was not made. Its rows: {', '.join(map(str, rows))}. Look at them, or lower --lr."
+            f"{reason}; the update was not made. Its examples: {', '.join(map(str, examples))}. Look at them, or "
+            "lower --lr."
         )
     return cost
 
 
-# --- stopping --------------------------------------------------------------------------------------------------------
+# --- the loop --------------------------------------------------------------------------------------------------------
 
 
-class Stopped(Interrupted):
-    """Every process stopped at the same point, with nothing half done."""
+def find_checkpoint(folder: Path, settings: dict, resume: bool, ranks: Ranks) -> tuple[dict[str, Tensor], dict] | None:
+    """Return the tensors and the state to resume from; None to begin.
+
+    Raises InputError when the checkpoint is of a run with other settings, or when a run that is not resumed would
+    overwrite the checkpoints of an unfinished one.
+    """
+    found = read_checkpoint(folder, ranks)
+    if found is None:
+        return None
+    _, state = found
+    if not (resume or restarted()):
+        if state["updates"] < state["settings"]["t_total"]:
+            raise InputError(
+                f"{folder} holds checkpoints of an unfinished run. --resume goes on; else change --desc or remove them."
+            )
+        return None
+    if changed := [name for name in settings if settings[name] != state["settings"].get(name)]:
+        raise InputError(f"{folder} was made with another {', '.join(changed)}. Resume with the settings it had.")
+    return found
 
 
-class Stop:
-    """Within its `with`, SIGTERM and Ctrl-C wait until the training asks for them, where it can stop without loss.
+class Training:
+    """A training from its first update, or from its newest checkpoint, to its last.
 
-    Another one some seconds later does not wait: it raises Interrupted wherever the process is.
+    Args:
+        model: what is trained; its parameters are saved.
+        objective: module, arguments of a batch -> mean cost (nats).
+        optimizer: of all parameters of model.
+        make_batch: numbers of examples -> arguments of objective, on this process's device.
+        epoch_order: number of an epoch -> numbers of the examples, in the order they are trained on.
+        measure: mean training cost since the last log, pause -> figures of a line of the log; pause is to be called
+            now and then, as it is what a signal to stop waits for.
+        is_log_due: number of updates made -> whether to log then.
+        best_by: the figure whose best value decides which parameters are kept; None: none are.
+        log_format: how a line is printed.
+        n_batch, accumulate, n_iter, per_epoch: examples of a batch, batches of an update on each process, epochs,
+            updates of an epoch.
+        folder: of checkpoints, best parameters and settings.json.
+        settings: a resumed run must have the same.
+        checkpoint_every: updates between checkpoints; 0: only at the end of each epoch.
+
+    Raises:
+        InputError: the checkpoints in folder do not fit this run.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
-    PATIENCE = 5  # seconds; schedulers and terminals send a signal twice
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        objective: nn.Module,
+        optimizer: OpenAIAdam,
+        autocast: torch.autocast,
+        make_batch: Callable[[np.ndarray], tuple],
+        epoch_order: Callable[[int], np.ndarray],
+        measure: Callable[[float, Callable[[], None]], dict],
+        is_log_due: Callable[[int], bool],
+        log_format: str,
+        n_batch: int,
+        accumulate: int,
+        n_iter: int,
+        per_epoch: int,
+        folder: Path,
+        settings: dict,
+        checkpoint_every: int,
+        resume: bool,
+        ranks: Ranks,
+        best_by: str | None = None,
+    ):
+        self.model, self.optimizer, self.autocast, self.ranks = model, optimizer, autocast, ranks
+        self.make_batch, self.epoch_order, self.measure = make_batch, epoch_order, measure
+        self.is_log_due, self.log_format, self.best_by = is_log_due, log_format, best_by
+        self.n_batch, self.accumulate, self.per_epoch = n_batch, accumulate, per_epoch
+        self.n_update, self.t_total = n_batch * accumulate * ranks.size, per_epoch * n_iter
+        self.folder, self.settings, self.checkpoint_every = folder, settings, checkpoint_every
+        self.updates, self.logs, self.cost_since_log = 0, [], 0.0
+        if found := find_checkpoint(folder, settings, resume, ranks):
+            tensors, state = found
+            restore(tensors, state, model, optimizer, ranks)
+            self.updates, self.logs, self.cost_since_log = (state[k] for k in ("updates", "logs", "cost_since_log"))
+        self.saved = self.updates, len(self.logs)
+        self.objective = ranks.wrap(objective)
+        self.logger = None
 
-    def __init__(self, ranks: Ranks):
-        self.ranks, self.asked, self.since = ranks, 0, 0.0
+    def open_log(self, path: Path, **more) -> None:
+        """Begin the log and settings.json; from here on the files of an earlier run of this name are replaced."""
+        if not self.ranks.is_first:
+            return
+        if not self.updates:
+            remove_checkpoints(self.folder)
+        settings = self.settings | provenance(self.ranks) | more
+        write_json(self.folder / "settings.json", settings, indent=2)
+        self.logger = ResultLogger(path, **settings)
+        for line in self.logs:
+            self.logger.log(**line)
 
-    def __enter__(self) -> "Stop":
-        if threading.current_thread() is threading.main_thread():  # others cannot
-            self.earlier = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
-        else:
-            self.earlier = {}
-        return self
+    def close(self) -> None:
+        """Close the log."""
+        if self.logger is not None:
+            self.logger.close()
 
-    def __exit__(self, *_) -> None:
-        for number, handler in self.earlier.items():
-            signal.signal(number, handler)
+    def run(self, stop: Stop, unit: str = "examples", units_per_example: int = 1) -> None:
+        """Make the updates that are left. When a signal stops it, it saves a checkpoint first and raises Stopped."""
+        per_update = self.n_update * units_per_example
+        bar = progress_bar(self.t_total * per_update, "training", unit, self.ranks, self.updates * per_update)
+        order, order_epoch = None, None
+        try:
+            while True:
+                # log, and keep the parameters if they are the best so far
+                if self.is_log_due(self.updates) and self.updates > self.last_log():
+                    self.log(stop)
 
-    def _ask(self, number: int, _frame) -> None:
-        if not self.asked:
-            self.asked, self.since = number, time.monotonic()
-        elif time.monotonic() > self.since + self.PATIENCE:
-            raise Interrupted(number)
+                # write a checkpoint; a signal that came meanwhile stops here
+                if self.is_checkpoint_due():
+                    self.save()
+                    stop.here()
 
-    def here(self) -> None:
-        """Raise Stopped, in all processes at once, if one of them was asked to stop."""
-        asked = int(self.ranks.gather(torch.tensor([self.asked])).max()) if self.ranks.size > 1 else self.asked
-        if asked:
-            raise Stopped(asked)
+                if self.updates == self.t_total:
+                    return
 
+                # the examples of this update; each process computes its own, n_batch at a time
+                epoch, i = divmod(self.updates, self.per_epoch)
+                if epoch != order_epoch:
+                    order, order_epoch = self.epoch_order(epoch), epoch
+                examples = order[i * self.n_update : (i + 1) * self.n_update]
+                batches = (self.make_batch(part) for part in make_parts(examples, self.n_batch, self.ranks))
 
-# --- the machine -----------------------------------------------------------------------------------------------------
+                # forward, backward, clip, step
+                self.model.train()
+                cost = update(
+                    self.objective, batches, self.accumulate, self.optimizer, self.autocast, self.ranks, examples
+                )
+                self.updates += 1
+                self.cost_since_log += cost
 
+                # show the progress, and stop here if a signal asked for it
+                lr = self.optimizer.param_groups[0]["lr"]
+                bar.set_postfix(cost=f"{cost:.3f}", lr=f"{lr:.2e}", refresh=False)
+                bar.update(per_update)
+                stop.here()
+        except Stopped:
+            if not self.is_saved():
+                self.save()
+            raise
+        finally:
+            bar.close()
 
-def peak_memory(device: torch.device) -> str:
-    """Return how much memory the process has held at most, and on a GPU its tensors."""
-    text = f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"
-    if device.type == "cuda":
-        text += f", on the GPU {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB"
-    return text
+    def last_log(self) -> int:
+        """Return after how many updates the last log was."""
+        return self.logs[-1]["n_updates"] if self.logs else 0
 
+    def log(self, stop: Stop) -> None:
+        """Measure, write a line of the log, and keep the parameters if they are the best so far."""
+        mean_cost = self.cost_since_log / (self.updates - self.last_log())
+        line = {"n_epochs": self.updates // self.per_epoch, "n_updates": self.updates}
+        line |= self.measure(mean_cost, stop.here)
+        # the first of equals stays: TF:286-290
+        is_best = self.best_by and all(line[self.best_by] > earlier[self.best_by] for earlier in self.logs)
+        self.logs.append(line)
+        self.cost_since_log = 0.0
+        if self.ranks.is_first:
+            self.logger.log(**line)
+            tqdm.write(self.log_format.format(**line))
+            if is_best:
+                save_parameters(self.folder / "best_params", self.model)
 
-def describe_device(precision: str, ranks: Ranks) -> str:
-    """Return in words what a run computes on."""
-    processes = f"{ranks.size} processes, " * (ranks.size > 1)
-    return f"{ranks.device}, {precision}, {processes}{torch.get_num_threads()} CPU threads, torch {torch.__version__}"
+    def is_checkpoint_due(self) -> bool:
+        """Return whether a checkpoint is to be written now."""
+        every = self.checkpoint_every or self.per_epoch
+        is_due = self.updates % self.per_epoch == 0 or self.updates % every == 0
+        return is_due and not self.is_saved()
 
+    def is_saved(self) -> bool:
+        """Return whether there is a checkpoint of this update that holds all logs."""
+        return self.saved == (self.updates, len(self.logs))
 
-def keep_freed_memory() -> None:
-    """Let the C library reuse freed memory, where it would return it and have each new page cleared: 15 % of an update.
-
-    Does nothing where the C library is not glibc.
-    """
-    m_trim_threshold, m_mmap_threshold = -1, -3  # numbers from malloc.h
-    with suppress(OSError, AttributeError):
-        for option in (m_trim_threshold, m_mmap_threshold):
-            ctypes.CDLL(None).mallopt(option, 2**31 - 1)
-
-
-def make_deterministic() -> None:
-    """Let torch use deterministic algorithms alone. To be called before the first work on a GPU."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-
-
-def provenance(ranks: Ranks) -> dict[str, str | int | None]:
-    """Return what a result depends on beside flags and files: versions, device, processes, threads and commit."""
-    folder = Path(__file__).resolve().parent
-    try:
-        command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = None  # no repository, or no git
-    name = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else platform.processor()
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": f"{ranks.device.type} {name}".strip(),
-        "n_processes": ranks.size,
-        "n_threads": torch.get_num_threads(),
-        "commit": commit,
-    }
+    def save(self) -> None:
+        """Write a checkpoint."""
+        state = {"settings": self.settings, "logs": self.logs, "cost_since_log": self.cost_since_log}
+        save_checkpoint(self.folder, self.updates, self.model, self.optimizer, self.ranks, **state)
+        self.saved = self.updates, len(self.logs)

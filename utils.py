@@ -1,4 +1,4 @@
-"""Small shared helpers: errors a user can act on, files, batches, logs."""
+"""Errors that a user can act on, files, logs, and two small data helpers for notebooks."""
 
 import hashlib
 import json
@@ -13,22 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-# git blob ids of the authors' published files (openai/finetune-transformer-lm, commit a69b5c4, folder model/)
-AUTHORS_BLOB_IDS = {
-    "params_0.npy": "84d83ac1f1cc878f56f33b167482c184491875d2",
-    "params_1.npy": "0f19f4d4cda3d8f908e3faffd2cb2a8b9a4039da",
-    "params_2.npy": "25bc19c72fdff69505a828ec6d73b32063532148",
-    "params_3.npy": "5b2e6958d42a930966c9d602a012eb846ca67c83",
-    "params_4.npy": "87ad158987e307e6aa64952610f466d750b73bc7",
-    "params_5.npy": "74f3853316bba327229605dbedfe921996f11448",
-    "params_6.npy": "5ef44e40bc076d0c9686d1273d54cbc16c3f0980",
-    "params_7.npy": "d8d5c8d3bee9b20a677605ac1fe6c7af4df57c94",
-    "params_8.npy": "f980f4b393716f396ae5ae6401708dcf4f270dc9",
-    "params_9.npy": "d389eb2074dd74754444b8062aba78b49f6a9053",
-    "encoder_bpe_40000.json": "9dc3f0af5a80956e57dc8d9401e16dfadcade7c2",
-    "vocab_40000.bpe": "0023a687b3d4d0b795a5e97cc914bdabb5a253df",
-    "params_shapes.json": "29fac299ae848d7e447be84a33345edcf1b5353c",
-}
+# --- errors ----------------------------------------------------------------------------------------------------------
 
 
 class InputError(Exception):
@@ -44,7 +29,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def exit_code(program: str, action: Callable[[], None], when_stopped: str) -> int:
-    """Run a command's action and return 0; 2 after one line on what the user can mend; 128 + n after signal n."""
+    """Run a command's action and return 0; 2 after one line on what the user can fix; 128 + n after signal n."""
 
     def terminate(number: int, _frame) -> None:
         signal.signal(number, signal.SIG_IGN)  # `timeout` sends it twice
@@ -96,7 +81,7 @@ def make_output_folder(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file beside `path` for writing; it takes the place of `path` once complete and on disk.
+    """Open a temporary file beside `path` for writing; once complete and on disk, it replaces `path`.
 
     Raises InputError, with what was there before intact, when the disk does not take it.
     """
@@ -143,57 +128,6 @@ def digests(paths: Iterable[Path]) -> dict[str, str]:
         return dict(zip((path.name for path in paths), pool.map(sha256, paths), strict=True))
 
 
-def git_blob_id(path: Path) -> str:
-    """Return the id git gives a file's content: sha1 of `blob <size>`, a zero byte and the bytes."""
-    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def verify_authors_files(folder: Path) -> None:
-    """Print for each file of the authors' model folder whether it is theirs. Raises InputError if any is not."""
-    bad = []
-    for name, blob_id in AUTHORS_BLOB_IDS.items():
-        path = folder / name
-        verdict = "missing" if not path.exists() else "ok" if git_blob_id(path) == blob_id else "differs"
-        print(f"{verdict:8} {path}")
-        if verdict != "ok":
-            bad.append(f"{name} ({verdict})")
-    if bad:
-        raise InputError(f"{folder}: not the authors' files: {', '.join(bad)}. Fetch them again.")
-
-
-# --- data ------------------------------------------------------------------------------------------------------------
-
-
-def is_text(column) -> bool:
-    """Return whether a column of examples holds texts, and not labels."""
-    return len(column) > 0 and isinstance(column[0], str)
-
-
-def encode_dataset(*splits: tuple, encoder) -> list[tuple]:
-    """Replace each column of texts in each split by its token ids; other columns (labels) stay as they are."""
-    return [tuple(encoder.encode(column) if is_text(column) else column for column in split) for split in splits]
-
-
-def iter_data(*arrays, n_batch: int = 128, truncate: bool = False, verbose: bool = False) -> Iterator:
-    """Yield consecutive batches of arrays of one length: a tuple, or the bare batch of a single array.
-
-    `truncate` drops the last partial batch; `verbose` shows a progress bar.
-    """
-    n = len(arrays[0]) // n_batch * n_batch if truncate else len(arrays[0])
-    starts = range(0, n, n_batch)
-    if verbose:
-        from tqdm import tqdm  # here, so that importing the model needs torch and numpy alone
-
-        starts = tqdm(starts, ncols=80, leave=False)
-    for start in starts:
-        batch = tuple(array[start : min(start + n_batch, n)] for array in arrays)
-        yield batch if len(batch) > 1 else batch[0]
-
-
 # --- logs ------------------------------------------------------------------------------------------------------------
 
 
@@ -210,3 +144,31 @@ class ResultLogger:
 
     def close(self) -> None:
         self.file.close()
+
+
+# --- for notebooks written for the early PyTorch port; this code's own runs use inputs.py ---------------------------
+
+
+def encode_dataset(*splits: tuple, encoder) -> list[tuple]:
+    """Replace each column of texts in each split by its token ids; other columns (labels) stay as they are."""
+    is_text = [[len(column) > 0 and isinstance(column[0], str) for column in split] for split in splits]
+    return [
+        tuple(encoder.encode(column) if text else column for column, text in zip(split, texts, strict=True))
+        for split, texts in zip(splits, is_text, strict=True)
+    ]
+
+
+def iter_data(*arrays, n_batch: int = 128, truncate: bool = False, verbose: bool = False) -> Iterator:
+    """Yield consecutive batches of arrays of one length: a tuple, or the bare batch of a single array.
+
+    `truncate` drops the last partial batch; `verbose` shows a progress bar.
+    """
+    n = len(arrays[0]) // n_batch * n_batch if truncate else len(arrays[0])
+    starts = range(0, n, n_batch)
+    if verbose:
+        from tqdm import tqdm  # here, so that importing the model needs torch and numpy only
+
+        starts = tqdm(starts, ncols=80, leave=False)
+    for start in starts:
+        batch = tuple(array[start : min(start + n_batch, n)] for array in arrays)
+        yield batch if len(batch) > 1 else batch[0]

@@ -1,8 +1,8 @@
-"""Repeat the paper's ablations at the demo's scale: table and picture of test accuracies over seeds.
+"""Repeat the paper's ablations at the demo's scale: a table and a picture of test accuracies over seeds.
 
     python demo/ablations.py --seeds 5 -- --lr 2e-4 --n_batch 2 --n_iter 3
 
-What stands behind `--` goes to train.py in every run. Each result is a line of --results; runs that it holds already
+Flags after `--` are passed to train.py in every run. Each result is a line of --results; runs that are already in it
 are not repeated.
 """
 
@@ -19,23 +19,23 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the scripts beside this folder
+sys.path.insert(0, str(ROOT))  # the scripts in the folder above
 
 import train  # noqa: E402
-from analysis import read_predictions  # noqa: E402
-from datasets import ROCSTORIES_TEST, read_cloze  # noqa: E402
-from model_pytorch import read_sizes  # noqa: E402
+from datasets import ROCSTORIES_TEST, TASKS, read_cloze  # noqa: E402
+from results import read_predictions  # noqa: E402
+from shards import read_sizes  # noqa: E402
 
 
 def variants(n_layer: int) -> dict[str, list[str]]:
-    """Return the flags of each ablation: the paper's two, and every number of blocks transferred."""
+    """Return the flags of each ablation: the paper's two, and each number of blocks transferred."""
     partial = {f"{n} of {n_layer} blocks transferred": ["--n_transfer", str(n)] for n in range(n_layer)}
     return {"full": [], "no pre-training": ["--n_transfer", "-1"], "no auxiliary LM": ["--lm_coef", "0"]} | partial
 
 
 def run(flags: list[str], model_dir: str, data_dir: str, work_dir: Path, seed: int) -> dict[str, float]:
     """Fine-tune once and return the valid and test accuracy (%)."""
-    shutil.rmtree(work_dir, ignore_errors=True)  # a run that was cut short is made anew
+    shutil.rmtree(work_dir, ignore_errors=True)  # an interrupted run starts again
     folders = [f"--{kind}_dir={work_dir / kind}" for kind in ("log", "save", "submission")]
     common = ["--desc=ablation", f"--model_dir={model_dir}", f"--data_dir={data_dir}", f"--seed={seed}", "--submit"]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -43,7 +43,7 @@ def run(flags: list[str], model_dir: str, data_dir: str, work_dir: Path, seed: i
             raise SystemExit(2)
     logs = [json.loads(line) for line in (work_dir / "log/ablation.jsonl").read_text().splitlines()[1:]]
     *_, labels = read_cloze(Path(data_dir) / ROCSTORIES_TEST)
-    right = read_predictions(work_dir / "log/ablation.tsv") == labels
+    right = read_predictions(work_dir / "log/ablation.tsv", TASKS["rocstories"].labels) == labels
     return {"valid": max(line["va_acc"] for line in logs), "test": right.mean() * 100}
 
 
@@ -69,15 +69,15 @@ def report(results: pd.DataFrame, names: list[str], n_layer: int, picture: Path)
 
 
 def main() -> None:
-    """Run what is missing from --results, then report."""
+    """Make the runs that are missing from --results, then report."""
     parser = argparse.ArgumentParser(description=main.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--model_dir", default=str(ROOT / "demo/model"), help="pre-trained model")
     parser.add_argument("--data_dir", default=str(ROOT / "demo/data"), help="cloze set")
-    parser.add_argument("--results", default="ablations.jsonl", help="file of the results, a line per run")
+    parser.add_argument("--results", default="ablations.jsonl", help="file of results, one line per run")
     parser.add_argument("--picture", default="ablations.png", help="file of the picture")
     parser.add_argument("--work_dir", default="ablations/", help="folder for the files of the run in progress")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each ablation, with seeds 1, 2, ...")
-    parser.add_argument("flags", nargs="*", help="flags for train.py, behind --")
+    parser.add_argument("flags", nargs="*", help="flags for train.py, after --")
     args = parser.parse_args()
     n_layer = read_sizes(args.model_dir).n_layer
     results = Path(args.results)

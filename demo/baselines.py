@@ -1,4 +1,4 @@
-"""Score what needs no understanding on a cloze set: a fair set leaves all but the last row of the table near 50 %.
+"""Score methods that need no understanding on a cloze set: on a fair set all but the last score about 50 %.
 
 python demo/baselines.py --data_dir demo/data
 """
@@ -14,11 +14,11 @@ from scipy.sparse import spmatrix
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer
 from sklearn.linear_model import LogisticRegression
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the scripts beside this folder
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the scripts in the folder above
 
 from datasets import ROCSTORIES_TEST, ROCSTORIES_VALID, read_cloze  # noqa: E402
 
-Row = tuple[str, str, str, int]  # story of four sentences, two endings, index of the right one
+Row = tuple[str, str, str, int]  # an example: story of four sentences, two endings, index of the right one
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -30,7 +30,7 @@ def words(text: str) -> list[str]:
 
 
 def overlap(story: str, ending: str) -> float:
-    """Give the share of an ending's words that the story has."""
+    """Return the fraction of an ending's words that occur in the story."""
     known = set(words(story))
     return float(np.mean([word in known for word in words(ending)]))
 
@@ -40,7 +40,7 @@ def word_pairs(story: str, ending: str) -> list[str]:
 
 
 def choice_accuracy(rows: list[Row], score: Callable[[str, str], float]) -> float:
-    """Pick the ending of the higher score; a tie counts as half a hit."""
+    """Return the accuracy of choosing the ending with the higher score; a tie counts as half right."""
     hits = 0.0
     for story, first, second, answer in rows:
         difference = score(story, second) - score(story, first)
@@ -51,7 +51,7 @@ def choice_accuracy(rows: list[Row], score: Callable[[str, str], float]) -> floa
 def regression_accuracy(
     train: list[Row], test: list[Row], features: Callable[[list[tuple[str, str]]], spmatrix], strength: float
 ) -> float:
-    """Fit a logistic regression to the difference of the two endings' features, as the choice is between them."""
+    """Return the test accuracy of a logistic regression on the difference of the two endings' features."""
 
     def differences(rows: list[Row]) -> spmatrix:
         return features([(story, second) for story, _, second, _ in rows]) - features(
@@ -64,7 +64,7 @@ def regression_accuracy(
 
 
 def baselines(train: list[Row], test: list[Row]) -> dict[str, float]:
-    """Score every baseline on the test rows."""
+    """Return the test accuracy of every baseline."""
     ending_words = CountVectorizer(ngram_range=(1, 2), tokenizer=words, token_pattern=None)
     ending_words.fit([ending for row in train for ending in row[1:3]])
     pairs = HashingVectorizer(analyzer=lambda pair: word_pairs(*pair), n_features=2**18, norm=None)

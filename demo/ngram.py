@@ -14,13 +14,14 @@ def ngram_probabilities(tokens: np.ndarray, n_train: int, n_vocab: int, order: i
     """Return the probability of each token from n_train on, by n-grams of the tokens before it.
 
     Orders are interpolated after Witten and Bell: p(w | h) = (c(h w) + t(h) p(w | h')) / (c(h) + t(h)), where c counts
-    in the first n_train tokens, t(h) is how many different tokens followed h there and h' is h without its first.
+    in the first n_train tokens, t(h) is the number of different tokens that follow h there, and h' is h without its
+    first token.
     """
     if n_vocab**order >= 2**63:
         raise ValueError(f"{order}-grams of {n_vocab} tokens do not fit 64 bits")
     tokens = tokens.astype(np.int64)
     p = np.full(len(tokens) - n_train, 1 / n_vocab)
-    context = np.zeros_like(tokens)  # the n - 1 tokens before each place, as digits of one number
+    context = np.zeros_like(tokens)  # the n - 1 tokens before each position, as digits of one number
     for n in range(1, order + 1):
         if n > 1:
             context[n - 1 :] += tokens[: -(n - 1)] * n_vocab ** (n - 2)
@@ -35,7 +36,7 @@ def ngram_probabilities(tokens: np.ndarray, n_train: int, n_vocab: int, order: i
 
 
 def look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return for each wanted key its value, 0 where there is none; keys are sorted."""
+    """Return the value of each wanted key, 0 for a missing one; keys are sorted."""
     places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where(keys[places] == wanted, values[places], 0)
 

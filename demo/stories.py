@@ -1,8 +1,8 @@
 """Write five-sentence stories with a cause and an effect: a corpus for pre-training, a cloze set for fine-tuning.
 
 Each schema of schemas.txt branches: something in sentences 2 to 4 decides how the story must end. The wrong
-ending of a cloze row is a right ending of another branch, told with the same people and things. Every ending is
-therefore right as often as wrong, and neither the ending alone, nor its length, nor its place gives the answer.
+ending of a cloze example is a right ending of another branch, told with the same people and things. Every ending is
+therefore right as often as wrong, and neither the ending by itself, nor its length, nor its position gives the answer.
 
     python demo/stories.py cloze --out demo/data
     python demo/stories.py corpus --exclude demo/data --out corpus.txt
@@ -60,7 +60,7 @@ class Story:
 
 
 def parse_schemas(text: str) -> list[Schema]:
-    """Read the schemas of a grammar file; its head describes the format."""
+    """Return the schemas of a grammar file; the top of that file describes its format."""
     common: dict[str, str] = {}
     schemas: list[Schema] = []
     for line in re.sub(r"\n +", " ", text).splitlines():
@@ -78,7 +78,7 @@ def parse_schemas(text: str) -> list[Schema]:
 
 
 def choose(template: str, rng: Random) -> str:
-    """Settle every choice of a template, the innermost braces first."""
+    """Replace every {a | b} of a template by a random one of its alternatives, the innermost braces first."""
     text = "{" + template + "}"
     while "{" in text:
         text = re.sub(r"\{([^{}]*)\}", lambda braces: rng.choice(braces[1].split("|")).strip(), text)
@@ -86,7 +86,7 @@ def choose(template: str, rng: Random) -> str:
 
 
 def cast(rng: Random) -> dict[str, str]:
-    """Draw the two people of a story and the pronouns that go with them."""
+    """Choose the two people of a story at random, and the pronouns that go with them."""
     she, he = rng.choice(HER), rng.choice(HIM)
     first, first_words, second, second_words = rng.choice(
         [(she, SHE_WORDS, he, HE_WORDS), (he, HE_WORDS, she, SHE_WORDS)]
@@ -97,13 +97,13 @@ def cast(rng: Random) -> dict[str, str]:
 def tell(template: str, slots: dict[str, str], rng: Random) -> str:
     """Turn a template into one sentence."""
     text = choose(template, rng)
-    while "$" in text:  # a filler may hold other slots
+    while "$" in text:  # a filler may contain other slots
         text = re.sub(r"\$(\w+)", lambda slot: slots[slot[1]], text)
     return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text[0].upper() + text[1:])
 
 
 def draw(schema: Schema, branch: str, other: str, rng: Random) -> Story:
-    """Tell a story of one branch, with the ending that another branch would have had."""
+    """Return a story of one branch; its wrong ending is the one that another branch would have had."""
     slots = cast(rng) | {name: choose(fillers, rng) for name, fillers in schema.slots.items()}
     lines = schema.lines
     context = tuple(tell(lines.get(branch + n) or lines[n], slots, rng) for n in "1234")
@@ -113,11 +113,11 @@ def draw(schema: Schema, branch: str, other: str, rng: Random) -> Story:
 def corpus(
     schemas: list[Schema], seed: int, exclude: set[tuple[str, ...]], comments: float, remarks: float
 ) -> Iterator[str]:
-    """Yield distinct stories without end, none with a context to exclude.
+    """Yield distinct stories, infinitely many, none with a context in `exclude`.
 
-    A share `comments` of the sentences 2 to 4 ends with a comment on where the story is going. A share `remarks` of the
-    stories ends with people's reaction to the ending; a third of these have the ending of another branch, and the
-    reaction is surprise.
+    A fraction `comments` of the sentences 2 to 4 ends with a comment on where the story is going. A fraction `remarks`
+    of the stories ends with people's reaction to the ending; a third of these have the ending of another branch, and
+    the reaction is surprise.
     """
     rng = Random(seed)
     told: set[str] = set()
@@ -139,7 +139,7 @@ def corpus(
 
 
 def cloze(schemas: list[Schema], seed: int) -> Iterator[Story]:
-    """Yield cloze stories without end, no context twice; schemas and pairs of branches come equally often."""
+    """Yield cloze stories, infinitely many, no context twice; schemas and pairs of branches occur equally often."""
     rng = Random(seed)
     pairs = {}
     for schema in schemas:
@@ -156,7 +156,7 @@ def cloze(schemas: list[Schema], seed: int) -> Iterator[Story]:
 
 
 def write_cloze(path: Path, stories: list[Story], rng: Random) -> None:
-    """Write stories in the layout of the Story Cloze Test, the right ending first in half of the rows."""
+    """Write stories in the layout of the Story Cloze Test, the right ending first in half of them."""
     answers = [1 + row % 2 for row in range(len(stories))]
     rng.shuffle(answers)
     with open(path, "w", encoding="utf-8", newline="") as file:
@@ -168,7 +168,7 @@ def write_cloze(path: Path, stories: list[Story], rng: Random) -> None:
 
 
 def read_contexts(folder: Path) -> set[tuple[str, ...]]:
-    """Read the first four sentences of every row of a cloze set."""
+    """Return the contexts, four sentences each, of a cloze set."""
     contexts = set()
     for name in CLOZE_FILES.values():
         with open(folder / name, encoding="utf-8", newline="") as file:
@@ -184,14 +184,16 @@ def main() -> None:
     command = commands.add_parser("corpus", help="stories for pre-training, one a line", formatter_class=show_default)
     command.add_argument("--n_stories", type=int, default=80000, help="lines to write")
     command.add_argument("--seed", type=int, default=1, help="seed of the stories")
-    command.add_argument("--comments", type=float, default=0.4, help="share of sentences with a comment")
-    command.add_argument("--remarks", type=float, default=0.5, help="share of stories with a reaction to their ending")
+    command.add_argument("--comments", type=float, default=0.4, help="fraction of sentences with a comment")
+    command.add_argument(
+        "--remarks", type=float, default=0.5, help="fraction of stories with a reaction to their ending"
+    )
     command.add_argument("--exclude", type=Path, default=None, help="folder of a cloze set to keep out of the corpus")
     command.add_argument("--out", type=Path, default=Path("corpus.txt"), help="file to write")
 
-    command = commands.add_parser("cloze", help="validation and test rows", formatter_class=show_default)
-    command.add_argument("--n_valid", type=int, default=1871, help="validation rows, which fine-tuning trains on")
-    command.add_argument("--n_test", type=int, default=1000, help="test rows")
+    command = commands.add_parser("cloze", help="validation and test examples", formatter_class=show_default)
+    command.add_argument("--n_valid", type=int, default=1871, help="validation examples, which fine-tuning trains on")
+    command.add_argument("--n_test", type=int, default=1000, help="test examples")
     command.add_argument("--seed", type=int, default=2, help="seed of the stories")
     command.add_argument("--out", type=Path, default=Path("demo/data"), help="folder to write the two files to")
     args = parser.parse_args()
@@ -205,7 +207,7 @@ def main() -> None:
     else:
         args.out.mkdir(parents=True, exist_ok=True)
         stories = cloze(schemas, args.seed)
-        rng = Random(args.seed)  # its own stream: the stories do not depend on how many rows there are
+        rng = Random(args.seed)  # a separate stream: the stories do not depend on their number
         write_cloze(args.out / CLOZE_FILES["valid"], list(islice(stories, args.n_valid)), rng)
         write_cloze(args.out / CLOZE_FILES["test"], list(islice(stories, args.n_test)), rng)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from datasets import ROCSTORIES_TEST, ROCSTORIES_VALID
-from model_pytorch import FolderSizes
+from shards import FolderSizes
 
 HEADER = (
     "InputStoryid,InputSentence1,InputSentence2,InputSentence3,InputSentence4,"
@@ -38,8 +38,8 @@ def write_model(folder: Path) -> Path:
     (folder / "params_shapes.json").write_text(json.dumps(shapes))
     (folder / "hparams.json").write_text(json.dumps({"n_head": 2}))
     values = np.random.default_rng(0).normal(0, 0.02, sum(map(math.prod, shapes))).astype(np.float32)
-    for i, piece in enumerate(np.array_split(values, 10)):
-        np.save(folder / f"params_{i}.npy", piece)
+    for i, shard in enumerate(np.array_split(values, 10)):
+        np.save(folder / f"params_{i}.npy", shard)
     return folder
 
 

@@ -109,7 +109,7 @@ def block(p: Parameters, name: str, x: np.ndarray, n_head: int, afn: str) -> Lay
 
 
 def transformer(p: Parameters, x: np.ndarray, n_head: int, afn: str) -> Layer:
-    """Give the hidden states (N, T, C) of x, any leading axes and then (T, 2)."""
+    """Return the hidden states (N, T, C) of x, any leading axes and then (T, 2)."""
     x = x.reshape(-1, *x.shape[-2:])
     h = p[TABLE][x[..., 0]] + p[TABLE][x[..., 1]]
     backs = []
@@ -136,13 +136,13 @@ def lm_logits(p: Parameters, h: np.ndarray) -> np.ndarray:
 
 
 def classify_states(h: np.ndarray, x: np.ndarray, clf_token: int) -> np.ndarray:
-    """Give the hidden state (N, C) at each row's first classify token."""
+    """Return the hidden state (N, C) at each row's first classify token."""
     first = (x.reshape(-1, *x.shape[-2:])[..., 0] == clf_token).argmax(-1)
     return h[np.arange(len(h)), first]
 
 
 def task_logits(p: Parameters, h: np.ndarray, x: np.ndarray, clf_token: int, head: str) -> np.ndarray:
-    """Give (B, K) for 'multiple_choice', (B, n_class) for 'classification', (B, 1) for 'similarity'."""
+    """Return (B, K) for 'multiple_choice', (B, n_class) for 'classification', (B, 1) for 'similarity'."""
     states = classify_states(h, x, clf_token)
     if head == "similarity":
         states = states.reshape(-1, 2, states.shape[-1]).sum(1)
@@ -151,14 +151,14 @@ def task_logits(p: Parameters, h: np.ndarray, x: np.ndarray, clf_token: int, hea
 
 
 def lm_losses(p: Parameters, h: np.ndarray, x: np.ndarray, m: np.ndarray) -> np.ndarray:
-    """Give each row's mean cross entropy (N,) over its real next tokens."""
+    """Return each row's mean cross entropy (N,) over its real next tokens."""
     target, real = x[..., 0].reshape(h.shape[:2])[:, 1:], m.reshape(h.shape[:2])[:, 1:]
     logp = log_softmax(lm_logits(p, h[:, :-1]))
     return (-np.take_along_axis(logp, target[..., None], -1)[..., 0] * real).sum(1) / real.sum(1)
 
 
 def task_losses(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Give the cross entropy (B,): y of labels (B,), of weights (B, n_class), or in [0, 1] for one logit."""
+    """Return the cross entropy (B,): y of labels (B,), of weights (B, n_class), or in [0, 1] for one logit."""
     if logits.shape[1] == 1:
         logits = np.concatenate([np.zeros_like(logits), logits], 1)
         y = np.stack([1 - y, y], 1)
@@ -169,7 +169,7 @@ def task_losses(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
 def gradients(
     p: Parameters, x: np.ndarray, m: np.ndarray, y: np.ndarray, clf_token: int, n_head: int, afn: str, lm_coef: float
 ) -> Parameters:
-    """Give the gradients of mean task loss + lm_coef * mean LM loss, multiple choice."""
+    """Return the gradients of mean task loss + lm_coef * mean LM loss, multiple choice."""
     h, back = transformer(p, x, n_head, afn)
     N, T, C = h.shape
     grads = defaultdict(float)
@@ -223,7 +223,7 @@ def adam(
     vector_l2: bool = False,
     max_grad_norm: float = -1,
 ) -> tuple[Parameters, tuple[int, Parameters, Parameters]]:
-    """Give the parameters and the state (t, m, v) after one update; the first state is START."""
+    """Return the parameters and the state (t, m, v) after one update; the first state is START."""
     t, m, v = state[0] + 1, {}, {}
     norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
     clip = max_grad_norm / max(norm, max_grad_norm) if max_grad_norm > 0 else 1.0
@@ -274,7 +274,7 @@ def get_parameters(model) -> Parameters:
 
 
 def randomise(model, seed: int) -> Parameters:
-    """Set every parameter of a torch model, biases too, to something that matters; give the values."""
+    """Set every parameter of a torch model, biases too, to something that matters; return the values."""
     rng = np.random.default_rng(seed)
     values = {
         name: rng.normal(float(name.endswith(".g")), 0.3, tuple(parameter.shape))

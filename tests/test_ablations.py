@@ -23,6 +23,6 @@ def test_every_ablation_runs_once_and_is_reported(tmp_path, monkeypatch, capsys,
     assert all(0 <= row["test"] <= 100 for row in results)
     assert Path("ablations.png").read_bytes().startswith(b"\x89PNG")
     capsys.readouterr()
-    ablations.main()  # nothing is left to run
+    ablations.main()  # all runs are done
     table = capsys.readouterr().out
     assert "seed 1" not in table and f"| full | {results[0]['test']:.1f} ± nan % | 1 |" in table

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import analysis
-from datasets import ROCSTORIES_TEST
+from datasets import ROCSTORIES_TEST, ROCSTORIES_VALID
+from results import accuracy_by_length, draw_perplexity
 from utils import InputError
 
 SETTINGS = dict(desc="a run", t_total=20, n_valid=7, lr_schedule="warmup_linear", lr=1e-3, lr_warmup=0.1)
@@ -21,18 +22,24 @@ PREDICTIONS = [1, 0, 1, 1, 0, 0, 1]  # five of seven
 
 
 class Run:
-    """A finished run and its test set in one folder."""
+    """A finished run and its data set in one folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.write_stories(ROCSTORIES_VALID, [5] * 9, [0] * 9)  # of which n_valid are held out
         self.write_test(range(4, 4 + len(LABELS)))
         self.write_log("a run", [SETTINGS, *LOGS])
         self.write_predictions("a run", PREDICTIONS)
 
     def write_test(self, lengths) -> None:
         """Write stories of these numbers of words."""
-        rows = [f"id,{'w ' * (n - 3)},x,y,z,first,second,{label + 1}" for n, label in zip(lengths, LABELS, strict=True)]
-        (self.folder / ROCSTORIES_TEST).write_text("\n".join(["header", *rows]))
+        self.write_stories(ROCSTORIES_TEST, lengths, LABELS)
+
+    def write_stories(self, name: str, lengths, labels) -> None:
+        lines = [
+            f"id,{'w ' * (n - 3)},x,y,z,first,second,{label + 1}" for n, label in zip(lengths, labels, strict=True)
+        ]
+        (self.folder / name).write_text("\n".join(["header", *lines]))
 
     def write_log(self, desc: str, lines: list) -> None:
         (self.folder / f"{desc}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -85,7 +92,7 @@ def test_every_run_is_analysed_from_its_own_files(run, capsys):
 def test_intervals_are_wilsons(right, n, low, high):
     lengths = np.repeat(range(3, 8), n)  # five groups of one length each; the first is looked at
     is_right = np.arange(5 * n) < right
-    first = analysis.accuracy_by_length(["w " * k for k in lengths], is_right).iloc[0]
+    first = accuracy_by_length(["w " * k for k in lengths], is_right).iloc[0]
     assert first[["first", "last", "n"]].tolist() == [3, 3, n]
     np.testing.assert_allclose(
         first[["accuracy", "low", "high"]].astype(float), [100 * right / n, low, high], atol=2e-3
@@ -94,17 +101,17 @@ def test_intervals_are_wilsons(right, n, low, high):
 
 def test_groups_of_length_are_of_like_size_and_hold_every_story():
     lengths = np.random.default_rng(0).permutation(np.repeat(np.arange(20, 45), 4))  # four stories of each length
-    table = analysis.accuracy_by_length([" ".join("w" * n) for n in lengths], lengths < 25)
+    table = accuracy_by_length([" ".join("w" * n) for n in lengths], lengths < 25)
     assert table[["first", "last", "n", "accuracy"]].to_numpy().tolist() == [
         [20, 24, 20, 100], [25, 29, 20, 0], [30, 34, 20, 0], [35, 39, 20, 0], [40, 44, 20, 0]
     ]  # fmt: skip
-    few = analysis.accuracy_by_length([" ".join("w" * n) for n in (9, 9, 9, 9, 30)], np.array([True] * 5))
+    few = accuracy_by_length([" ".join("w" * n) for n in (9, 9, 9, 9, 30)], np.array([True] * 5))
     assert few[["first", "last", "n"]].to_numpy().tolist() == [[9, 9, 4], [30, 30, 1]]
 
 
 @pytest.mark.parametrize("n", [1, 6])
 def test_stories_of_one_length_are_one_group(n):
-    table = analysis.accuracy_by_length(["a b c"] * n, np.array([True] * n))
+    table = accuracy_by_length(["a b c"] * n, np.array([True] * n))
     assert table[["first", "last", "n"]].to_numpy().tolist() == [[3, 3, n]]
 
 
@@ -140,10 +147,10 @@ def test_the_picture_shows_the_files(run):
 def test_perplexities_of_pre_training_are_drawn(run):
     lines = [{"desc": "text"}, *({"n_updates": n, "tr_ppl": 9.0 / n, "va_ppl": 10.0 / n} for n in (1, 2))]
     run.write_log("text", lines)
-    analysis.draw_perplexity(run.folder / "text.jsonl")
+    draw_perplexity(run.folder / "text.jsonl")
     assert (run.picture("text")[..., :3] < 0.9).any(-1).mean() > 0.01
-    with pytest.raises(InputError, match="a run.jsonl is no log"):
-        analysis.draw_perplexity(run.folder / "a run.jsonl")
+    with pytest.raises(InputError, match="a run.jsonl is not the log"):
+        draw_perplexity(run.folder / "a run.jsonl")
 
 
 # --- bad files -------------------------------------------------------------------------------------------------------
@@ -155,11 +162,14 @@ def binary(path: Path) -> None:
 
 BAD_FILES = {
     "no log": (lambda run: (run.folder / "a run.jsonl").unlink(), ["a run.jsonl is missing", "--log_dir"]),
-    "empty log": (lambda run: run.write_log("a run", []), ["a run.jsonl", "no log"]),
-    "settings alone": (lambda run: run.write_log("a run", [SETTINGS]), ["a run.jsonl", "no log"]),
-    "log of other things": (lambda run: run.write_log("a run", [SETTINGS, {"loss": 1}]), ["a run.jsonl", "no log"]),
-    "log that is no JSON": (lambda run: (run.folder / "a run.jsonl").write_text("{"), ["a run.jsonl", "no log"]),
-    "log that is no text": (lambda run: binary(run.folder / "a run.jsonl"), ["a run.jsonl", "no log"]),
+    "empty log": (lambda run: run.write_log("a run", []), ["a run.jsonl", "not the log"]),
+    "settings alone": (lambda run: run.write_log("a run", [SETTINGS]), ["a run.jsonl", "not the log"]),
+    "log of other things": (
+        lambda run: run.write_log("a run", [SETTINGS, {"loss": 1}]),
+        ["a run.jsonl", "not the log"],
+    ),
+    "log that is no JSON": (lambda run: (run.folder / "a run.jsonl").write_text("{"), ["a run.jsonl", "not the log"]),
+    "log that is no text": (lambda run: binary(run.folder / "a run.jsonl"), ["a run.jsonl", "not the log"]),
     "no predictions": (lambda run: (run.folder / "a run.tsv").unlink(), ["a run.tsv is missing", "--submit"]),
     "empty predictions": (lambda run: (run.folder / "a run.tsv").write_text(""), ["a run.tsv", "--submit"]),
     "table of other things": (lambda run: (run.folder / "a run.tsv").write_text("a\tb\n"), ["a run.tsv", "--submit"]),
@@ -168,9 +178,10 @@ BAD_FILES = {
         lambda run: (run.folder / "a run.tsv").write_text("index\tprediction\n" + "0\t1\n" * 7),
         ["a run.tsv", "indices"],
     ),
-    "fewer predictions": (lambda run: run.write_predictions("a run", [1] * 6), ["6 predictions", "7 rows"]),
-    "more predictions": (lambda run: run.write_predictions("a run", [1] * 8), ["8 predictions", "7 rows"]),
+    "fewer predictions": (lambda run: run.write_predictions("a run", [1] * 6), ["6 predictions", "7 examples"]),
+    "more predictions": (lambda run: run.write_predictions("a run", [1] * 8), ["8 predictions", "7 examples"]),
     "no test set": (lambda run: (run.folder / ROCSTORIES_TEST).unlink(), [ROCSTORIES_TEST, "missing"]),
+    "no valid set": (lambda run: (run.folder / ROCSTORIES_VALID).unlink(), [ROCSTORIES_VALID, "missing"]),
     "log without settings": (lambda run: run.write_log("a run", LOGS), ["a run.jsonl"]),
     "words as predictions": (lambda run: run.write_predictions("a run", ["x"] * 7), ["a run.tsv"]),
     "gap in the predictions": (lambda run: run.write_predictions("a run", [1, 0, "", 1, 0, 0, 1]), ["a run.tsv"]),

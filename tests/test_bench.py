@@ -1,5 +1,6 @@
 """The measurements: what is counted and what is run. How fast it was is no matter of a test."""
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -11,23 +12,25 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import bench
-import train
+from datasets import TASKS
+from finetuning import Prepared, Settings, build_model, network
+from inference import predict
 from model_pytorch import Config
-from training import Ranks
+from processes import Ranks
 
 
 def folders(model_dir: Path, data_dir: Path) -> list[str]:
     return ["--model_dir", str(model_dir), "--data_dir", str(data_dir)]
 
 
-def task_of(args, n_ctx: int | None = None) -> train.Task:
-    splits, n_vocab = bench.read_stories(Path(args.model_dir), Path(args.data_dir))
-    cfg, sizes = train.network(train.parse_args(["--model_dir", args.model_dir]), n_vocab)
+def prepared_for(args, n_ctx: int | None = None) -> Prepared:
+    stories, n_vocab = bench.read_stories(Path(args.model_dir), Path(args.data_dir))
+    cfg, _ = network(Settings(model_dir=args.model_dir), n_vocab)
     if args.shapes == "race":
         rows = bench.race_rows(n_vocab, 4)
     else:
-        rows = bench.repeated_rows(splits, n_vocab, n_ctx) if n_ctx else bench.real_rows(splits, n_vocab, 64)
-    return train.Task(n_vocab, rows[0].shape[2], cfg, (rows, rows, rows), 2, {})
+        rows = bench.repeated_rows(stories[0], n_ctx, 40) if n_ctx else stories[0]
+    return Prepared(TASKS["rocstories"], cfg, n_vocab, rows.longest(), (rows, rows, rows))
 
 
 def test_work_equals_a_count_by_hand():
@@ -49,24 +52,24 @@ def test_work_equals_a_count_by_hand():
 @pytest.mark.parametrize("share_context", [False, True])
 def test_work_is_what_torch_counts(model_dir, data_dir, what, share_context):
     args = bench.parse_args([*folders(model_dir, data_dir), "--share_context", "--what", what])
-    task = task_of(args, n_ctx=8)
-    task = train.Task(task.n_vocab, 8, Config(n_embd=96, n_head=2, n_layer=2), task.splits, 2, {})
-    jobs = {job.args.share_context: job for job in bench.make_jobs(args, "fp32", 4, task)}
+    prepared = dataclasses.replace(prepared_for(args, n_ctx=8), cfg=Config(n_embd=96, n_head=2, n_layer=2))
+    jobs = {job.settings.share_context: job for job in bench.make_jobs(args, "fp32", 4, prepared)}
     job = jobs[share_context]
-    step, rows = bench.make_step(job, Ranks()), job.rows(0)
+    step, which = bench.make_step(job, Ranks()), job.examples(0)
     with FlopCounterMode(display=False) as counter:
-        step(rows)
-    x, m, _ = (column[rows] for column in task.splits[0])
-    counted = bench.count_work(x, m, task.cfg, task.n_vocab + 3 + 8, what == "train", share_context)
+        step(which)
+    x, m, _ = prepared.splits[0].batch(which)
+    n_table = prepared.n_vocab + 3 + 8
+    counted = bench.count_work(x.numpy(), m.numpy(), prepared.cfg, n_table, what == "train", share_context)
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.04)  # torch counts attention to later tokens too
 
 
 def test_predicting_is_that_of_train(model_dir, data_dir):
-    task = task_of(bench.parse_args(folders(model_dir, data_dir)))
+    prepared = prepared_for(bench.parse_args(folders(model_dir, data_dir)))
     torch.manual_seed(0)
-    model, _ = train.build_model(train.parse_args(["--n_transfer", "-1"]), task)
-    x, m = (torch.from_numpy(column[:6]) for column in task.splits[0][:2])
-    expected = train.predict(model, x.numpy(), m.numpy(), 6, Ranks(), "rows")
+    model, _ = build_model(prepared, -1, "")
+    x, m, _ = prepared.splits[0].batch(np.arange(6))
+    expected = predict(model, prepared.splits[0].first(6), 6, Ranks(), "rows")
     for share_context in (False, True):
         logits = bench.predict_batch(model, x, m, share_context, torch.device("cpu"))
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
@@ -75,7 +78,8 @@ def test_predicting_is_that_of_train(model_dir, data_dir):
 def test_repeated_rows_have_exactly_the_length_asked_for(model_dir, data_dir):
     args = bench.parse_args(folders(model_dir, data_dir))
     for n_ctx in (6, 7, 50):
-        x, m, _ = task_of(args, n_ctx).splits[0]
+        rows = prepared_for(args, n_ctx).splits[0]
+        x, m, _ = rows.batch(np.arange(len(rows)))
         assert x.shape[2] == n_ctx and m.all()
         assert (x[:, :, -1, 0] == x[0, 0, -1, 0]).all()  # the classify token is last
 
@@ -85,9 +89,9 @@ def test_every_kind_of_row_runs(model_dir, data_dir):
     names = []
     for shapes in ("stories", "race"):
         args = bench.parse_args([*folders(model_dir, data_dir), *flags, "--shapes", shapes])
-        for job in bench.make_jobs(args, "bf16", 2, task_of(args)):
-            bench.make_step(job, Ranks())(job.rows(0))
-            names.append((job.name, len(job.rows(0)), job.args.checkpoint_activations))
+        for job in bench.make_jobs(args, "bf16", 2, prepared_for(args)):
+            bench.make_step(job, Ranks())(job.examples(0))
+            names.append((job.name, len(job.examples(0)), job.settings.checkpoint_activations))
     expected = [("train", 4), ("train, context shared", 4), ("predict", 2), ("predict, context shared", 2)]
     assert names == 2 * [(*name, True) for name in expected]
 
@@ -97,9 +101,9 @@ def test_every_kind_of_row_runs(model_dir, data_dir):
 @pytest.mark.parametrize("what", ["train", "predict"])
 def test_the_other_library_runs(model_dir, data_dir, what):
     args = bench.parse_args([*folders(model_dir, data_dir), "--against", "transformers", "--what", what])
-    job = bench.make_jobs(args, "fp32", 2, task_of(args))[-1]
+    job = bench.make_jobs(args, "fp32", 2, prepared_for(args))[-1]
     assert job.library.startswith("transformers ")
-    bench.make_step(job, Ranks())(job.rows(0))
+    bench.make_step(job, Ranks())(job.examples(0))
 
 
 def test_a_run_writes_table_figures_and_picture(tmp_path, capsys, model_dir, data_dir):

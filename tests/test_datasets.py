@@ -1,9 +1,7 @@
 """Files -> examples: the columns, the authors' split, and what CSV allows."""
 
 import csv
-import errno
 import io
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +9,10 @@ import pytest
 from sklearn.model_selection import train_test_split
 
 import datasets
-from datasets import ROCSTORIES_TEST, ROCSTORIES_VALID, encode_cached, read_cloze
-from utils import InputError, encode_dataset
+from datasets import ROCSTORIES_TEST, ROCSTORIES_VALID, TASKS, read_cloze
+from inputs import CUTS, FORMS
+from loss import METRICS
+from utils import InputError
 
 AUTHORS_SEED = 3535999445
 
@@ -29,7 +29,7 @@ def row(i: int) -> list:
 
 
 def numbers(columns: datasets.Columns) -> list[int]:
-    """Give the rows that columns made of `row` hold, after a look at whether each still has its own endings."""
+    """Return the numbers of examples made by `row`, after a check that each still has its own endings."""
     stories, first, second, labels = columns
     found = [int(story.split()[0]) for story in stories]
     assert stories == [f"{i} one. {i} two. {i} three. {i} four." for i in found]
@@ -62,7 +62,7 @@ def test_n_valid_rows_are_kept_for_validation(data_dir, n_valid):
 @pytest.mark.parametrize("n_valid", [30, 31])
 def test_a_split_that_leaves_nothing_to_train_on_is_refused(data_dir, n_valid):
     write(data_dir / ROCSTORIES_VALID, [row(i) for i in range(30)])
-    with pytest.raises(InputError, match=f"--n_valid {n_valid} of its 30 rows .* Lower"):
+    with pytest.raises(InputError, match=f"--n_valid {n_valid} of its 30 examples .* Lower"):
         datasets.rocstories(data_dir, n_valid)
 
 
@@ -70,7 +70,7 @@ def test_the_real_rows(real_data_dir):
     train, valid, test = datasets.rocstories(real_data_dir)
     n_rows = sum(1 for _ in open_rows(real_data_dir / ROCSTORIES_VALID))
     assert [len(split[0]) for split in (train, valid, test)] == [n_rows - 374, 374, len(test[3])]
-    if n_rows == 1400:  # the rows at hand in this project
+    if n_rows == 1400:  # the examples at hand in this project
         assert (len(train[0]), len(valid[0]), len(test[0])) == (1026, 374, 471)
     known = {tuple(r) for name in (ROCSTORIES_VALID, ROCSTORIES_TEST) for r in open_rows(real_data_dir / name)}
     for columns in (train, valid, test):
@@ -79,7 +79,7 @@ def test_the_real_rows(real_data_dir):
 
 
 def open_rows(path: Path):
-    """Give the rows of a real file, read another way: story, two endings, right one."""
+    """Yield the examples of a real file, read another way: story, two endings, right one."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         for r in csv.DictReader(file):
             _, *sentences, first, second, right = r.values()
@@ -146,139 +146,58 @@ def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
         read_cloze(tmp_path / "c.csv")
 
 
-# --- the encoded texts -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (b"id,,,,,e,f,1\n", "the story is empty. Fix the line or remove it"),
+        (b'id," ","\t",,"\n",e,f,1\n', "the story is empty. Fix the line or remove it"),
+        (b"id,a,b,c,d,,,1\n", "both endings are empty. Fix the line or remove it"),
+        (b"id,a,b,c,d, ,\t,2\n", "both endings are empty. Fix the line or remove it"),
+        (b"id,a,b\0,c,d,e,f,2\n", r"a NUL byte \(byte [\d,]+\): the file is damaged. Fetch it again"),
+    ],
+    ids=["no story", "a story of white space", "no endings", "endings of white space", "NUL"],
+)
+def test_empty_texts_and_nul_bytes_are_named_with_their_line(tmp_path, bad, message):
+    path = write(tmp_path / "c.csv", [row(0), row(1)])
+    path.write_bytes(path.read_bytes() + bad + b"id,a,b,c,d,e,f,1\n")
+    line = 4 + bad.count(b"\n") - 1  # an example's last line
+    with pytest.raises(InputError, match=rf"c\.csv, line {line}: {message}"):
+        read_cloze(path)
 
 
-class Letters:
-    """An encoder that counts its work; ids are the letters' numbers."""
-
-    n_encoded = 0
-
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        self.n_encoded += len(texts)
-        return [[ord(letter) for letter in text] for text in texts]
+def test_one_empty_ending_or_sentence_is_no_error(tmp_path):
+    path = write(tmp_path / "c.csv", [["id", "A.", "", "", "", "", "F.", 2], ["id", *"abcde", "", 1]])
+    stories, first, second, labels = read_cloze(path)
+    assert (stories, first, second) == (["A.   ", "a b c d"], ["", "e"], ["F.", ""])
 
 
-SPLITS = ((["a cat", ""], ["sat", "on"], np.array([0, 1])), (["the mats."] * 900, ["", *["x"] * 899], np.arange(900)))
-N_TEXTS = 1804
+def test_a_field_longer_than_csv_allows_is_named_with_the_line_where_it_begins(tmp_path):
+    path = write(tmp_path / "c.csv", [row(0), QUOTED])  # lines 2 to 6
+    limit = csv.field_size_limit()
+    path.write_bytes(path.read_bytes() + b'id,"a,b,c,d,e,f,1\n' + b"id,a,b,c,d,e,f,1\n" * limit)
+    with pytest.raises(
+        InputError, match=rf"c\.csv, line 7: a field of more than {limit:,} char.* Is a quote not closed"
+    ):
+        read_cloze(path)
+    write(path, [row(0), ["id", "a", "b", "c", "d" * (limit + 1), "e", "f", 1]])
+    with pytest.raises(InputError, match=rf"c\.csv, line 3: a field of more than {limit:,} characters"):
+        read_cloze(path)
 
 
-@pytest.fixture
-def vocabulary(tmp_path) -> tuple[str, str]:
-    paths = tmp_path / "encoder.json", tmp_path / "vocab.bpe"
-    for path in paths:
-        path.write_text(path.name)
-    return tuple(map(str, paths))
+# --- the records -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    (tmp_path / "data").mkdir()
-    return tmp_path / "data"
+def test_the_record_gives_the_examples_of_the_reader(data_dir):
+    task = TASKS["rocstories"]
+    assert (task.form, task.cut, task.labels) == ("multiple_choice", "halves", ("0", "1"))
+    assert set(task.files) == {path.name for path in data_dir.glob("*.csv")}
+    for examples, columns in zip(task.read(data_dir, 10), datasets.rocstories(data_dir, 10), strict=True):
+        assert examples.texts == list(zip(*columns[:3], strict=True))
+        np.testing.assert_array_equal(examples.labels, columns[3])
 
 
-def assert_encodes(splits: tuple, folder: Path, vocabulary: tuple[str, str], n_encoded: int) -> None:
-    """Check what encode_cached gives against encode_dataset, and how many texts had to be encoded."""
-    encoder = Letters()
-    found = encode_cached(splits, encoder, folder, vocabulary)
-    assert encoder.n_encoded == n_encoded
-    for columns, expected in zip(found, encode_dataset(*splits, encoder=Letters()), strict=True):
-        assert columns[:2] == expected[:2]
-        assert {type(i) for column in columns[:2] for ids in column for i in ids} == {int}
-        assert columns[2] is expected[2]
-
-
-def test_encoded_texts_are_read_the_second_time(folder, vocabulary):
-    assert_encodes(SPLITS, folder, vocabulary, N_TEXTS)
-    (path,) = folder.iterdir()
-    content = path.read_bytes()
-    assert_encodes(SPLITS, folder, vocabulary, 0)
-    assert (list(folder.iterdir()), path.read_bytes()) == ([path], content)
-
-
-def test_other_texts_or_another_vocabulary_are_encoded_anew(folder, vocabulary, monkeypatch):
-    assert_encodes(SPLITS, folder, vocabulary, N_TEXTS)
-    (a, b, y), rest = SPLITS
-    for n_files, splits in enumerate((((["a cat", " "], b, y), rest), ((b, a, y), rest), ((a, b, y),)), 2):
-        n_encoded = sum(len(column) for split in splits for column in split[:2])
-        assert_encodes(splits, folder, vocabulary, n_encoded)
-        assert len(list(folder.iterdir())) == n_files
-    for n_files, path in enumerate(vocabulary, 5):
-        Path(path).write_text("changed")
-        assert_encodes(SPLITS, folder, vocabulary, N_TEXTS)
-        assert len(list(folder.iterdir())) == n_files
-    monkeypatch.setattr(datasets, "version", lambda library: {"spacy": "1", "ftfy": "99"}[library])
-    assert_encodes(SPLITS, folder, vocabulary, N_TEXTS)
-
-
-class Touch:
-    """Pickled, a command to make a file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return Path.touch, (self.path,)
-
-
-def flip(path: Path, place: bytes, offset: int, mask: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[content.index(place) + offset] ^= mask
-    path.write_bytes(content)
-
-
-def pickled(path: Path) -> np.ndarray:
-    return np.array([Touch(path.with_name("unpickled"))], object)
-
-
-def save_array(path: Path) -> None:
-    with open(path, "wb") as file:
-        np.save(file, np.arange(9))
-
-
-N_IDS = sum(len(text) for columns in SPLITS for column in columns[:2] for text in column)
-DAMAGES = {
-    "empty": lambda path: path.write_bytes(b""),
-    "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
-    "without its end": lambda path: path.write_bytes(path.read_bytes()[:-1]),
-    "a bit of an id": lambda path: flip(path, b"\n" + np.int32(ord("a")).tobytes(), 1, 2),
-    "a bit of a length": lambda path: flip(path, b"\n" + np.int64(len("a cat")).tobytes(), 1, 1),
-    "1009 of 9009 ids": lambda path: flip(path, b"(%d,)" % N_IDS, 1, 8),
-    "1004 of 1804 lengths": lambda path: flip(path, b"(%d,)" % N_TEXTS, 2, 8),
-    "pickled ids": lambda path: np.savez(path, ids=pickled(path), lengths=np.ones(N_TEXTS, int)),
-    "pickled lengths": lambda path: np.savez(path, ids=np.zeros(9, int), lengths=pickled(path)),
-    "a pickle": lambda path: pickled(path).dump(path),
-    "an array of its own": save_array,
-    "other arrays": lambda path: np.savez(path, ids=np.arange(9)),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_file_of_encoded_texts_is_made_anew_and_executes_nothing(folder, vocabulary, damage):
-    assert_encodes(SPLITS, folder, vocabulary, N_TEXTS)
-    (path,) = folder.iterdir()
-    content = path.read_bytes()
-    damage(path)
-    assert path.read_bytes() != content
-    assert_encodes(SPLITS, folder, vocabulary, N_TEXTS)
-    assert (list(folder.iterdir()), path.read_bytes()) == ([path], content)
-    assert_encodes(SPLITS, folder, vocabulary, 0)
-
-
-def full(*_) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-@pytest.mark.parametrize("obstacle", ["no folder", "a full disk", "a read-only folder"])
-def test_texts_are_encoded_where_nothing_can_be_written(folder, vocabulary, monkeypatch, obstacle):
-    if obstacle == "no folder":
-        folder.rmdir()
-    elif obstacle == "a full disk":
-        monkeypatch.setattr(os, "fsync", full)
-    else:
-        folder.chmod(0o555)
-        if os.access(folder, os.W_OK):
-            pytest.skip("root writes everywhere")
-    for _ in range(2):
-        assert_encodes(SPLITS, folder, vocabulary, N_TEXTS)
-        assert list(folder.parent.glob("data/*")) == []
+@pytest.mark.parametrize("name", TASKS)
+def test_a_record_names_what_exists(name):
+    task = TASKS[name]
+    assert task.form in FORMS and task.cut in CUTS and task.metric in METRICS
+    assert len(set(task.labels)) == len(task.labels) > 1 and task.submission == Path(task.submission).name

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_pytorch import FolderSizes
+from shards import FolderSizes
 
 LOAD = """
 import resource, sys, torch
@@ -27,8 +27,8 @@ def test_loading_holds_less_than_twice_the_parameters(tmp_path: Path):
     shapes = FolderSizes(n_vocab=40478, n_positions=512, n_embd=768, n_head=12, n_layer=12).shapes()
     assert sum(map(math.prod, shapes)) == 116_534_784
     values = np.random.default_rng(0).standard_normal(116_534_784, dtype=np.float32)
-    for i, piece in enumerate(np.array_split(values, 10)):
-        np.save(tmp_path / f"params_{i}.npy", piece)
+    for i, shard in enumerate(np.array_split(values, 10)):
+        np.save(tmp_path / f"params_{i}.npy", shard)
     (tmp_path / "params_shapes.json").write_text(json.dumps(shapes))
     command = [sys.executable, "-c", LOAD, str(tmp_path)]
     result = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True)

@@ -32,7 +32,7 @@ class Golden:
         return [self.arrays[f"{u}/{key}"] for key in "xmy"]
 
     def parameters(self, when: str) -> reference.Parameters:
-        """Give the parameters at "init" or "<u>/after", by the checkpoint's names and in its shapes."""
+        """Return the parameters at "init" or "<u>/after", by the checkpoint's names and in its shapes."""
         found = {}
         for name in self.names:
             value = self.arrays[f"{when}/{name}"].astype(float)
@@ -46,7 +46,7 @@ class Golden:
         return found
 
     def errors(self, u: int, logits: np.ndarray, task: np.ndarray, lm: np.ndarray | None) -> dict[str, np.ndarray]:
-        """Give ours less TF's before update u: logits (B, K), task losses (B,), LM losses (B * K,) or 0 for None.
+        """Return ours less TF's before update u: logits (B, K), task losses (B,), LM losses (B * K,) or 0 for None.
 
         With lm_coef 0 there is no LM loss to compare. What TF recorded there is not of one moment: nothing made it
         wait, and it paired the hidden states before the update with the decoder after it (to 3e-7 in update 0).
@@ -57,7 +57,7 @@ class Golden:
         return {key: value - self.arrays[f"{u}/{key}"] for key, value in ours.items()}
 
     def movement(self, u: int, ours: reference.Parameters) -> float:
-        """Give |ours - TF's| after update u as a share of how far TF moved from the start."""
+        """Return |ours - TF's| after update u as a fraction of how far TF moved from the start."""
         init, theirs = self.parameters("init"), self.parameters(f"{u}/after")
         error = sum(((ours[name] - theirs[name]) ** 2).sum() for name in init)
         return np.sqrt(error / sum(((theirs[name] - init[name]) ** 2).sum() for name in init))
@@ -67,7 +67,7 @@ class Product:
     """The product as it trains."""
 
     dtype = torch.float32
-    # Rounding alone takes float32 further than 1e-5 from TF on its way: constant_relu_no_lm has a weight whose first
+    # Mere rounding takes float32 further than 1e-5 from TF on its way: constant_relu_no_lm has a weight whose first
     # gradient, 3e-7 among 1e-2, is a sum that cancels; off by 1e-8 (Adam's e!), it moves a task loss by up to 3e-5.
     tolerance = 5e-5
 
@@ -88,7 +88,7 @@ class Product:
         return reference.get_parameters(self.model)
 
     def update(self, x: np.ndarray, m: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Update once; give logits, task losses and LM losses of before."""
+        """Update once; return logits, task losses and LM losses of before."""
         x, m, y = torch.tensor(x).long(), torch.tensor(m).to(self.dtype), torch.tensor(y).long()
         with torch.no_grad():
             logits = self.model(x)[1]
@@ -121,7 +121,7 @@ class Reference:
         return self.p
 
     def update(self, x: np.ndarray, m: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Update once; give logits, task losses and LM losses of before."""
+        """Update once; return logits, task losses and LM losses of before."""
         p, c = self.p, self.c
         h, _ = reference.transformer(p, x, c["n_head"], c["afn"])
         logits = reference.task_logits(p, h, x, c["clf_token"], "multiple_choice")

@@ -1,27 +1,22 @@
-"""The network: values, invariants, drop-out, initial values, checkpoints, the authors' weights."""
+"""The network: values, invariants, dropout, hooks, initial values, checkpoints."""
 
 import argparse
 import dataclasses
-import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import reference
 import torch
 
+import loss
 import model_pytorch
-import utils
 from model_pytorch import (
     ClfHead,
     DoubleHeadModel,
-    Dropout,
     LMModel,
     MultipleChoiceHead,
-    Packing,
     SimilarityHead,
-    TransformerModel,
 )
 
 N_VOCAB, T = 11, 9
@@ -194,12 +189,12 @@ def test_more_tokens_than_positions_are_an_error():
         model.transformer(torch.zeros(1, 1, T + 1, 2, dtype=torch.long))
 
 
-# ---- drop-out ----
+# ---- dropout ----
 
 
 def test_the_table_is_dropped_once_for_inputs_and_decoder():
     model, p = make(embd_pdrop=0.5)
-    model.transformer.h = torch.nn.ModuleList()  # the embedding alone
+    model.transformer.h = torch.nn.ModuleList()  # only the embedding
     x = batch(3, 2, T)
     x[0, 0, 1, 0] = x[0, 0, 3, 0] = x[2, 1, 1, 0] = 5  # a token that occurs again
     ids, positions = x.view(6, T, 2).unbind(-1)
@@ -238,19 +233,6 @@ def test_each_drop_out_drops_its_part_in_training_only(setting, head, removed):
         assert_close(model(x)[1], reference.task_logits(q, h, x.numpy(), CLASSIFY, head))
 
 
-@pytest.mark.parametrize("share_context", [False, True])
-def test_attention_written_out_for_drop_out_is_torchs(monkeypatch, share_context):
-    model, _ = make(attn_pdrop=0.5)
-    x, m = (torch.tensor(a) for a in reference.batch(2, N_VOCAB, 3, 2, T))
-    packing = Packing(x, m, share_context)
-    assert not packing.is_dense
-    monkeypatch.setattr(Dropout, "forward", lambda self, x: x)  # drops nothing
-    written_out, torchs = (
-        model.train(t).transformer.packed_states(packing, model.transformer.dropped_table()) for t in (True, False)
-    )
-    assert_close(written_out, torchs, atol=1e-12)
-
-
 def test_the_choices_of_an_example_share_one_mask_of_features():
     cfg = dataclasses.replace(CFG, n_embd=64, clf_pdrop=0.5)
     head = MultipleChoiceHead(CLASSIFY, cfg).double()
@@ -260,8 +242,39 @@ def test_the_choices_of_an_example_share_one_mask_of_features():
     dropped, whole = head.train()(h, x), head.eval()(h, x)
     assert dropped.shape == (4, 3)
     assert_close(dropped, dropped[:, :1].expand(4, 3), atol=1e-13)
-    assert len(dropped[:, 0].unique()) == 4  # each example its own mask
+    assert len(dropped[:, 0].unique()) == 4  # each example has its own mask
     assert (dropped - whole).abs().min() > 1e-6
+
+
+# ---- hooks ----
+
+WITH_PARAMETERS = ["attn.c_attn", "attn.c_proj", "ln_1", "mlp.c_fc", "mlp.c_proj", "ln_2"]  # of a block
+# The embedding matrix is read as a matrix, after one dropout: neither its module nor the tied one is called.
+TIED = ["transformer.embed", "lm_head.decoder"]
+
+
+@pytest.mark.parametrize("head", ["multiple_choice", "similarity", "inference"])
+@pytest.mark.parametrize("training", [False, True])
+def test_forward_hooks_fire_on_every_module_with_parameters(head, training):
+    pdrop = {name: 0.1 for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop", "clf_pdrop")}
+    model, _ = make(head, **pdrop)
+    model.train(training)
+    with_parameters = {name for name, module in model.named_modules() if list(module.parameters(recurse=False))}
+    expected = {f"transformer.h.{i}.{name}" for i in range(CFG.n_layer) for name in WITH_PARAMETERS}
+    expected |= {"task_head.linear"}
+    assert with_parameters == expected | set(TIED)
+    fired = []
+    for name, module in model.named_modules():
+        if name in with_parameters:
+            module.register_forward_hook(lambda *_, name=name: fired.append(name))
+    x, m = (torch.tensor(a) for a in reference.batch(2, N_VOCAB, 3, 1 if head == "inference" else 2, T))
+    y = torch.tensor([0.0, 1.0, 1.0]) if head == "similarity" else torch.tensor([0, 1, 1])
+    with torch.set_grad_enabled(training):
+        loss.compute_losses(model, x, m, y, 0.5)
+        assert sorted(fired) == sorted(expected)  # each once
+        fired.clear()
+        model(x)
+        assert sorted(fired) == sorted(expected)
 
 
 # ---- initial values ----
@@ -320,177 +333,3 @@ def test_a_language_model_checkpoint_of_the_port_loads():
     mask[..., -T:] = -1e12
     LMModel(CFG, V, T).load_state_dict(model.state_dict() | {"pos_emb_mask": mask}, strict=True)
     assert "pos_emb_mask" not in model.state_dict()
-
-
-# ---- the authors' weights ----
-
-N_POSITIONS = 7
-BLOCK = [
-    ("attn.c_attn.w", (1, 8, 24)),
-    ("attn.c_attn.b", (24,)),
-    ("attn.c_proj.w", (1, 8, 8)),
-    ("attn.c_proj.b", (8,)),
-    ("ln_1.g", (8,)),
-    ("ln_1.b", (8,)),
-    ("mlp.c_fc.w", (1, 8, 32)),
-    ("mlp.c_fc.b", (32,)),
-    ("mlp.c_proj.w", (1, 32, 8)),
-    ("mlp.c_proj.b", (8,)),
-    ("ln_2.g", (8,)),
-    ("ln_2.b", (8,)),
-]
-NAMES = ["positions", "tokens"] + [f"h.{i}.{name}" for i in range(4) for name, _ in BLOCK]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Write four random blocks as the authors do: one flat run of float32 numbers, cut into ten files anywhere."""
-    shapes = [(N_POSITIONS, 8), (N_VOCAB, 8)] + [shape for _ in range(4) for _, shape in BLOCK]
-    flat = np.random.default_rng(0).normal(size=sum(map(np.prod, shapes))).astype(np.float32)
-    (tmp_path / "params_shapes.json").write_text(json.dumps(shapes))
-    (tmp_path / "hparams.json").write_text(json.dumps({"n_head": CFG.n_head}))
-    for i, piece in enumerate(np.array_split(flat, 10)):
-        np.save(tmp_path / f"params_{i}.npy", piece)
-    return tmp_path
-
-
-def read(folder: Path) -> reference.Parameters:
-    flat = np.concatenate([np.load(folder / f"params_{i}.npy") for i in range(10)])
-    shapes = json.loads((folder / "params_shapes.json").read_text())
-    pieces = np.split(flat, np.cumsum([np.prod(shape) for shape in shapes])[:-1])
-    return {
-        name: piece.reshape(shape[1:] if len(shape) == 3 else shape)
-        for name, piece, shape in zip(NAMES, pieces, shapes, strict=True)
-    }
-
-
-def make_transformer(n_ctx: int, **settings) -> tuple[TransformerModel, reference.Parameters]:
-    model = TransformerModel(dataclasses.replace(CFG, n_layer=4, **settings), vocab=N_VOCAB + 3 + n_ctx, n_ctx=n_ctx)
-    return model, reference.randomise(model, seed=4)
-
-
-@pytest.mark.parametrize("n_transfer, n_blocks", [(0, 0), (3, 3), (4, 4), (12, 4), (-1, None)])
-@pytest.mark.parametrize("n_ctx", [N_POSITIONS, 5])
-def test_loading_sets_the_table_and_the_blocks_asked_for(folder, n_ctx, n_transfer, n_blocks):
-    model, before = make_transformer(n_ctx)
-    np.random.seed(6)
-    model_pytorch.load_openai_pretrained_model(model, n_ctx=n_ctx, n_special=3, n_transfer=n_transfer, path=str(folder))
-    theirs = read(folder)
-    special = (np.random.RandomState(6).randn(3, 8) * 0.02).astype(np.float32)
-    theirs["embed.weight"] = np.concatenate([theirs["tokens"], special, theirs["positions"][:n_ctx]])
-    loaded = [
-        name
-        for name in before
-        if n_blocks is not None and (name == "embed.weight" or int(name.split(".")[1]) < n_blocks)
-    ]
-    for name, value in reference.get_parameters(model).items():
-        expected = theirs[name] if name in loaded else before[name].astype(np.float32)
-        np.testing.assert_array_equal(value, expected, err_msg=name)
-
-
-def test_heads_are_twelve_unless_the_folder_says_otherwise(tmp_path):
-    shapes = model_pytorch.FolderSizes(n_vocab=5, n_positions=4, n_embd=24, n_head=12, n_layer=1).shapes()
-    (tmp_path / "params_shapes.json").write_text(json.dumps(shapes))
-    assert model_pytorch.read_sizes(tmp_path).n_head == 12
-    (tmp_path / "hparams.json").write_text(json.dumps({"n_head": 6}))
-    assert model_pytorch.read_sizes(tmp_path).n_head == 6
-
-
-def test_loading_takes_all_positions_and_the_rows_left_over_as_special(folder):
-    model, _ = make_transformer(N_POSITIONS)
-    np.random.seed(6)
-    model_pytorch.load_openai_pretrained_model(model, path=str(folder))
-    table, theirs = model.embed.weight.detach().numpy(), read(folder)
-    np.testing.assert_array_equal(table[:N_VOCAB], theirs["tokens"])
-    np.testing.assert_array_equal(table[-N_POSITIONS:], theirs["positions"])
-    np.testing.assert_allclose(table[N_VOCAB:-N_POSITIONS], np.random.RandomState(6).randn(3, 8) * 0.02, rtol=1e-6)
-
-
-def assert_unchanged(model: TransformerModel, before: reference.Parameters) -> None:
-    for name, value in reference.get_parameters(model).items():
-        np.testing.assert_array_equal(value, before[name].astype(np.float32), err_msg=name)
-
-
-def remove(path: Path) -> None:
-    path.unlink()
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-10])
-
-
-class Touch:
-    """Pickled, a command to make a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return Path.touch, (self.path,)
-
-
-def pickle_objects(path: Path) -> None:
-    np.save(path, np.array([Touch(path.with_name("unpickled"))], object), allow_pickle=True)
-
-
-def shorten(path: Path) -> None:
-    np.save(path, np.load(path)[:-1])
-
-
-def narrow(path: Path) -> None:
-    path.write_text(path.read_text().replace("8]", "6]"))
-
-
-def garble(path: Path) -> None:
-    path.write_text("[[7, 8], ")
-
-
-@pytest.mark.parametrize(
-    "damage, file, named",
-    [
-        (remove, "params_3.npy", "params_3.npy"),
-        (truncate, "params_3.npy", "params_3.npy"),
-        (pickle_objects, "params_3.npy", "params_3.npy"),
-        (shorten, "params_9.npy", "params_"),
-        (remove, "params_shapes.json", "params_shapes.json"),
-        (garble, "params_shapes.json", "params_shapes.json"),
-        (narrow, "params_shapes.json", "params_shapes.json"),
-    ],
-    ids=lambda value: getattr(value, "__name__", None),
-)
-def test_a_damaged_folder_is_an_error_that_names_the_file_and_loads_nothing(folder, damage, file, named):
-    model, before = make_transformer(N_POSITIONS)
-    damage(folder / file)
-    with pytest.raises(utils.InputError, match=named):
-        model_pytorch.load_openai_pretrained_model(model, n_ctx=N_POSITIONS, n_special=3, path=str(folder))
-    assert_unchanged(model, before)
-    assert not (folder / "unpickled").exists()
-
-
-@pytest.mark.parametrize(
-    "n_embd, vocab, n_ctx, named",
-    [
-        (16, N_VOCAB + 3 + N_POSITIONS, N_POSITIONS, "n_embd 8.* 16"),
-        (8, N_VOCAB + 2 + N_POSITIONS, N_POSITIONS, f"{N_VOCAB + 2 + N_POSITIONS}"),
-        (8, N_VOCAB + 3 + N_POSITIONS + 1, N_POSITIONS + 1, f"{N_POSITIONS} positions.* {N_POSITIONS + 1}"),
-    ],
-)
-def test_a_model_of_other_sizes_is_an_error_that_names_the_sizes_and_loads_nothing(folder, n_embd, vocab, n_ctx, named):
-    model = TransformerModel(dataclasses.replace(CFG, n_embd=n_embd, n_layer=4), vocab, n_ctx)
-    before = reference.randomise(model, seed=4)
-    with pytest.raises(utils.InputError, match=named):
-        model_pytorch.load_openai_pretrained_model(model, n_ctx=n_ctx, n_special=3, path=str(folder))
-    assert_unchanged(model, before)
-
-
-@pytest.mark.parametrize("p", [0.1, 0.5])
-def test_drop_out_drops_its_share_and_scales_the_rest(p):
-    torch.manual_seed(0)
-    x = torch.ones(1000, 1001, requires_grad=True)  # no multiple of four
-    y = Dropout(p)(x)
-    assert y.unique().tolist() == [0, pytest.approx(1 / (1 - p), rel=1e-5)]
-    assert (y == 0).float().mean().item() == pytest.approx(p, abs=5 * (p * (1 - p) / y.numel()) ** 0.5)
-    assert (y == 0).float().mean(0).std().item() == pytest.approx((p * (1 - p) / 1000) ** 0.5, rel=0.1)  # independent
-    y.sum().backward()
-    assert torch.equal(x.grad, y.detach())
-    assert torch.equal(Dropout(p).eval()(x), x)

@@ -8,7 +8,7 @@ import pytest
 
 
 def probability(train: list[int], history: list[int], token: int, order: int, n_vocab: int) -> float:
-    """Witten and Bell's interpolation, written as its recursion."""
+    """Return Witten and Bell's interpolated probability, written as the recursion that defines it."""
     lower = 1 / n_vocab if order == 1 else probability(train, history[1:], token, order - 1, n_vocab)
     n = len(history)
     followers = Counter(train[i + n] for i in range(len(train) - n) if train[i : i + n] == history)

@@ -148,15 +148,15 @@ def test_a_gradient_without_finite_norm_is_refused_and_changes_nothing(bad, max_
 
 
 def test_what_is_allocated_is_what_the_first_update_makes():
-    (parameters, allocated), (others, optimizer) = make(l2=0.1), make(l2=0.1)
-    allocated.allocate()
+    (parameters, preallocated), (others, optimizer) = make(l2=0.1), make(l2=0.1)
+    preallocated.preallocate()
     assert all((parameter.grad == 0).all() for parameter in parameters.values())
-    made = [{name: value.data_ptr() for name, value in allocated.state[p].items()} for p in parameters.values()]
-    step(parameters, allocated, gradients(0))
+    made = [{name: value.data_ptr() for name, value in preallocated.state[p].items()} for p in parameters.values()]
+    step(parameters, preallocated, gradients(0))
     step(others, optimizer, gradients(0))
     for name in SHAPES:
         assert torch.equal(parameters[name], others[name])
-    ours, torchs = (o.state_dict()["state"] for o in (allocated, optimizer))
+    ours, torchs = (o.state_dict()["state"] for o in (preallocated, optimizer))
     assert [list(state) for state in ours.values()] == [list(state) for state in torchs.values()]
     for i, state in ours.items():
         for name, value in state.items():

@@ -1,4 +1,4 @@
-"""Pre-training: merges, tokens, training, and going on after every kind of interruption."""
+"""Pre-training: a run, what it writes, and resuming after every kind of interruption."""
 
 import json
 import math
@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 import checkpoint
-import model_pytorch
 import pretrain
 import train
-from text_utils import TextEncoder
+from model_pytorch import Config, LMModel, TransformerModel
+from shards import load_openai_pretrained_model, read_sizes
+from training import Training
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = (
@@ -40,88 +40,10 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def learn(n_merges: int) -> TextEncoder:
-    paths = Path("encoder_bpe_40000.json"), Path("vocab_40000.bpe")
-    pretrain.learn_vocabulary(Path("corpus.txt"), n_merges, *paths)
-    return TextEncoder(*paths)
-
-
 def outcome(folder: Path) -> dict[str, bytes]:
-    """Return what a run leaves for its user: weights, log and picture."""
+    """Return the files that a run writes for its user: weights, log and picture."""
     paths = [*folder.glob("model/*"), *folder.glob("log/*")]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
-
-
-# --- merges and tokens -----------------------------------------------------------------------------------------------
-
-
-def test_our_encoder_gives_the_ids_of_the_library_that_learnt_the_merges():
-    encoder = learn(20)
-    merges = [tuple(line.split()) for line in Path("vocab_40000.bpe").read_text().split("\n")[1:-1]]
-    library = Tokenizer(models.BPE(encoder.encoder, merges, end_of_word_suffix="</w>", unk_token="<unk>"))
-    library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    assert len(merges) == 20
-    for line in Path("corpus.txt").read_text().splitlines():
-        words = " ".join(pretrain.split_words(encoder.nlp, line))
-        assert encoder.encode([line], verbose=False)[0] == library.encode(words).ids
-
-
-def test_what_is_encoded_decodes_to_the_same_words():
-    encoder = learn(20)
-    for line in Path("corpus.txt").read_text().splitlines():
-        text = "".join(encoder.decoder[i] for i in encoder.encode([line], verbose=False)[0]).replace("</w>", " ")
-        assert text.split() == pretrain.split_words(encoder.nlp, line)
-
-
-def test_the_vocabulary_is_laid_out_as_the_authors_and_learnt_alike_each_time():
-    encoder = learn(20)
-    first = [Path(name).read_bytes() for name in ("encoder_bpe_40000.json", "vocab_40000.bpe")]
-    assert encoder.decoder[0] == "<unk>" and encoder.decoder[len(encoder.decoder) - 1] == "\n</w>"
-    learn(20)
-    assert first == [Path(name).read_bytes() for name in ("encoder_bpe_40000.json", "vocab_40000.bpe")]
-
-
-def test_tokens_run_on_across_lines_each_ended_by_the_newline():
-    encoder = learn(10)
-    Path("corpus.txt").write_text("the cat\n\n  \na mat")
-    tokens = pretrain.tokenize(Path("corpus.txt"), encoder, "v", Path("."))
-    cat, mat = encoder.encode(["the cat", "a mat"], verbose=False)
-    newline = encoder.encoder["\n</w>"]
-    assert tokens.tolist() == [*cat, newline, *mat, newline]
-
-
-def test_a_token_file_cut_short_in_the_making_is_gone_on_with(monkeypatch):
-    encoder = learn(10)
-    whole = pretrain.tokenize(Path("corpus.txt"), encoder, "v", Path(".")).tolist()
-    for name in ("tokens.bin", "tokens.json"):
-        Path(name).unlink()
-    monkeypatch.setattr(pretrain, "LINES_PER_STEP", 7)
-    encode, lines_seen = encoder.encode, []
-
-    def encode_some(lines, verbose):
-        if len(lines_seen) >= 21:
-            raise KeyboardInterrupt
-        lines_seen.extend(lines)
-        return encode(lines, verbose)
-
-    monkeypatch.setattr(encoder, "encode", encode_some)
-    with pytest.raises(KeyboardInterrupt):
-        pretrain.tokenize(Path("corpus.txt"), encoder, "v", Path("."))
-    with open("tokens.bin.part", "ab") as file:
-        file.write(b"half a row")  # written, but not yet noted
-    monkeypatch.setattr(encoder, "encode", lambda lines, verbose: lines_seen.extend(lines) or encode(lines, verbose))
-    assert pretrain.tokenize(Path("corpus.txt"), encoder, "v", Path(".")).tolist() == whole
-    assert lines_seen == Path("corpus.txt").read_text().splitlines(keepends=True)  # each line once
-
-
-def test_a_damaged_token_file_is_named_and_made_again(capsys):
-    encoder = learn(10)
-    whole = pretrain.tokenize(Path("corpus.txt"), encoder, "v", Path(".")).tolist()
-    content = bytearray(Path("tokens.bin").read_bytes())
-    content[5] ^= 1
-    Path("tokens.bin").write_bytes(content)
-    assert pretrain.tokenize(Path("corpus.txt"), encoder, "v", Path(".")).tolist() == whole
-    assert "tokens.bin is damaged" in capsys.readouterr().out
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -136,13 +58,13 @@ def test_a_run_learns_and_writes_a_folder_that_loads_bit_for_bit(monkeypatch):
     assert logs[-1]["n_updates"] == settings["t_total"] and logs[-1]["va_ppl"] < 0.7 * logs[0]["va_ppl"]
     assert Path("log/pretrain.png").read_bytes().startswith(b"\x89PNG")
 
-    sizes = model_pytorch.read_sizes("model")
+    sizes = read_sizes("model")
     assert (sizes.n_positions, sizes.n_embd, sizes.n_head, sizes.n_layer) == (16, 16, 2, 2)
     n_values = [len(np.load(f"model/params_{i}.npy")) for i in range(10)]
     assert max(n_values) - min(n_values) <= 1  # cut as the authors cut theirs
-    cfg = model_pytorch.Config(n_embd=16, n_head=2, n_layer=2)
-    loaded = model_pytorch.TransformerModel(cfg, sizes.n_vocab + 16, 16)
-    model_pytorch.load_openai_pretrained_model(loaded, path="model")
+    cfg = Config(n_embd=16, n_head=2, n_layer=2)
+    loaded = TransformerModel(cfg, sizes.n_vocab + 16, 16)
+    load_openai_pretrained_model(loaded, path="model")
     for (name, ours), theirs in zip(loaded.named_parameters(), trained[0].parameters(), strict=True):
         assert torch.equal(ours, theirs), name
 
@@ -155,18 +77,18 @@ def test_fine_tuning_starts_from_the_folder(data_dir):
 def test_perplexity_is_that_of_the_held_out_sequences():
     assert pretrain.main([*SMALL, "--n_iter", "1"]) == 0
     last = json.loads(Path("log/pretrain.jsonl").read_text().splitlines()[-1])
-    sizes = model_pytorch.read_sizes("model")
-    model = model_pytorch.LMModel(model_pytorch.Config(n_embd=16, n_head=2, n_layer=2), sizes.n_vocab + 16, 16).eval()
-    model_pytorch.load_openai_pretrained_model(model.transformer, path="model")
+    sizes = read_sizes("model")
+    model = LMModel(Config(n_embd=16, n_head=2, n_layer=2), sizes.n_vocab + 16, 16).eval()
+    load_openai_pretrained_model(model.transformer, path="model")
     tokens = np.fromfile("save/pretrain/tokens.bin", np.uint16).astype(int)
-    rows = tokens[: len(tokens) // 16 * 16].reshape(-1, 16)
-    held_out = rows[-round(0.1 * len(rows)) :]
+    sequences = tokens[: len(tokens) // 16 * 16].reshape(-1, 16)
+    held_out = sequences[-round(0.1 * len(sequences)) :]
     costs = []
-    for row in held_out:
-        x = torch.tensor(np.stack([row, np.arange(sizes.n_vocab, sizes.n_vocab + 16)], -1))[None]
+    for sequence in held_out:
+        x = torch.tensor(np.stack([sequence, np.arange(sizes.n_vocab, sizes.n_vocab + 16)], -1))[None]
         with torch.no_grad():
             log_probabilities = model(x)[0].double().log_softmax(-1)
-        costs += [-log_probabilities[t, row[t + 1]].item() for t in range(15)]
+        costs += [-log_probabilities[t, sequence[t + 1]].item() for t in range(15)]
     assert last["va_ppl"] == pytest.approx(math.exp(np.mean(costs)), rel=1e-5)
 
 
@@ -276,7 +198,7 @@ def test_checkpoints_of_an_unfinished_run_are_not_overwritten(capsys, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain.Run, "log", stop)
+        patch.setattr(Training, "log", stop)
         assert pretrain.main(SMALL) == 130
     checkpoints = sorted(Path("save").rglob("*"))
     assert [path.name for path in checkpoints if path.name.startswith("checkpoint")] == ["checkpoint_000000004"]

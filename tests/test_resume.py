@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_data, write_model
-from processes import ROOT, Processes, rank, torchrun
+from launch import ROOT, Processes, rank, torchrun
 from safetensors.torch import save_file
 from test_pretrain import write_corpus
 
@@ -29,10 +29,10 @@ import checkpoint
 import opt
 import pretrain
 import train
-from training import Ranks
+from processes import Ranks
 from utils import InputError, sha256
 
-ALONE = Ranks(device=torch.device("cpu"))
+ONE = Ranks(device=torch.device("cpu"))
 COMMANDS = {"train": train, "pretrain": pretrain}
 TWO = ("--n_batch", 2)  # with which two processes make the updates of one
 EVERY = {"train": 3, "pretrain": 4}  # updates between two checkpoints
@@ -40,7 +40,7 @@ EVERY = {"train": 3, "pretrain": 4}  # updates between two checkpoints
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """A folder with a model, rows and a corpus: 14 updates of 4 rows, with an evaluation and test rows."""
+    """A folder with a model, examples and a corpus: 14 updates of 4 examples, with an evaluation and test examples."""
     folder = tmp_path_factory.mktemp("world")
     write_model(folder / "model")
     write_data(folder / "data", n_valid=37, n_test=7)
@@ -49,7 +49,7 @@ def world(tmp_path_factory) -> Path:
 
 
 def command(name: str, world: Path, *more) -> Callable[[], int]:
-    """Return a small run, drop-out on, to be called in a process of its own."""
+    """Return a small run, dropout on, to be called in a process of its own."""
     flags = {
         "train": ["--model_dir", world / "model", "--data_dir", world / "data", "--submit"]
         + "--n_valid 9 --n_batch 4 --n_iter 2 --lr 1e-3".split(),
@@ -108,12 +108,12 @@ def unbroken_by_two(world, tmp_path_factory) -> dict[str, dict[str, bytes]]:
     return {"train": outcome(finish(command("train", world, *TWO), tmp_path_factory.mktemp("two"), 2).folder)}
 
 
-def at_call(place: str, number: int, do: Callable[[], None], action: Callable[[], int], who: int = 0) -> int:
-    """Do an action; process `who` does something else first at a call of the function that `place` names.
+def at_call(function: str, number: int, do: Callable[[], None], action: Callable[[], int], who: int = 0) -> int:
+    """Do an action; process `who` does something else first at a call of the function that `function` names.
 
     Restarted processes do not.
     """
-    owner, _, name = place.rpartition(".")
+    owner, _, name = function.rpartition(".")
     owner = pkgutil.resolve_name(owner)
     original, calls = getattr(owner, name), count(1)
 
@@ -134,34 +134,34 @@ def signal_self(number: int) -> None:
 
 STOPS = [  # command, function, call of it, updates made when the run stops
     ("train", "text_utils:TextEncoder.encode", 1, 0),
-    ("train", "train.update", 5, 5),
-    ("train", "train.predict", 2, 7),  # on valid rows
-    ("train", "train.save_checkpoint", 2, 6),
-    ("train", "train.predict", 5, 14),  # on test rows
+    ("train", "training.update", 5, 5),
+    ("train", "inference.predict", 2, 7),  # on valid
+    ("train", "training.save_checkpoint", 2, 6),
+    ("train", "finetuning.predict", 1, 14),  # on test
     ("pretrain", "pretrain.learn_vocabulary", 1, 0),
     ("pretrain", "text_utils:TextEncoder.encode", 1, 0),
-    ("pretrain", "pretrain.update", 6, 6),
-    ("pretrain", "pretrain.sequence_losses", 6, 5),  # on held-out rows
-    ("pretrain", "pretrain:Run.log", 2, 10),
+    ("pretrain", "training.update", 6, 6),
+    ("pretrain", "pretrain.sequence_losses", 6, 5),  # on held-out sequences
+    ("pretrain", "training:Training.log", 2, 10),
     ("pretrain", "pretrain.save_openai_model", 1, 10),
 ]
 
 
-@pytest.mark.parametrize("name, place, number, updates", STOPS)
-def test_a_signal_stops_within_an_update_and_loses_nothing(world, unbroken, tmp_path, name, place, number, updates):
-    for cache in (world / "data").glob("encoded_*") if "encode" in place else []:
+@pytest.mark.parametrize("name, function, number, updates", STOPS)
+def test_a_signal_stops_within_an_update_and_loses_nothing(world, unbroken, tmp_path, name, function, number, updates):
+    for cache in (world / "data").glob("encoded_*") if "encode" in function else []:
         cache.unlink()
     asked = (signal.SIGTERM, signal.SIGINT)[number % 2]
-    run = Processes(partial(at_call, place, number, partial(signal_self, asked), command(name, world)), tmp_path)
+    run = Processes(partial(at_call, function, number, partial(signal_self, asked), command(name, world)), tmp_path)
     assert run.wait() == [128 + asked]
     assert run.err() == f"{name}.py: stopped; --resume goes on"
     assert max(checkpoints(tmp_path), default=0) == updates
     assert_goes_on(name, world, tmp_path, unbroken)
 
 
-@pytest.mark.parametrize("place, number, updates", [("train.update", 5, 5), ("train.predict", 2, 7)])
-def test_a_signal_to_one_of_two_processes_stops_both(world, unbroken_by_two, tmp_path, place, number, updates):
-    action = partial(at_call, place, number, partial(signal_self, signal.SIGTERM), command("train", world, *TWO), 1)
+@pytest.mark.parametrize("function, number, updates", [("training.update", 5, 5), ("inference.predict", 2, 7)])
+def test_a_signal_to_one_of_two_processes_stops_both(world, unbroken_by_two, tmp_path, function, number, updates):
+    action = partial(at_call, function, number, partial(signal_self, signal.SIGTERM), command("train", world, *TWO), 1)
     run = Processes(action, tmp_path, 2)
     assert run.wait() == [143, 143], run.err()
     assert "Traceback" not in run.err() + run.err(1)
@@ -181,12 +181,12 @@ def refuse(action: Callable[[], int], folder: Path, *processes) -> str:
 
 
 def test_checkpoints_of_an_unfinished_run_are_not_overwritten(world, unbroken, tmp_path):
-    stop = partial(at_call, "train.update", 5, partial(signal_self, signal.SIGTERM), command("train", world))
+    stop = partial(at_call, "training.update", 5, partial(signal_self, signal.SIGTERM), command("train", world))
     assert Processes(stop, tmp_path).wait() == [143]
     before = outcome(tmp_path)
     assert "holds checkpoints of an unfinished run. --resume goes on" in refuse(command("train", world), tmp_path)
     other = command("train", world, "--resume", "--lr", "2e-3", "--lm_coef", 0.25)
-    assert "was made with another lm_coef, lr. Resume with what it had" in refuse(other, tmp_path)
+    assert "was made with another lr, lm_coef. Resume with the settings it had" in refuse(other, tmp_path)
     two = Processes(command("train", world, "--resume"), tmp_path, 2)
     assert two.wait() == [2, 2] and "was made with another t_total, n_processes." in two.err()
     assert outcome(tmp_path) == before
@@ -240,24 +240,26 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_end(world, unbroken, tmp
 
 
 @pytest.mark.parametrize(
-    "name, place, number",
+    "name, function, number",
     [
-        ("train", "train.update", 9),
-        ("train", "train.predict", 4),
-        ("train", "train.save_parameters", 1),
+        ("train", "training.update", 9),
+        ("train", "inference.predict", 4),
+        ("train", "training.save_parameters", 1),
         ("train", "checkpoint.save_file", 4),
-        ("pretrain", "pretrain:Run.log", 2),
-        ("pretrain", "model_pytorch.replacing", 3),  # some weights are written
+        ("pretrain", "training:Training.log", 2),
+        ("pretrain", "shards.replacing", 3),  # some weights are written
     ],
 )
-def test_a_run_killed_at_each_kind_of_work_goes_on(world, unbroken, tmp_path, name, place, number):
-    action = partial(at_call, place, number, partial(signal_self, signal.SIGKILL), command(name, world))
+def test_a_run_killed_at_each_kind_of_work_goes_on(world, unbroken, tmp_path, name, function, number):
+    action = partial(at_call, function, number, partial(signal_self, signal.SIGKILL), command(name, world))
     assert Processes(action, tmp_path).wait() == [-signal.SIGKILL]
     assert_goes_on(name, world, tmp_path, unbroken)
 
 
 def test_processes_restarted_after_one_was_killed_reach_the_same_end(world, unbroken_by_two, tmp_path):
-    action = partial(at_call, "train.update", 8, partial(signal_self, signal.SIGKILL), command("train", world, *TWO), 1)
+    action = partial(
+        at_call, "training.update", 8, partial(signal_self, signal.SIGKILL), command("train", world, *TWO), 1
+    )
     run = Processes(action, tmp_path, 2)
     assert run.wait() == [2, -signal.SIGKILL]
     assert "process 0 of 2 has lost another one" in run.err() and "Traceback" not in run.err()
@@ -267,9 +269,9 @@ def test_processes_restarted_after_one_was_killed_reach_the_same_end(world, unbr
 
 WORKER = """
 import os, signal, sys
-import train
+import train, training
 
-original, number = train.update, 0
+original, number = training.update, 0
 
 def update(*arguments):
     global number
@@ -278,7 +280,7 @@ def update(*arguments):
         os.kill({who}, signal.{number})
     return original(*arguments)
 
-train.update = update
+training.update = update
 sys.exit(train.main())
 """
 
@@ -326,7 +328,7 @@ def small(updates: int) -> tuple[torch.nn.Module, opt.OpenAIAdam]:
 
 
 def save_small(folder: Path, updates: int) -> None:
-    checkpoint.save_checkpoint(folder, updates, *small(updates), ALONE, logs=[updates])
+    checkpoint.save_checkpoint(folder, updates, *small(updates), ONE, logs=[updates])
 
 
 def assert_is(found: tuple[dict[str, torch.Tensor], dict], updates: int) -> None:
@@ -347,22 +349,22 @@ def save_and_die(folder: Path, updates: int, step: int) -> None:
         if next(steps) == step:
             os._exit(9)
 
-    def in_pieces(write: Callable, path_of: Callable) -> Callable:
-        def write_in_pieces(*arguments):
+    def in_steps(write: Callable, path_of: Callable) -> Callable:
+        def write_in_steps(*arguments):
             write(*arguments)
             whole = path_of(arguments).read_bytes()
-            for share in (0, 0.01, 0.5, 0.99):
-                path_of(arguments).write_bytes(whole[: int(share * len(whole))])
+            for fraction in (0, 0.01, 0.5, 0.99):
+                path_of(arguments).write_bytes(whole[: int(fraction * len(whole))])
                 tick()
             write(*arguments)
 
-        return write_in_pieces
+        return write_in_steps
 
     fsync = os.fsync
     os.fsync = lambda descriptor: tick() or fsync(descriptor)
-    checkpoint.save_file = in_pieces(save_file, lambda arguments: arguments[1])
-    Path.write_text = in_pieces(Path.write_text, lambda arguments: arguments[0])
-    arguments = folder, updates, *small(updates), ALONE
+    checkpoint.save_file = in_steps(save_file, lambda arguments: arguments[1])
+    Path.write_text = in_steps(Path.write_text, lambda arguments: arguments[0])
+    arguments = folder, updates, *small(updates), ONE
     sys.addaudithook(lambda event, _: tick() if event in STEPS else None)
     checkpoint.save_checkpoint(*arguments, logs=[updates])
     os._exit(0)
@@ -381,7 +383,7 @@ def save_and_die_at_each_step(earlier: tuple[int, ...], updates: int) -> None:
         if (child := os.fork()) == 0:
             save_and_die(folder, updates, step)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        found = checkpoint.read_checkpoint(folder, ALONE)
+        found = checkpoint.read_checkpoint(folder, ONE)
         if code == 0:
             break
         assert code == 9
@@ -392,7 +394,7 @@ def save_and_die_at_each_step(earlier: tuple[int, ...], updates: int) -> None:
             assert newest in (*kept[-1:], updates)
             assert_is(found, newest)
         save_small(folder, updates)
-        assert_is(checkpoint.read_checkpoint(folder, ALONE), updates)
+        assert_is(checkpoint.read_checkpoint(folder, ONE), updates)
     print(step - 1, "kills")
     assert step > 50
     assert_is(found, updates)
@@ -412,8 +414,8 @@ def test_a_kill_at_any_step_of_saving_leaves_a_checkpoint(tmp_path, earlier):
 def flip(path: Path, rng: random.Random) -> Callable[[], None]:
     """Flip one bit of a file; return what flips it back."""
     whole = path.read_bytes()
-    place, bit = rng.randrange(len(whole)), 1 << rng.randrange(8)
-    path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+    position, bit = rng.randrange(len(whole)), 1 << rng.randrange(8)
+    path.write_bytes(whole[:position] + bytes([whole[position] ^ bit]) + whole[position + 1 :])
     return lambda: path.write_bytes(whole)
 
 
@@ -424,14 +426,14 @@ def test_any_flipped_bit_of_a_checkpoint_is_noticed(tmp_path, capsys):
     newest = tmp_path / "checkpoint_000000002"
     for _ in range(100):
         flip_back = flip(rng.choice(sorted(newest.iterdir())), rng)
-        assert_is(checkpoint.read_checkpoint(tmp_path, ALONE), 1)
-        assert capsys.readouterr().out == f"{newest} is damaged: passed over\n"
+        assert_is(checkpoint.read_checkpoint(tmp_path, ONE), 1)
+        assert capsys.readouterr().out == f"{newest} is damaged: skipped\n"
         flip_back()
-        assert_is(checkpoint.read_checkpoint(tmp_path, ALONE), 2)
+        assert_is(checkpoint.read_checkpoint(tmp_path, ONE), 2)
     flip(newest / "state.json", rng)
     flip(tmp_path / "checkpoint_000000001/state.json", rng)
-    with pytest.raises(InputError, match="no checkpoint is sound. Mend one from a copy, or remove them"):
-        checkpoint.read_checkpoint(tmp_path, ALONE)
+    with pytest.raises(InputError, match="every checkpoint is damaged. Restore one from a copy, or remove them"):
+        checkpoint.read_checkpoint(tmp_path, ONE)
 
 
 def test_any_flipped_bit_of_the_best_parameters_is_noticed(tmp_path):
@@ -454,16 +456,16 @@ def test_a_checkpoint_that_lacks_something_is_passed_over(tmp_path, damage, name
     save_small(tmp_path, 1)
     save_small(tmp_path, 2)
     damage(tmp_path / "checkpoint_000000002" / name)
-    assert_is(checkpoint.read_checkpoint(tmp_path, ALONE), 1)
+    assert_is(checkpoint.read_checkpoint(tmp_path, ONE), 1)
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(world, unbroken, tmp_path):
-    stop = partial(at_call, "train.update", 8, partial(signal_self, signal.SIGTERM), command("train", world))
+    stop = partial(at_call, "training.update", 8, partial(signal_self, signal.SIGTERM), command("train", world))
     assert Processes(stop, tmp_path).wait() == [143]
     older, newest = checkpoints(tmp_path).values()
     flip(newest / "tensors.safetensors", random.Random(0))
     assert_goes_on("train", world, tmp_path, unbroken)
-    assert f"{newest.relative_to(tmp_path)} is damaged: passed over" in (tmp_path / "0.out").read_text()
+    assert f"{newest.relative_to(tmp_path)} is damaged: skipped" in (tmp_path / "0.out").read_text()
 
 
 # --- a disk that takes no more ---------------------------------------------------------------------------------------
@@ -488,17 +490,19 @@ def lose_folder() -> None:
 
 @pytest.mark.parametrize("trouble", [fill_disk, fail_to_rename])
 @pytest.mark.parametrize(
-    "place, number, file", [("save_checkpoint", 2, "checkpoint_000000006"), ("save_parameters", 1, "best_params")]
+    "function, number, file", [("save_checkpoint", 2, "checkpoint_000000006"), ("save_parameters", 1, "best_params")]
 )
-def test_a_full_disk_is_named_and_costs_no_checkpoint(world, unbroken, tmp_path, trouble, place, number, file):
-    line = refuse(partial(at_call, f"train.{place}", number, trouble, command("train", world)), tmp_path)
+def test_a_full_disk_is_named_and_costs_no_checkpoint(world, unbroken, tmp_path, trouble, function, number, file):
+    line = refuse(partial(at_call, f"training.{function}", number, trouble, command("train", world)), tmp_path)
     assert f"error: save/rocstories/{file} cannot be written (" in line and "intact" in line
     assert max(checkpoints(tmp_path)) == {2: 3, 1: 6}[number]
     assert_goes_on("train", world, tmp_path, unbroken)
 
 
 def test_a_full_disk_ends_all_processes(world, unbroken_by_two, tmp_path):
-    run = Processes(partial(at_call, "train.save_checkpoint", 2, fill_disk, command("train", world, *TWO)), tmp_path, 2)
+    run = Processes(
+        partial(at_call, "training.save_checkpoint", 2, fill_disk, command("train", world, *TWO)), tmp_path, 2
+    )
     assert run.wait() == [2, 2]
     assert "checkpoint_000000006 cannot be written" in run.err() and "has lost another one" in run.err(1)
     assert "Traceback" not in run.err() + run.err(1)
@@ -506,7 +510,7 @@ def test_a_full_disk_ends_all_processes(world, unbroken_by_two, tmp_path):
 
 
 def test_a_lost_folder_is_named(world, tmp_path):
-    line = refuse(partial(at_call, "train.save_checkpoint", 2, lose_folder, command("train", world)), tmp_path)
+    line = refuse(partial(at_call, "training.save_checkpoint", 2, lose_folder, command("train", world)), tmp_path)
     assert "error: save/rocstories/checkpoint_000000006 cannot be written (" in line
 
 
@@ -532,7 +536,7 @@ def evil(tmp_path) -> Evil:
 
 
 def test_a_pickle_in_the_place_of_a_checkpoint_is_passed_over(world, unbroken, tmp_path, evil):
-    stop = partial(at_call, "train.update", 8, partial(signal_self, signal.SIGTERM), command("train", world))
+    stop = partial(at_call, "training.update", 8, partial(signal_self, signal.SIGTERM), command("train", world))
     assert Processes(stop, tmp_path / "run").wait() == [143]
     for number, path in reversed(checkpoints(tmp_path / "run").items()):
         (path / "tensors.safetensors").write_bytes(pickle.dumps(evil))
@@ -541,7 +545,7 @@ def test_a_pickle_in_the_place_of_a_checkpoint_is_passed_over(world, unbroken, t
         if number == 8:
             shutil.copytree(tmp_path / "run", tmp_path / "copy")
             assert_goes_on("train", world, tmp_path / "copy", unbroken)
-    assert "no checkpoint is sound" in refuse(command("train", world, "--resume"), tmp_path / "run")
+    assert "every checkpoint is damaged" in refuse(command("train", world, "--resume"), tmp_path / "run")
     assert not evil.marker.exists()
 
 
@@ -563,7 +567,7 @@ def test_a_pickle_in_the_place_of_weights_is_refused(world, tmp_path, evil, as_a
         else:
             pickle.dump(evil, file)
     line = refuse(command("train", world, "--model_dir", tmp_path / "model"), tmp_path / "run")
-    assert "params_3.npy is no sound array of numbers" in line and not evil.marker.exists()
+    assert "params_3.npy is not a valid array of numbers" in line and not evil.marker.exists()
 
 
 def test_a_pickle_in_the_place_of_the_encoded_texts_is_not_run(world, unbroken, tmp_path, evil):

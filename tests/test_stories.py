@@ -1,4 +1,4 @@
-"""The demo's stories: the same on every machine, in the official layout, and with endings that give nothing away."""
+"""The demo's stories: the same on every machine, in the official layout, and with endings that give no answer away."""
 
 import csv
 import os
@@ -145,7 +145,7 @@ def test_every_ending_is_right_as_often_as_wrong() -> None:
 def test_shallow_baselines_fail(folder: Path) -> None:
     pytest.importorskip("sklearn")
     train, test = (baselines.read_rows(folder / "data" / stories.CLOZE_FILES[split]) for split in ("valid", "test"))
-    accuracy = baselines.baselines(train[:800], test)  # the regressions' time grows with the rows
+    accuracy = baselines.baselines(train[:800], test)  # the regressions take longer with more examples
     assert accuracy["always the first"] == 0.5
     assert accuracy["ending alone, bag of 1-2 grams"] < 0.60
     assert 0.42 < accuracy["longer ending"] < 0.58

@@ -1,11 +1,13 @@
-"""Text -> tokens: every rule alone on a vocabulary made by hand, and the merges against a second statement of them."""
+"""Text -> tokens: each rule by itself on a vocabulary made by hand, and the merges against a brute-force version."""
 
 import json
 import random
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from text_utils import TextEncoder, text_standardize
 from utils import InputError
@@ -27,7 +29,7 @@ def encoder(tmp_path_factory) -> TextEncoder:
     return make(tmp_path_factory.mktemp("vocabulary"), tokens, MERGES)
 
 
-def pieces(encoder: TextEncoder, text: str) -> list[str]:
+def tokens_of(encoder: TextEncoder, text: str) -> list[str]:
     return [encoder.decoder[i] for i in encoder.encode([text], verbose=False)[0]]
 
 
@@ -37,7 +39,7 @@ RULES = {
     "em dash": ("a—b", "a - b"),
     "en dash": ("a–b", "a - b"),
     "horizontal bar": ("a―b", "a - b"),
-    "dashes of all kinds are one run": ("a—–―-b", "a ---- b"),
+    "dashes of any sort are one run": ("a—–―-b", "a ---- b"),
     "ellipsis": ("a…b", "a...b"),
     "acute accent": ("it´s", "it's"),
     "runs of different marks are apart": ('a?!,"b', 'a ? ! , " b'),
@@ -47,11 +49,11 @@ RULES = {
     "one backslash stays": ("a\\b", "a\\b"),
     "two backslashes stay": ("a\\\\b", "a\\\\b"),
     "newlines and the white space around them": ("a \t\n\r\n \u00a0b", "a \n b"),
-    "carriage return alone is a space": ("a\rb", "a b"),
+    "a lone carriage return is a space": ("a\rb", "a b"),
     "other white space": ("a \t\u00a0\u3000b", "a b"),
     "strip": (" \n a b\t\n", "a b"),
     "nothing": ("", ""),
-    "white space alone": (" \n\t", ""),
+    "only white space": (" \n\t", ""),
 }
 
 
@@ -75,10 +77,10 @@ def test_a_run_of_one_mark_is_set_apart_as_a_whole(mark, n):
         ("a", "a</w>"),
         ("aa", "a a</w>"),  # the last letter is another symbol: a</w>
         ("aaa", "aaa</w>"),
-        ("aaaa", "aa a a</w>"),  # from the left, places do not overlap
+        ("aaaa", "aa a a</w>"),  # from the left, occurrences do not overlap
         ("aaaaa", "aa aaa</w>"),
         ("abab", "a ba b</w>"),  # b a comes before a b and a b</w>
-        ("abcabc", "ab c ab c</w>"),  # every place of a pair at once
+        ("abcabc", "ab c ab c</w>"),  # every occurrence of a pair at once
         ("bac", "ba c</w>"),  # b a comes before a c</w>
         ("xyz", "x y z</w>"),
         ("\n", "\n</w>"),
@@ -113,7 +115,7 @@ def test_merges_equal_a_brute_force_statement(seed, tmp_path):
         first = rng.choice([symbol for symbol in symbols if not symbol.endswith("</w>")])
         merges.add((first, second := rng.choice(symbols)))
         symbols.append(first + second)
-    merges = rng.sample(sorted(merges), len(merges))  # any order: a rank says nothing of a length
+    merges = rng.sample(sorted(merges), len(merges))  # in any order: ranks are independent of lengths
     encoder = make(tmp_path, symbols, merges)
     for _ in range(300):
         word = "".join(rng.choices("abcd", [9, 5, 3, 1], k=rng.randint(1, 14)))
@@ -124,18 +126,18 @@ def test_merges_equal_a_brute_force_statement(seed, tmp_path):
 
 
 def test_text_is_repaired_before_anything_else(encoder):
-    assert pieces(encoder, "schÃ¶n") == pieces(encoder, "schön") == ["s", "c", "h", "ö", "n</w>"]
+    assert tokens_of(encoder, "schÃ¶n") == tokens_of(encoder, "schön") == ["s", "c", "h", "ö", "n</w>"]
 
 
 def test_words_are_split_by_rules_and_then_made_lower_case(encoder):
-    assert pieces(encoder, "Mr. X.") == ["m", "r", ".</w>", "x", ".</w>"]  # "mr." in lower case would be split
-    assert pieces(encoder, "don't") == ["d", "o</w>", "n", "'", "t</w>"]
-    assert pieces(encoder, "DON'T") == ["d", "o", "n", "'", "t</w>"]  # the rules know it in lower case alone
-    assert pieces(encoder, "a\\b") == ["a", "\\", "b</w>"]
+    assert tokens_of(encoder, "Mr. X.") == ["m", "r", ".</w>", "x", ".</w>"]  # "mr." in lower case would be split
+    assert tokens_of(encoder, "don't") == ["d", "o</w>", "n", "'", "t</w>"]
+    assert tokens_of(encoder, "DON'T") == ["d", "o", "n", "'", "t</w>"]  # spaCy's rules know it only in lower case
+    assert tokens_of(encoder, "a\\b") == ["a", "\\", "b</w>"]
 
 
 def test_a_newline_is_one_token(encoder):
-    assert pieces(encoder, "\nx \n\n y\n") == ["x</w>", "\n</w>", "y</w>"]
+    assert tokens_of(encoder, "\nx \n\n y\n") == ["x</w>", "\n</w>", "y</w>"]
 
 
 def test_a_piece_that_the_vocabulary_lacks_is_0(encoder):
@@ -151,19 +153,36 @@ def test_no_text_gives_no_tokens(encoder):
 def test_the_decoder_is_the_encoder_the_other_way_round(encoder):
     assert {token: i for i, token in encoder.decoder.items()} == encoder.encoder
     assert sorted(encoder.decoder) == list(range(len(encoder.encoder)))
-    assert "".join(pieces(encoder, "A baa abab")).replace("</w>", " ") == "a baa abab "
+    assert "".join(tokens_of(encoder, "A baa abab")).replace("</w>", " ") == "a baa abab "
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("A baa abab", "a baa abab"),
+        ("Mr. X. don't", "mr. x. do n't"),
+        ("x\ny", "x \n y"),
+        ("", ""),
+    ],
+    ids=repr,
+)
+def test_ids_are_decoded_to_words_in_lower_case_with_spaces_between(encoder, text, expected):
+    ids = encoder.encode([text], verbose=False)[0]
+    assert encoder.decode(ids) == expected
+    assert encoder.decode(np.array(ids, np.int32)) == expected
+    assert encoder.decode(iter(torch.tensor(ids, dtype=torch.int64))) == expected
 
 
 def test_what_was_encoded_before_has_no_effect(encoder, tmp_path):
     texts = ["abab aaa abab", "aaa\naaa abab", "Abab ABAB ab€b ab€b", "aaa"]
-    alone = [make(tmp_path, list(encoder.encoder), MERGES).encode([text], verbose=False)[0] for text in texts]
-    assert encoder.encode(texts) == alone
-    assert encoder.encode(texts[::-1], verbose=False) == alone[::-1]
+    separate = [make(tmp_path, list(encoder.encoder), MERGES).encode([text], verbose=False)[0] for text in texts]
+    assert encoder.encode(texts) == separate
+    assert encoder.encode(texts[::-1], verbose=False) == separate[::-1]
     fresh = make(tmp_path, list(encoder.encoder), MERGES)
     first = fresh.encode(texts, verbose=False)
-    for row in first:
-        row.clear()  # the caller's, to do with as it likes
-    assert fresh.encode(texts, verbose=False) == alone
+    for ids in first:
+        ids.clear()  # the lists belong to the caller, not to the cache
+    assert fresh.encode(texts, verbose=False) == separate
 
 
 def test_a_bad_merge_is_named_with_its_own_line(tmp_path):

@@ -14,18 +14,19 @@ from safetensors.torch import load_file
 import analysis
 import checkpoint
 import datasets as readers
+import finetuning
 import model_pytorch
 import train
+import training
 from datasets import ROCSTORIES_TEST, ROCSTORIES_VALID, read_cloze
-from model_pytorch import DoubleHeadModel
+from inputs import Rows
+from model_pytorch import Config, DoubleHeadModel
 from opt import SCHEDULES
 from text_utils import TextEncoder
-from training import Ranks
 from utils import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
-RANKS = Ranks(device=torch.device("cpu"))
-NO_DROPOUT = [f"--{kind}_pdrop=0" for kind in ("embd", "attn", "resid", "clf")]
+NO_DROPOUT = [f"--{part}_pdrop=0" for part in ("embd", "attn", "resid", "clf")]
 
 
 @pytest.fixture
@@ -50,35 +51,14 @@ def last_parameters(desc: str = "rocstories") -> dict[str, torch.Tensor]:
     return {name: value for name, value in tensors.items() if name.startswith("model.")}
 
 
-# --- rows ------------------------------------------------------------------------------------------------------------
-
-
-def test_rows_are_laid_out_as_the_authors_do():
-    x, m = train.transform_roc([[5, 6, 7, 8]], [[9]], [[10, 11, 12, 13]], n_vocab=100, n_ctx=9, max_len=3)
-    assert x[0, :, :, 0].tolist() == [[100, 5, 6, 7, 101, 9, 102, 0, 0], [100, 5, 6, 7, 101, 10, 11, 12, 102]]
-    assert (x[..., 1] == np.arange(103, 112)).all()
-    assert m[0].tolist() == [[1] * 7 + [0] * 2, [1] * 9]
-
-
-def test_a_special_id_inside_a_story_is_refused():
-    with pytest.raises(ValueError, match="example 1: .* 102"):
-        train.transform_roc([[1], [1, 102]], [[2], [2]], [[3], [3]], n_vocab=102, n_ctx=9, max_len=3)
-
-
-def test_longest_row_counts_the_longer_ending_and_cuts():
-    split = ([[1] * 10, [1]], [[2], [2] * 4], [[3] * 2, [3]])
-    assert train.longest_row([split], max_len=254) == 10 + 2 + 3
-    assert train.longest_row([split], max_len=3) == 3 + 3 + 3 - 1
-
-
 # --- one run from command to prediction ------------------------------------------------------------------------------
 
 
 def test_a_run_leaves_log_parameters_predictions_and_picture(command, capsys, data_dir):
     assert command("--submit", "--analysis", "--n_iter", 2) == 0
     out = capsys.readouterr().out
-    settings, *rows = logs()
-    assert [(row["n_epochs"], row["n_updates"]) for row in rows] == [(1, 7), (2, 14)]
+    settings, *measured = logs()
+    assert [(log["n_epochs"], log["n_updates"]) for log in measured] == [(1, 7), (2, 14)]
     assert settings["t_total"] == 14 and settings["n_embd"] == 16 and settings["n_ctx"] < 64
     assert set(settings) >= {"seed", "lr", "lm_coef", "n_transfer", "l2", "b1", "b2", "e", "lr_warmup", "n_head"}
 
@@ -88,7 +68,7 @@ def test_a_run_leaves_log_parameters_predictions_and_picture(command, capsys, da
     ]
     *_, labels = read_cloze(data_dir / ROCSTORIES_TEST)
     right = np.mean([int(line.split("\t")[1]) for line in lines[1:]] == labels) * 100
-    assert f"ROCStories Valid Accuracy: {max(row['va_acc'] for row in rows):.2f}\n" in out
+    assert f"ROCStories Valid Accuracy: {max(log['va_acc'] for log in measured):.2f}\n" in out
     assert f"ROCStories Test Accuracy:  {right:.2f}\n" in out
     assert Path("log/rocstories.png").read_bytes().startswith(b"\x89PNG")
 
@@ -96,9 +76,7 @@ def test_a_run_leaves_log_parameters_predictions_and_picture(command, capsys, da
     assert not any(key.startswith("module.") for key in state)
     saved = json.loads(Path("save/rocstories/settings.json").read_text())
     vocab = saved["n_vocab"] + saved["n_special"] + saved["n_ctx"]
-    model = DoubleHeadModel(
-        train.Config(n_embd=16, n_head=2, n_layer=2), saved["n_vocab"] + 2, "multiple_choice", vocab
-    )
+    model = DoubleHeadModel(Config(n_embd=16, n_head=2, n_layer=2), saved["n_vocab"] + 2, "multiple_choice", vocab)
     model.load_state_dict(state)
 
 
@@ -133,6 +111,7 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_does_not(command, t
     assert sorted(path.name for path in produced[0]) == sorted(
         ["rocstories.jsonl", "rocstories.tsv", "rocstories.png", "ROCStories.tsv", "settings.json", "best_params"]
         + ["best_params.sha256", "tensors.safetensors", "state.json", "SHA256.json"]
+        + ["encoder_bpe_40000.json", "vocab_40000.bpe"]
     )
     assert produced[0] == produced[1]
     assert produced[0][Path("save/rocstories/best_params")] != produced[2][Path("save/rocstories/best_params")]
@@ -148,68 +127,17 @@ def test_the_best_parameters_on_valid_are_the_ones_that_predict(command, monkeyp
     accuracies = iter([50.0, 80.0, 80.0, 10.0])
     states = []
 
-    def evaluate(model, rows, n_batch, ranks, name, pause):
+    def evaluate(model, rows, metric, n_batch, ranks, name, pause):
         if name == "train rows":
             return 1.0, 50.0
         states.append({key: value.clone() for key, value in model.state_dict().items()})
         return 1.0, next(accuracies)
 
-    monkeypatch.setattr(train, "evaluate", evaluate)
+    monkeypatch.setattr(finetuning, "evaluate", evaluate)
     command("--n_iter", 4)
     saved = best_parameters()
     assert all(torch.equal(saved[key], states[1][key]) for key in saved)  # the first of equals
     assert not torch.equal(saved["transformer.embed.weight"], states[2]["transformer.embed.weight"])
-
-
-def make_rows(n: int, n_choices: int = 2, n_tokens: int = 9) -> tuple[DoubleHeadModel, train.Rows]:
-    """Make a model of weights that matter, and rows of several lengths that begin alike in most examples."""
-    model = DoubleHeadModel(train.Config(n_embd=8, n_head=2, n_layer=1), 22, "multiple_choice", 23 + n_tokens, n_tokens)
-    reference.randomise(model, seed=0)
-    x, m = reference.batch(0, 20, n, n_choices, n_tokens)
-    x[1:, :, :3] = x[1:, :1, :3]
-    return model, (x, m.astype(np.float32), np.random.default_rng(0).integers(0, n_choices, n))
-
-
-@pytest.mark.parametrize("n_choices", [2, 4])
-def test_evaluation_cost_is_the_mean_over_rows_whatever_the_batch(n_choices):
-    model, (x, m, y) = make_rows(5, n_choices)
-    with torch.no_grad():
-        expected = model.eval()(torch.from_numpy(x))[1]  # with nothing shared and padding computed
-    logits = expected.double().numpy()
-    cost = np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(5), y])
-    for n_batch in (1, 2, 5, 64):
-        torch.testing.assert_close(train.predict(model, x, m, n_batch, RANKS, "rows"), expected, rtol=0, atol=1e-5)
-        found = train.evaluate(model, (x, m, y), n_batch, RANKS, "rows")
-        assert found == pytest.approx((cost, (logits.argmax(1) == y).mean() * 100), abs=1e-5)
-
-
-def test_evaluation_computes_what_choices_share_once_and_pauses_after_each_batch(monkeypatch):
-    model, (x, m, _) = make_rows(5)
-    n_computed, pauses, packed_states = [], [], model.transformer.packed_states
-    monkeypatch.setattr(
-        model.transformer,
-        "packed_states",
-        lambda packing, table: n_computed.append(len(packing.places)) or packed_states(packing, table),
-    )
-    train.predict(model, x, m, 2, RANKS, "rows", lambda: pauses.append(len(n_computed)))
-    assert pauses == [1, 2, 3]
-    n_shared = []
-    for rows, real in zip(x[..., 0], m, strict=True):
-        first, second = (row[: int(n)].tolist() for row, n in zip(rows, real.sum(1), strict=True))
-        n_shared.append(next(n for n in range(9) if first[: n + 1] != second[: n + 1]))
-    n_distinct = [int(m[i : i + 2].sum()) - sum(n_shared[i : i + 2]) for i in (0, 2, 4)]
-    assert min(n_shared) > 1
-    assert all(0 <= n - of_batch < 4 for n, of_batch in zip(n_computed, n_distinct, strict=True))  # a few to fill up
-
-
-def test_evaluation_drops_nothing_and_runs_no_lm_head(monkeypatch):
-    def forbidden(*_):
-        raise AssertionError("the language-model head ran")
-
-    monkeypatch.setattr("model_pytorch.LMHead.forward", forbidden)
-    monkeypatch.setattr("loss.lm_losses", forbidden)
-    model, rows = make_rows(5)
-    assert len({train.evaluate(model.train(), rows, 2, RANKS, "rows") for _ in range(3)}) == 1
 
 
 @pytest.mark.parametrize(
@@ -222,21 +150,27 @@ def test_evaluation_drops_nothing_and_runs_no_lm_head(monkeypatch):
     ids=["defaults", "other numbers", "other switches"],
 )
 def test_a_run_makes_the_updates_that_its_flags_ask_for(command, monkeypatch, adam, lm_coef):
-    batches, original = [], train.compute_losses
+    batches, packed_losses, batch = [], finetuning.packed_losses, Rows.batch
+    laid_out = []
 
-    def compute_losses(model, x, m, y, lm_coef, packing):
-        batches.append((reference.get_parameters(model), *(t.numpy() for t in (x, m, y)), model.training))
-        return original(model, x, m, y, lm_coef, packing)
+    def watched_batch(rows, which):
+        laid_out[:] = batch(rows, which)
+        return tuple(laid_out)
 
-    monkeypatch.setattr(train, "compute_losses", compute_losses)
+    def watched_losses(model, *arguments):
+        batches.append((reference.get_parameters(model), *(t.numpy() for t in laid_out), model.training))
+        return packed_losses(model, *arguments)
+
+    monkeypatch.setattr(Rows, "batch", watched_batch)
+    monkeypatch.setattr(finetuning, "packed_losses", watched_losses)
     names = {"warmup": "lr_warmup", "schedule_name": "lr_schedule"}
     flags = [f"--{names.get(k, k)}" + ("" if v is True else f"={v}") for k, v in adam.items()]
     command("--n_iter", 1, "--lr", 1e-2, "--lm_coef", lm_coef, *NO_DROPOUT, *flags)
     settings = dict(lr=1e-2, warmup=0.002, t_total=7, l2=0.01, max_grad_norm=1.0, schedule_name="warmup_linear") | adam
     start, p, state = batches[0][0], batches[0][0], reference.START
     clf_token = logs()[0]["n_vocab"] + 2
-    for _, x, m, y, training in batches:
-        assert training
+    for _, x, m, y, is_training in batches:
+        assert is_training
         grads = reference.gradients(p, x, m, y, clf_token, 2, "gelu", lm_coef)
         p, state = reference.adam(p, grads, state, **settings)
     saved = best_parameters()
@@ -247,36 +181,39 @@ def test_a_run_makes_the_updates_that_its_flags_ask_for(command, monkeypatch, ad
 def test_the_first_epoch_logs_at_doubling_thousands(command, data_dir, monkeypatch):
     lines = (data_dir / ROCSTORIES_VALID).read_text().splitlines()
     (data_dir / ROCSTORIES_VALID).write_text("\n".join([lines[0], *(lines[1 + i % 40] for i in range(3020))]))
-    monkeypatch.setattr(train, "update", lambda *_: 0.7)
-    monkeypatch.setattr(train, "evaluate", lambda *_: (1.0, 50.0))
+    monkeypatch.setattr(training, "update", lambda *_: 0.7)
+    monkeypatch.setattr(finetuning, "evaluate", lambda *_: (1.0, 50.0))
     command("--n_iter", 2, "--n_batch", 1, "--n_ctx", 8)
     updates = [(row["n_epochs"], row["n_updates"]) for row in logs()[1:]]
     assert updates == [(0, 1000), (0, 2000), (1, 3010), (2, 6020)]
 
 
-def test_a_log_is_of_the_first_rows_of_train_and_of_valid(command, data_dir, monkeypatch):
-    seen, original = [], train.transform_roc
-    splits = []
-    monkeypatch.setattr(train, "transform_roc", lambda *a: splits.append(original(*a)) or splits[-1])
-    monkeypatch.setattr(train, "evaluate", lambda model, rows, *_: seen.append(rows) or (1.0, 50.0))
+def test_a_log_is_of_the_first_rows_of_train_and_of_valid(command, model_dir, data_dir, monkeypatch):
+    seen = []
+    monkeypatch.setattr(finetuning, "evaluate", lambda model, rows, *_: seen.append(rows) or (1.0, 50.0))
     command("--n_iter", 1)
-    (_, _, _, train_y), (_, _, _, valid_y), _ = readers.rocstories(data_dir, 10)
-    for rows, split, y in zip(seen, splits, (train_y, valid_y), strict=False):
-        np.testing.assert_array_equal(rows[0], split[0][:10])
-        np.testing.assert_array_equal(rows[2], y[:10])
+    encoder = TextEncoder(model_dir / "encoder_bpe_40000.json", model_dir / "vocab_40000.bpe")
+    n_vocab, train_and_valid = len(encoder.encoder), readers.rocstories(data_dir, 10)[:2]
+    for rows, (*columns, y) in zip(seen, train_and_valid, strict=True):
+        x, m, found = rows.batch(np.arange(len(rows)))
+        ids = [encoder.encode(column[:10], verbose=False) for column in columns]
+        expected_x, expected_m = train.transform_roc(*ids, n_vocab, x.size(2), max_len=30)
+        np.testing.assert_array_equal(x, expected_x)
+        np.testing.assert_array_equal(m, expected_m)
+        np.testing.assert_array_equal(found, y[:10])
 
 
 def test_the_submission_is_predicted_with_the_kept_parameters(command, monkeypatch):
-    accuracies, states, original = iter([50.0, 80.0, 10.0]), [], train.predict
+    accuracies, states, original = iter([50.0, 80.0, 10.0]), [], finetuning.predict
     monkeypatch.setattr(
-        train, "evaluate", lambda m, rows, n, r, name, pause: (1.0, next(accuracies) if "valid" in name else 0)
+        finetuning, "evaluate", lambda *arguments: (1.0, next(accuracies) if "valid" in arguments[5] else 0)
     )
 
     def predict(model, *arguments):
         states.append({key: value.clone() for key, value in model.state_dict().items()})
         return original(model, *arguments)
 
-    monkeypatch.setattr(train, "predict", predict)
+    monkeypatch.setattr(finetuning, "predict", predict)
     command("--n_iter", 3, "--lr", 1e-2, "--submit")
     saved = best_parameters()
     assert len(states) == 1 and all(torch.equal(saved[key], states[0][key]) for key in saved)
@@ -290,13 +227,13 @@ def test_n_transfer_loads_what_it_says(command, capsys, n_transfer, loaded):
 
 def test_the_epochs_order_is_the_same_with_and_without_weights(command, monkeypatch):
     orders = []
-    original = train.shuffle
+    original = finetuning.shuffled
 
-    def shuffle(rows):
-        orders.append(original(rows))
+    def shuffled(n):
+        orders.append(original(n))
         return orders[-1]
 
-    monkeypatch.setattr(train, "shuffle", shuffle)
+    monkeypatch.setattr(finetuning, "shuffled", shuffled)
     command("--n_iter", 2, "--n_transfer", -1)
     command("--n_iter", 2)
     rng = np.random.RandomState(42)
@@ -365,7 +302,7 @@ DAMAGES = {
         lambda m, d: (d / ROCSTORIES_TEST).write_text("h\n1,a,b,c,d,e,f,2\n1,a,b,c,d,e,f,3\n"),
         [ROCSTORIES_TEST, "line 3", "'3'"],
     ),
-    "no rows": (lambda m, d: (d / ROCSTORIES_TEST).write_text("h\n"), [ROCSTORIES_TEST, "no rows"]),
+    "no examples": (lambda m, d: (d / ROCSTORIES_TEST).write_text("h\n"), [ROCSTORIES_TEST, "no examples"]),
     "no header": (
         lambda m, d: (d / ROCSTORIES_TEST).write_text("1,a,b,c,d,e,f,2\n2,a,b,c,d,e,f,1\n"),
         [ROCSTORIES_TEST, "line 1", "column names"],
@@ -374,7 +311,7 @@ DAMAGES = {
         lambda m, d: (m / "encoder_bpe_40000.json").write_text('{"a": "0", "b": "1"}'),
         ["encoder_bpe_40000.json", "ids"],
     ),
-    "empty file": (lambda m, d: (d / ROCSTORIES_VALID).write_text(""), [ROCSTORIES_VALID, "no rows"]),
+    "empty file": (lambda m, d: (d / ROCSTORIES_VALID).write_text(""), [ROCSTORIES_VALID, "no examples"]),
     "broken quotes": (
         lambda m, d: (d / ROCSTORIES_VALID).write_text('h\n1,"a" b,c,d,e,f,g,1\n'),
         [ROCSTORIES_VALID, "line 2", "not CSV"],
@@ -433,10 +370,10 @@ def test_bad_input_is_named_and_an_earlier_run_stays(command, capsys, model_dir,
         (["--afn", "tanh"], "gelu"),
         (["--lr_schedule", "none"], "warmup_cosine"),
         (["--dataset", "race"], "rocstories"),
-        (["--n_batch", "0"], "0 is not from 1"),
+        (["--n_batch", "0"], "0 is not 1 or more"),
         (["--n_iter", "x"], "invalid whole number"),
         (["--attn_pdrop", "1"], "below 1"),
-        (["--desc", "a/b"], "slashes"),
+        (["--desc", "a/b"], "becomes a file name"),
         (["--no_such_flag"], "unrecognized"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -466,7 +403,7 @@ def test_flags_that_contradict_the_files_are_named(command, capsys, flags, named
 
 @pytest.mark.parametrize("flag", ["--log_dir", "--save_dir", "--submission_dir"])
 def test_an_unwritable_output_folder_is_found_before_training(command, capsys, monkeypatch, flag):
-    monkeypatch.setattr(train, "compute_losses", lambda *_: pytest.fail("training began"))
+    monkeypatch.setattr(finetuning, "packed_losses", lambda *_: pytest.fail("training began"))
     Path("file").write_text("")
     assert command("--submit", flag, "file/folder") == 2
     assert "file/folder" in capsys.readouterr().err
@@ -524,7 +461,7 @@ def test_accumulated_batches_make_the_updates_of_one_large_batch(command, accumu
     assert largest_difference(whole, parts) < 1e-6
 
 
-@pytest.mark.parametrize("flags", [NO_DROPOUT, []], ids=["without drop-out", "with drop-out"])
+@pytest.mark.parametrize("flags", [NO_DROPOUT, []], ids=["without dropout", "with dropout"])
 def test_checkpointed_activations_change_nothing(command, monkeypatch, flags):
     calls, original = [], model_pytorch.checkpoint
     monkeypatch.setattr(model_pytorch, "checkpoint", lambda *a, **k: calls.append(1) or original(*a, **k))
@@ -536,13 +473,13 @@ def test_checkpointed_activations_change_nothing(command, monkeypatch, flags):
 
 
 def test_a_shared_context_makes_the_same_updates(command, monkeypatch):
-    n_tokens, original = {"apart": 0, "shared": 0}, train.compute_losses
+    n_tokens, original = {"apart": 0, "shared": 0}, finetuning.packed_losses
 
-    def compute_losses(*arguments):
-        n_tokens[desc] += len(arguments[-1].places)
-        return original(*arguments)
+    def packed_losses(model, packing, *arguments):
+        n_tokens[desc] += len(packing.slots)
+        return original(model, packing, *arguments)
 
-    monkeypatch.setattr(train, "compute_losses", compute_losses)
+    monkeypatch.setattr(finetuning, "packed_losses", packed_losses)
     for desc, flags in (("apart", []), ("shared", ["--share_context"])):
         command("--desc", desc, "--n_iter", 3, "--lr", 0.3, "--e", 0.1, *NO_DROPOUT, *flags)
     assert n_tokens["shared"] < 0.8 * n_tokens["apart"]

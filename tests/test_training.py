@@ -14,17 +14,20 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_data, write_model
-from processes import ROOT, Processes, rank, torchrun
+from launch import ROOT, Processes, rank, torchrun
 from safetensors.torch import load_file
 from test_golden import GOLDEN, Golden, Product
 from test_pretrain import write_corpus
 
+import finetuning
 import pretrain
+import processes
 import train
 import training
+from packing import Packing
 from utils import InputError, Interrupted, sha256
 
-NO_DROPOUT = [f"--{kind}_pdrop=0" for kind in ("embd", "attn", "resid", "clf")]
+NO_DROPOUT = [f"--{part}_pdrop=0" for part in ("embd", "attn", "resid", "clf")]
 PRETRAIN = (
     "--n_merges 40 --n_ctx 16 --n_embd 16 --n_head 2 --n_layer 2 --n_iter 2 --lr 5e-3 --lr_warmup 3 --log_every 5"
 ).split()
@@ -32,7 +35,7 @@ PRETRAIN = (
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """A folder with a model, rows and a corpus; 32 rows are trained on, 9 validated, 13 tested."""
+    """A folder with a model, examples and a corpus; 32 examples are trained on, 9 validated, 13 tested."""
     folder = tmp_path_factory.mktemp("world")
     write_model(folder / "model")
     write_data(folder / "data", n_valid=41, n_test=13)
@@ -41,8 +44,8 @@ def world(tmp_path_factory) -> Path:
 
 
 def train_flags(world: Path, *more) -> list[str]:
-    places = ["--model_dir", world / "model", "--data_dir", world / "data", "--n_valid", 9]
-    return [*map(str, places), *NO_DROPOUT, *map(str, more)]
+    folders = ["--model_dir", world / "model", "--data_dir", world / "data", "--n_valid", 9]
+    return [*map(str, folders), *NO_DROPOUT, *map(str, more)]
 
 
 def pretrain_flags(world: Path, *more) -> list[str]:
@@ -79,7 +82,7 @@ TWENTY_UPDATES = ("--n_iter", 5, "--lr", "1e-3", "--submit")
 
 @pytest.fixture(scope="module")
 def alone(world, tmp_path_factory) -> Path:
-    """Twenty updates of 8 rows, in one process."""
+    """Twenty updates of 8 examples, in one process."""
     run = Processes(
         partial(train.main, train_flags(world, *TWENTY_UPDATES, "--n_batch", 8)), tmp_path_factory.mktemp("alone")
     )
@@ -98,7 +101,7 @@ def test_processes_and_accumulation_train_as_one_batch_does(world, alone, tmp_pa
     assert run.wait() == [0] * (n_processes or 1), run.err()
     assert "20 updates of 8 examples" in run.out()
     assert_same_training(run.folder, alone, "rocstories")
-    for other in range(1, n_processes or 1):  # the first alone prints
+    for other in range(1, n_processes or 1):  # only the first prints
         assert run.out(other) + run.err(other) == ""
 
 
@@ -137,18 +140,20 @@ def test_torchrun_pretrains_as_one_process_does(world, pretrained_alone, tmp_pat
 
 def make_golden_updates(n_parts: int) -> None:
     """Make TensorFlow's updates with all processes, each in n_parts, and compare as test_golden.py does."""
-    with training.join_ranks() as ranks:
+    with processes.join_ranks() as ranks:
         assert ranks.gather(torch.tensor([ranks.rank, -1])).tolist() == [0, -1, 1, -1]
         for path in sorted(GOLDEN.glob("*.npz")):
             golden = Golden(path)
             product = Product(golden)
             product.set_parameters(golden.parameters("init"))
-            objective = ranks.wrap(train.FineTuning(product.model, product.lm_coef))
+            objective = ranks.wrap(finetuning.FineTuning(product.model, product.lm_coef))
             for u in range(golden.config["n_updates"]):
                 x, m, y = golden.batch(u)
-                batch = x.astype(int), m.astype(np.float32), y.astype(int)
                 parts = training.make_parts(range(len(y)), len(y) // (ranks.size * n_parts), ranks)
-                batches = (train.make_batch(batch, np.array(part), ranks.device, False) for part in parts)
+                batches = (
+                    (Packing(torch.from_numpy(x[part].astype(int)), torch.from_numpy(m[part])), torch.tensor(y[part]))
+                    for part in map(list, parts)
+                )
                 cost = training.update(
                     objective, batches, n_parts, product.optimizer, nullcontext(), ranks, range(len(y))
                 )
@@ -165,7 +170,7 @@ def test_two_processes_make_the_updates_of_tensorflow(tmp_path, n_parts):
 
 
 def test_the_rows_of_an_update_are_shared_out_in_order():
-    parts = [training.make_parts(range(12), 3, training.Ranks(number, 2, torch.device("cpu"))) for number in (0, 1)]
+    parts = [training.make_parts(range(12), 3, processes.Ranks(number, 2, torch.device("cpu"))) for number in (0, 1)]
     assert parts == [[range(0, 3), range(3, 6)], [range(6, 9), range(9, 12)]]
 
 
@@ -174,7 +179,7 @@ def test_more_processes_than_devices_are_refused(monkeypatch):
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
-    with pytest.raises(InputError, match="--nproc_per_node 4 is more than the 2 devices"), training.join_ranks():
+    with pytest.raises(InputError, match="--nproc_per_node 4 is more than the 2 devices"), processes.join_ranks():
         pass
 
 
@@ -205,10 +210,11 @@ def spoil(cost: torch.Tensor, parameter: torch.Tensor, how: str) -> torch.Tensor
 def run_spoilt(name: str, argv: list[str], how: str, at: int, who: int = 0) -> int:
     """Run a command where in update `at` of process `who` something is wrong. Assert that the update changes nothing.
 
-    It prints the rows of that update.
+    It prints the examples of that update.
     """
-    command, objective_class = {"train": (train, train.FineTuning), "pretrain": (pretrain, pretrain.PreTraining)}[name]
-    forward, update, numbers, last = objective_class.forward, command.update, count(1), []
+    command = {"train": train, "pretrain": pretrain}[name]
+    objective_class = {"train": finetuning.FineTuning, "pretrain": pretrain.PreTraining}[name]
+    forward, update, numbers, last = objective_class.forward, training.update, count(1), []
 
     def spoilt_forward(self, *batch):
         cost = forward(self, *batch)
@@ -219,17 +225,17 @@ def run_spoilt(name: str, argv: list[str], how: str, at: int, who: int = 0) -> i
         updates = torch.tensor([group["t"] for group in optimizer.param_groups])
         return [t.clone() for t in (*objective.parameters(), *moments, updates)]
 
-    def watched_update(objective, parts, n_parts, optimizer, autocast, ranks, rows):
-        last[:] = objective, optimizer, rows, state(objective, optimizer)
-        return update(objective, parts, n_parts, optimizer, autocast, ranks, rows)
+    def watched_update(objective, parts, n_parts, optimizer, autocast, ranks, examples):
+        last[:] = objective, optimizer, examples, state(objective, optimizer)
+        return update(objective, parts, n_parts, optimizer, autocast, ranks, examples)
 
-    objective_class.forward, command.update = spoilt_forward, watched_update
+    objective_class.forward, training.update = spoilt_forward, watched_update
     code = command.main(argv)
-    objective, optimizer, rows, before = last
+    objective, optimizer, examples, before = last
     after = state(objective, optimizer)
     assert before[-1].tolist() == [at - 1, at - 1]
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(after, before, strict=True))
-    print("rows", ", ".join(map(str, rows)))
+    print("examples", ", ".join(map(str, examples)))
     return code
 
 
@@ -239,14 +245,14 @@ def flags_of(name: str, world: Path, n_batch: int) -> list[str]:
 
 AT = [("train", 8), ("pretrain", 4)]  # after 8 updates of train and 5 of pretrain there would be a log
 AT += [pytest.param(*at, marks=pytest.mark.slow) for at in (("train", 3), ("pretrain", 5))]
-HOW = [f"{value} in the {place}" for value in ("nan", "inf") for place in ("cost", "gradient")]
+HOW = [f"{value} in the {part}" for value in ("nan", "inf") for part in ("cost", "gradient")]
 
 
-def assert_not_made(run: Processes, who: int, how: str, at: int, n_rows: int) -> None:
-    place = "the cost is" if "cost" in how else "the norm of the gradients is"
-    rows = run.out(who).splitlines()[-1].removeprefix("rows ")
-    assert len(rows.split(", ")) == n_rows
-    assert f"error: {place} {how[:3]}; the update was not made. Its rows: {rows}. Look at them" in run.err(who)
+def assert_not_made(run: Processes, who: int, how: str, at: int, n_examples: int) -> None:
+    reason = "the cost is" if "cost" in how else "the norm of the gradients is"
+    examples = run.out(who).splitlines()[-1].removeprefix("examples ")
+    assert len(examples.split(", ")) == n_examples
+    assert f"error: {reason} {how[:3]}; the update was not made. Its examples: {examples}. Look at them" in run.err(who)
     assert "Traceback" not in run.err(who)
     assert not list(run.folder.glob(f"save/*/checkpoint_{at:09d}"))
 
@@ -295,30 +301,30 @@ def test_a_mistake_of_ours_keeps_its_traceback(world, tmp_path):
 
 def test_a_signal_waits_and_another_one_soon_after_does_not_count():
     earlier = signal.getsignal(signal.SIGTERM)
-    with training.Stop(training.Ranks(device=torch.device("cpu"))) as stop:
+    with processes.Stop(processes.Ranks(device=torch.device("cpu"))) as stop:
         stop.here()  # nothing was asked
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
-        with pytest.raises(training.Stopped) as stopped:
+        with pytest.raises(processes.Stopped) as stopped:
             stop.here()
         assert stopped.value.number == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is earlier
 
 
 def test_another_signal_later_does_not_wait_and_leaves_no_checkpoint(monkeypatch):
-    monkeypatch.setattr(training.Stop, "PATIENCE", -1)
-    with training.Stop(training.Ranks(device=torch.device("cpu"))):
+    monkeypatch.setattr(processes.Stop, "PATIENCE", -1)
+    with processes.Stop(processes.Ranks(device=torch.device("cpu"))):
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Interrupted) as interrupted:
             os.kill(os.getpid(), signal.SIGTERM)
-    assert not isinstance(interrupted.value, training.Stopped)  # what train.py writes a checkpoint after
+    assert not isinstance(interrupted.value, processes.Stopped)  # what train.py writes a checkpoint after
 
 
 def test_a_run_in_a_thread_leaves_the_signals_alone():
     handlers = []
 
     def watch():
-        with training.Stop(training.Ranks(device=torch.device("cpu"))) as stop:
+        with processes.Stop(processes.Ranks(device=torch.device("cpu"))) as stop:
             handlers.append(signal.getsignal(signal.SIGTERM))
             stop.here()
 

@@ -1,24 +1,18 @@
-"""Small shared helpers, and whether FIDELITY.md still says what is so."""
+"""Small shared helpers: data, logs, files, and how a command ends."""
 
-import dataclasses
 import errno
 import hashlib
 import json
 import os
 import re
-import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import pretrain
-import train
 import utils
-from model_pytorch import DEFAULT_CONFIG
-from utils import InputError, ResultLogger, encode_dataset, git_blob_id, iter_data, make_output_folder, replacing
+from utils import InputError, ResultLogger, encode_dataset, iter_data, make_output_folder, replacing
 
 ROOT = Path(__file__).parents[1]
 
@@ -136,15 +130,6 @@ def test_a_disk_that_does_not_take_a_file_is_named_and_the_old_file_stays(tmp_pa
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"best_params": b"whole"}
 
 
-@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
-@pytest.mark.parametrize("content", [b"", b"line\n", b"a\0b\r\n", bytes(range(256)) * 9000], ids=len)
-def test_blob_ids_are_gits(tmp_path, content):
-    path = tmp_path / "file"
-    path.write_bytes(content)
-    command = ["git", "hash-object", "--no-filters", str(path)]
-    assert git_blob_id(path) == subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
 def test_sha256_is_that_of_the_standard_library(tmp_path):
     (tmp_path / "file").write_bytes(bytes(range(256)) * 9000)
     assert utils.sha256(tmp_path / "file") == hashlib.sha256(bytes(range(256)) * 9000).hexdigest()
@@ -206,50 +191,7 @@ def test_a_json_file_is_utf_8(tmp_path):
     assert utils.read_json(tmp_path / "file.json") == {"ö": [1, None]}
 
 
-# --- FIDELITY.md -----------------------------------------------------------------------------------------------------
-
-LEDGER = (ROOT / "FIDELITY.md").read_text(encoding="utf-8")
-LEDGER_ROWS = [line.strip("|").split(" | ") for line in LEDGER.splitlines() if re.match(r"\| +\d", line)]
-LEDGER_ROWS = {int(number): cells for number, *cells in LEDGER_ROWS}
-SOURCES = sorted([*ROOT.glob("*.py"), *ROOT.glob("*/*.py")])
-
-
-def test_rows_of_the_ledger_are_numbered_in_order_and_whole():
-    assert list(LEDGER_ROWS) == list(range(1, len(LEDGER_ROWS) + 1)) and len(LEDGER_ROWS) > 50
-    assert len(re.findall(r"^\|\s*\d", LEDGER, re.MULTILINE)) == len(LEDGER_ROWS)
-    for number, cells in LEDGER_ROWS.items():
-        assert len(cells) == 6 and all(cell.strip() for cell in cells), number
-
-
-def test_the_defaults_in_the_ledger_are_the_commands():
-    network = dataclasses.asdict(DEFAULT_CONFIG)  # what train.py takes for sizes where no model folder tells
-    train_flags = {k: network[k] if v is None and k in network else v for k, v in vars(train.parse_args([])).items()}
-    pretrain_flags = vars(pretrain.parse_args(["--corpus", "FILE", "--model_dir", "DIR"]))
-    for prefix, ours, n in (("", train_flags, 23), ("pretrain.py ", pretrain_flags, 11)):
-        theirs = dict(re.findall(rf"^\| `{prefix}--(\w+)` \| (\S+) \|", LEDGER, re.MULTILINE))
-        assert len(theirs) == n
-        assert {name: type(ours[name])(float(v) if v[0].isdigit() else v) for name, v in theirs.items()} == {
-            name: ours[name] for name in theirs
-        }
-
-
-def test_every_row_cited_in_the_code_exists():
-    cited = {(p.name, int(n)) for p in SOURCES for n in re.findall(r"FIDELITY (\d+)", p.read_text(encoding="utf-8"))}
-    assert cited
-    assert {(name, number) for name, number in cited if number not in LEDGER_ROWS} == set()
-
-
-def test_every_test_named_in_the_ledger_exists():
-    text = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "tests").glob("test_*.py"))
-    exist = set(re.findall(r"^def (test_\w+)", text, re.MULTILINE))
-    assert set(re.findall(r"\btest_\w+", re.sub(r"\btest_\w+\.py", "", LEDGER))) - exist == set()
-
-
-def test_the_ledger_lists_its_rows_without_a_test():
-    without = [number for number, cells in LEDGER_ROWS.items() if "test_" not in cells[-1]]
-    assert all(LEDGER_ROWS[number][-1].strip() == "no test" for number in without)
-    listed = re.search(r"^Rows without a test: ([\d, ]+)", LEDGER, re.MULTILINE)[1]
-    assert [int(number) for number in listed.split(",")] == without
+# --- the end of a command --------------------------------------------------------------------------------------------
 
 
 def test_a_command_ends_with_0_2_130_or_143(capsys):

@@ -1,4 +1,4 @@
-"""Commands in processes of their own, alone or several together, to be watched, stopped and killed."""
+"""Commands in processes of their own, one or several together, to be watched, stopped and killed."""
 
 import multiprocessing
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-TIMEOUT = 120  # seconds; reached by a deadlock alone
+TIMEOUT = 120  # seconds; only a deadlock reaches it
 
 # processes branch off from a server that has imported everything: 30 ms instead of seconds
 FORKS = multiprocessing.get_context("forkserver")

@@ -1,0 +1,254 @@
+"""A fine-tuning run: any data set of one record, evaluation and prediction, when to log."""
+
+import json
+import random
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+import torch
+from launch import Processes
+
+import analysis
+import datasets
+import finetuning
+import train
+from datasets import Examples, Task
+from inference import evaluate, predict
+from inputs import Rows
+from model_pytorch import Config, DoubleHeadModel
+from processes import Ranks, join_ranks
+from results import analyse
+from utils import InputError
+from weights import open_run
+
+NO_DROPOUT = [f"--{part}_pdrop=0" for part in ("embd", "attn", "resid", "clf")]
+RANKS = Ranks(device=torch.device("cpu"))
+
+
+# --- a data set is one reader and one record -------------------------------------------------------------------------
+
+WEATHER = {"rain": "the red cat was wet", "snow": "in the white hall", "sun": "and a king ate"}
+
+
+def write_weather(folder: Path) -> None:
+    rng = random.Random(0)
+    folder.mkdir()
+    for name, n in (("weather.tsv", 68), ("weather_test.tsv", 12)):
+        lines = []
+        for _ in range(n):
+            label = rng.choice(list(WEATHER))
+            lines.append(f"{label}\t{rng.choice(['', 'the cat ', 'the '])}{WEATHER[label]}\n")
+        (folder / name).write_text("".join(lines))
+
+
+def read_weather(n_texts: int, data_dir: Path, n_valid: int) -> tuple[Examples, Examples, Examples]:
+    """Read lines of label and text; further texts of an example are the text without its first words."""
+
+    def read(name: str) -> Examples:
+        lines = [line.split("\t") for line in datasets.read_text(data_dir / name).splitlines()]
+        texts = [tuple(text.split(" ", i)[-1] for i in range(n_texts)) for _, text in lines]
+        return Examples(texts, np.array([list(WEATHER).index(label) for label, _ in lines]))
+
+    known, test = read("weather.tsv"), read("weather_test.tsv")
+    split = len(known.labels) - n_valid
+    return (
+        Examples(known.texts[:split], known.labels[:split]),
+        Examples(known.texts[split:], known.labels[split:]),
+        test,
+    )
+
+
+def weather(form: str, n_texts: int) -> Task:
+    return Task(
+        title="Weather",
+        form=form,
+        read=partial(read_weather, n_texts),
+        files=("weather.tsv", "weather_test.tsv"),
+        labels=tuple(WEATHER),
+        metric="acc",
+        submission="Weather.tsv",
+    )
+
+
+FLAGS = "--dataset weather --data_dir data --model_dir model --n_valid 8 --n_batch 4 --submit --analysis".split()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, model_dir) -> Path:
+    """The current folder, with the small model and the weather."""
+    monkeypatch.chdir(tmp_path)
+    write_weather(tmp_path / "data")
+    return tmp_path
+
+
+def column(path: str) -> list[str]:
+    """Return the predictions in a file, after a look at its form."""
+    head, *lines = Path(path).read_text().splitlines()
+    cells = [line.split("\t") for line in lines]
+    assert head == "index\tprediction" and [int(i) for i, _ in cells] == list(range(len(cells)))
+    return [label for _, label in cells]
+
+
+def test_a_new_data_set_goes_from_training_to_predictions_and_analysis(folder, monkeypatch, capsys):
+    task = weather("classification", 1)
+    monkeypatch.setitem(datasets.TASKS, "weather", task)
+    assert train.main([*FLAGS, "--n_iter", "20", "--lr", "1e-2", "--lm_coef", "0", *NO_DROPOUT]) == 0
+    out = capsys.readouterr().out
+    settings, *lines = map(json.loads, Path("log/weather.jsonl").read_text().splitlines())
+    assert (settings["dataset"], settings["form"]) == ("weather", "classification")
+    assert settings["labels"] == ["rain", "snow", "sun"]
+    assert {"weather.tsv", "weather_test.tsv"} <= settings["digests"].keys()
+    assert len(lines) == 20 and lines[-1]["tr_cost"] < 0.1 < 0.8 < lines[0]["tr_cost"]
+
+    # it learns: the words of a label are written, and they are right
+    _, _, test = task.read(folder / "data", 8)
+    right = [task.labels[label] for label in test.labels]
+    predictions = column("submission/Weather.tsv")
+    assert set(predictions) == set(WEATHER) and column("log/weather.tsv") == predictions
+    accuracy = np.mean([ours == theirs for ours, theirs in zip(predictions, right, strict=True)]) * 100
+    assert accuracy > 80
+
+    # the analysis prints the same when it is run later
+    printed = [line for line in out.splitlines() if line.startswith("Weather")]
+    best = max(line["va_acc"] for line in lines)
+    assert printed == [f"Weather Valid Accuracy: {best:.2f}", f"Weather Test Accuracy:  {accuracy:.2f}"]
+    assert Path("log/weather.png").read_bytes().startswith(b"\x89PNG")
+    for again in (
+        lambda: analysis.main("--dataset weather --desc weather --data_dir data".split()),
+        lambda: analyse(task, "data", "log", "weather"),
+    ):
+        Path("log/weather.png").unlink()
+        assert not again()
+        assert capsys.readouterr().out.splitlines() == printed and Path("log/weather.png").exists()
+
+    # and the run can be used from Python
+    found = open_run("save/weather").predict([text for (text,) in test.texts])
+    assert [prediction.label for prediction in found] == predictions
+    for prediction in found:
+        assert list(prediction.probabilities) == list(WEATHER)
+        assert sum(prediction.probabilities.values()) == pytest.approx(1)
+    with pytest.raises(ValueError, match="example 0 has 2 texts; a classification takes 1"):
+        open_run("save/weather").predict([("one", "two")])
+
+
+@pytest.mark.parametrize("form, n_texts", [("entailment", 2), ("similarity", 2), ("multiple_choice", 4)])
+def test_each_form_trains_and_predicts(folder, monkeypatch, form, n_texts):
+    task = weather(form, n_texts)
+    monkeypatch.setitem(datasets.TASKS, "weather", task)
+    assert train.main([*FLAGS, "--n_iter", "2", "--n_ctx", "30"]) == 0
+    predictions = column("submission/Weather.tsv")
+    assert len(predictions) == 12 and set(predictions) <= set(WEATHER)
+    run, (_, _, test) = open_run("save/weather"), task.read(folder / "data", 8)
+    assert [prediction.label for prediction in run.predict(test.texts)] == predictions
+    expected = f"example 0 has 1 texts; a {form} takes {n_texts}"
+    with pytest.raises(ValueError, match=expected):
+        run.predict(["one"])
+
+
+def test_predictions_in_other_words_than_the_labels_are_refused(folder, monkeypatch):
+    task = weather("classification", 1)
+    monkeypatch.setitem(datasets.TASKS, "weather", task)
+    assert train.main([*FLAGS, "--n_iter", "1"]) == 0
+    path = Path("log/weather.tsv")
+    head, first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([head, "0\thail", *rest]) + "\n")
+    with pytest.raises(InputError, match="weather.tsv: not the indices .* with predictions rain or snow or sun"):
+        analyse(task, "data", "log", "weather")
+
+
+# --- when to log -----------------------------------------------------------------------------------------------------
+
+
+def test_a_log_is_due_at_each_epochs_end_and_in_the_first_after_doubling_thousands():
+    due = [updates for updates in range(40_001) if finetuning.is_log_due(updates, per_epoch=17_000)]
+    assert due == [1000, 2000, 4000, 8000, 16_000, 17_000, 34_000]
+    assert [updates for updates in range(10) if finetuning.is_log_due(updates, per_epoch=3)] == [3, 6, 9]
+
+
+# --- evaluation ------------------------------------------------------------------------------------------------------
+
+
+class LaidOut(Rows):
+    """Rows that are given laid out already."""
+
+    def __init__(self, x: np.ndarray, m: np.ndarray, labels: np.ndarray) -> None:
+        self.x, self.m, self.labels = torch.from_numpy(x), torch.from_numpy(m.astype(np.float32)), labels
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def batch(self, which: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.x[which], self.m[which], torch.from_numpy(self.labels[which])
+
+
+def make_rows(n: int, n_choices: int = 2, n_tokens: int = 9) -> tuple[DoubleHeadModel, LaidOut]:
+    """Make a model of weights that matter, and rows of several lengths that begin alike in most examples."""
+    model = DoubleHeadModel(Config(n_embd=8, n_head=2, n_layer=1), 22, "multiple_choice", 23 + n_tokens, n_tokens)
+    reference.randomise(model, seed=0)
+    x, m = reference.batch(0, 20, n, n_choices, n_tokens)
+    x[1:, :, :3] = x[1:, :1, :3]
+    return model, LaidOut(x, m, np.random.default_rng(0).integers(0, n_choices, n))
+
+
+@pytest.mark.parametrize("n_choices", [2, 4])
+def test_evaluation_cost_is_the_mean_over_rows_whatever_the_batch(n_choices):
+    model, rows = make_rows(5, n_choices)
+    y = rows.labels
+    with torch.no_grad():
+        expected = model.eval()(rows.x)[1]  # with no common prefix and padding computed
+    logits = expected.double().numpy()
+    cost = np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(5), y])
+    for n_batch in (1, 2, 5, 64):
+        torch.testing.assert_close(predict(model, rows, n_batch, RANKS, "rows"), expected, rtol=0, atol=1e-5)
+        found = evaluate(model, rows, "acc", n_batch, RANKS, "rows")
+        assert found == pytest.approx((cost, (logits.argmax(1) == y).mean() * 100), abs=1e-5)
+
+
+def test_evaluation_computes_what_choices_share_once_and_pauses_after_each_batch(monkeypatch):
+    model, rows = make_rows(5)
+    x, m = rows.x.numpy(), rows.m.numpy()
+    n_computed, pauses, forward = [], [], model.transformer.forward
+    monkeypatch.setattr(
+        model.transformer,
+        "forward",
+        lambda packing, table: n_computed.append(len(packing.slots)) or forward(packing, table),
+    )
+    predict(model, rows, 2, RANKS, "rows", lambda: pauses.append(len(n_computed)))
+    assert pauses == [1, 2, 3]
+    n_shared = []
+    for example, real in zip(x[..., 0], m, strict=True):
+        first, second = (row[: int(n)].tolist() for row, n in zip(example, real.sum(1), strict=True))
+        n_shared.append(next(n for n in range(9) if first[: n + 1] != second[: n + 1]))
+    n_distinct = [int(m[i : i + 2].sum()) - sum(n_shared[i : i + 2]) for i in (0, 2, 4)]
+    assert min(n_shared) > 1
+    assert all(0 <= n - of_batch < 4 for n, of_batch in zip(n_computed, n_distinct, strict=True))  # a few to fill up
+
+
+def test_evaluation_drops_nothing_and_runs_no_lm_head(monkeypatch):
+    def forbidden(*_):
+        raise AssertionError("the language-model head ran")
+
+    monkeypatch.setattr("model_pytorch.LMHead.forward", forbidden)
+    monkeypatch.setattr("loss.lm_losses", forbidden)
+    model, rows = make_rows(5)
+    assert len({evaluate(model.train(), rows, "acc", 2, RANKS, "rows") for _ in range(3)}) == 1
+
+
+def predict_together(n: int, n_batch: int) -> None:
+    """Predict with all processes, and compare with what one predicts."""
+    model, rows = make_rows(n)
+    pauses = []
+    with join_ranks() as ranks:
+        found = predict(model, rows, n_batch, ranks, "rows", lambda: pauses.append(ranks.wait()))
+        torch.testing.assert_close(found, predict(model, rows, n_batch, RANKS, "rows"))
+        assert found.shape == (n, 2)
+        assert (ranks.gather(torch.tensor([len(pauses)])) == len(pauses)).all()
+
+
+@pytest.mark.parametrize("n, n_batch", [(1, 1), (2, 4), (4, 1), (4, 2), (5, 4)])
+def test_processes_without_examples_predict_too(tmp_path, n, n_batch):
+    run = Processes(partial(predict_together, n, n_batch), tmp_path, 3)
+    assert run.wait() == [0, 0, 0], run.err() + run.err(1) + run.err(2)

@@ -1,0 +1,224 @@
+"""How the code is laid out: which file may import which, what an import loads, public names, plain words, length."""
+
+import argparse
+import ast
+import dataclasses
+import importlib
+import inspect
+import io
+import json
+import re
+import subprocess
+import sys
+import tokenize
+from pathlib import Path
+
+import pytest
+
+import model_pytorch
+
+ROOT = Path(__file__).parents[1]
+FILES = {path.stem: path for path in sorted(ROOT.glob("*.py"))}
+
+# a file imports only from the layers above its own line
+LAYERS = [
+    {"utils"},
+    {"kernels", "packing", "opt", "text_utils", "processes", "shards", "datasets"},
+    {"model_pytorch", "corpus", "checkpoint", "inputs"},
+    {"loss", "settings"},
+    {"inference", "results"},
+    {"training", "weights"},
+    {"finetuning"},
+    {"train", "predict", "pretrain", "generate", "convert", "analysis", "bench"},
+]
+COMMANDS = LAYERS[-1]
+LIBRARY = sorted(set().union(*LAYERS[:-1]))
+
+# --- imports ---------------------------------------------------------------------------------------------------------
+
+
+def imports(source: str, within_functions: bool = True) -> set[str]:
+    """Return the modules that a source imports, at its top and, unless told otherwise, within functions."""
+    found, tree = set(), ast.parse(source)
+    for node in ast.walk(tree) if within_functions else tree.body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0])
+    return found
+
+
+def test_every_file_has_one_layer():
+    assert sum(map(len, LAYERS)) == len(set().union(*LAYERS))
+    assert set(LIBRARY) <= set(FILES) <= set(LIBRARY) | COMMANDS
+
+
+def test_every_import_goes_to_a_lower_layer():
+    layer = {name: i for i, names in enumerate(LAYERS) for name in names}
+    arrows = [(name, other) for name, path in FILES.items() for other in imports(path.read_text()) & layer.keys()]
+    assert len(arrows) > 50
+    assert [f"{name} imports {other}" for name, other in arrows if layer[other] >= layer[name]] == []
+
+
+def test_imports_are_found_wherever_they_stand():
+    source = "import a.b\nfrom c.d import e\ndef f():\n    import g, h\n    def i():\n        from j import k\n"
+    assert imports(source) == {"a", "c", "g", "h", "j"}
+    assert imports(source, within_functions=False) == {"a", "c"}
+
+
+def test_the_model_and_the_files_below_it_import_no_package_but_torch_and_numpy():
+    reached, found = {"model_pytorch"}, set()  # torch itself may load others, such as tqdm, where they are installed
+    while todo := reached - found:
+        found |= todo
+        reached |= set().union(*(imports(FILES[name].read_text(), False) & FILES.keys() for name in todo))
+    packages = set().union(*(imports(FILES[name].read_text(), False) for name in reached))
+    assert reached == {"model_pytorch", "kernels", "packing", "shards", "utils"}
+    assert packages - sys.stdlib_module_names - FILES.keys() == {"torch", "numpy"}
+
+
+def modules_after(*statements: str) -> list[set[str]]:
+    """Return which top-level modules a fresh interpreter holds after each of these statements."""
+    report = "import sys, json; print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    script = "".join(f"{statement}\n{report}\n" for statement in statements)
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return [set(json.loads(line)) for line in run.stdout.splitlines()]
+
+
+def test_importing_the_model_loads_no_package_but_torch_and_numpy():
+    before, after = modules_after("import torch, numpy", "import model_pytorch")
+    assert "torch" in before and "model_pytorch" in after
+    assert after - before - sys.stdlib_module_names - FILES.keys() == set()
+
+
+def test_importing_the_library_loads_no_package_for_texts_tables_or_pictures():
+    (loaded,) = modules_after(f"import {', '.join(LIBRARY)}")
+    heavy = {"matplotlib", "pandas", "scipy", "spacy", "sklearn", "ftfy", "transformers", "tokenizers"}
+    assert set(LIBRARY) <= loaded
+    assert loaded & heavy == set()
+
+
+# --- public names ----------------------------------------------------------------------------------------------------
+
+SIGNATURES = {
+    "model_pytorch": [
+        "TransformerModel(cfg, vocab=40990, n_ctx=512)",
+        "LMHead(model, cfg, trunc_and_reshape=True)",
+        "ClfHead(clf_token, cfg, n_class)",
+        "MultipleChoiceHead(clf_token, cfg)",
+        "SimilarityHead(clf_token, cfg)",
+        "LMModel(cfg, vocab=40990, n_ctx=512, return_probs=False)",
+        "DoubleHeadModel(cfg, clf_token, task_head_type, vocab=40990, n_ctx=512)",
+        "load_openai_pretrained_model(model, n_ctx=-1, n_special=-1, n_transfer=12, path='./model/')",
+    ],
+    "opt": [
+        "OpenAIAdam(params, lr, schedule, warmup, t_total, b1=0.9, b2=0.999, e=1e-08, l2=0, vector_l2=False, "
+        "max_grad_norm=-1)",
+    ],
+    "loss": ["compute_losses(model, x, m, y, lm_coef)"],
+    "text_utils": ["TextEncoder(encoder_path, bpe_path)", "text_standardize(text)"],
+    "utils": [
+        "encode_dataset(*splits, encoder)",
+        "iter_data(*arrays, n_batch=128, truncate=False, verbose=False)",
+        "ResultLogger(path, **settings)",
+    ],
+    "datasets": ["rocstories(data_dir, n_valid=374)"],
+    "train": ["transform_roc(stories, first, second, n_vocab, n_ctx, max_len)", "main(argv=None)"],
+}
+
+
+@pytest.mark.parametrize("module", SIGNATURES)
+def test_public_names_are_where_they_were_with_their_arguments(module):
+    for expected in SIGNATURES[module]:
+        name = expected.split("(")[0]
+        parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters.values()
+        plain = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters]
+        n_expected = len(inspect.signature(eval(f"lambda {expected[len(name) + 1 : -1]}: 0")).parameters)
+        assert all(p.default is not p.empty for p in plain[n_expected:]), name  # more may follow, with a default
+        shown = str(inspect.Signature(plain[:n_expected]))
+        assert f"{name}{shown}" == expected
+
+
+def test_other_public_attributes():
+    sizes = ["n_embd", "n_head", "n_layer", "embd_pdrop", "attn_pdrop", "resid_pdrop", "clf_pdrop", "afn"]
+    assert [field.name for field in dataclasses.fields(model_pytorch.DEFAULT_CONFIG)] == sizes
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        model_pytorch.DEFAULT_CONFIG.n_embd = 1
+    schedules = {"warmup_linear", "warmup_constant", "warmup_cosine"}
+    assert schedules <= importlib.import_module("opt").SCHEDULES.keys()
+
+    small = dataclasses.replace(model_pytorch.DEFAULT_CONFIG, n_embd=4, n_head=2, n_layer=1)
+    cfg = argparse.Namespace(**dataclasses.asdict(small))  # anything with these attributes is accepted
+    model = model_pytorch.DoubleHeadModel(cfg, 5, "multiple_choice", vocab=10, n_ctx=4)
+    names = {name for name, _ in model.transformer.named_parameters()}
+    block = ["attn.c_attn.w", "attn.c_attn.b", "attn.c_proj.w", "attn.c_proj.b", "ln_1.g", "ln_1.b"]
+    block += ["mlp.c_fc.w", "mlp.c_fc.b", "mlp.c_proj.w", "mlp.c_proj.b", "ln_2.g", "ln_2.b"]
+    assert names == {"embed.weight", *(f"h.0.{name}" for name in block)}
+    assert hasattr(model, "lm_head") and hasattr(model.task_head, "linear")
+    for head in (model_pytorch.ClfHead(5, cfg, 3), model_pytorch.SimilarityHead(5, cfg)):
+        assert hasattr(head, "linear")
+
+
+def test_flags_of_the_specification_exist():
+    flags = {field.name for field in dataclasses.fields(importlib.import_module("finetuning").Settings)}
+    assert flags >= set(
+        """dataset desc data_dir log_dir save_dir submission_dir submit analysis seed encoder_path bpe_path model_dir
+        n_iter n_batch lr lr_warmup lr_schedule max_grad_norm n_ctx n_embd n_head n_layer embd_pdrop attn_pdrop
+        resid_pdrop clf_pdrop afn l2 vector_l2 b1 b2 e lm_coef n_transfer n_valid""".split()
+    )
+
+
+# --- words and length ------------------------------------------------------------------------------------------------
+
+UNCLEAR = [
+    "mend(s|ed|ing)?",
+    "learnt",
+    "drop-outs?",
+    "seen by none",
+    "no wait",
+    "half as long again",
+    "makes act.u. again",
+    "one behind the other",
+    "tokens of no use",
+    "keeps u alone",
+    "one draw of",
+    "whoever",
+    "draws his own",
+    "nor any computed twice",
+    "they leave gaps",
+    "every method is free",
+    "its going would",
+    "drops out others",
+    "choices' beginning",
+    "reads beside",
+    "where none can be written",
+    "how many kinds",
+    "no sound",
+    "is no (array|log|multiple|table|vocabulary)",
+]
+
+
+def prose(source: str) -> str:
+    """Return the comments and strings of a source, docstrings included, as one line."""
+    types = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return " ".join(" ".join(token.string.strip("#\"' ") for token in tokens if token.type in types).split())
+
+
+def test_comments_and_strings_are_in_plain_words():
+    unclear = re.compile(rf"\b({'|'.join(UNCLEAR)})\b", re.IGNORECASE)
+    found = []
+    for path in FILES.values():
+        text = prose(path.read_text(encoding="utf-8"))
+        found += [(path.name, text[max(0, m.start() - 30) : m.end() + 30]) for m in unclear.finditer(text)]
+    assert found == []
+
+
+def test_prose_holds_comments_docstrings_and_strings_across_lines():
+    source = '"""Seen by\nnone."""\nx = "no " "wait"  # half as\n# long again\ny = f"{x} learnt"\n'
+    assert len(re.findall("|".join(UNCLEAR), prose(source).lower())) == 4
+
+
+def test_no_file_is_longer_than_420_lines():
+    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in FILES.values()}
+    assert {name: n for name, n in lengths.items() if n > 420 and name != "bench.py"} == {}

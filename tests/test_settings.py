@@ -1,0 +1,135 @@
+"""Flags are the fields of dataclasses; values that would go wrong later are refused at once."""
+
+import argparse
+import dataclasses
+import math
+
+import pytest
+
+import finetuning
+import pretrain
+import settings
+import train
+from model_pytorch import DEFAULT_CONFIG
+from settings import check_name, fixed_on_resume, number
+
+PRETRAIN = ["--corpus", "corpus.txt", "--model_dir", "new"]
+COMMANDS = pytest.mark.parametrize("command, flags", [(train, []), (pretrain, PRETRAIN)], ids=["train", "pretrain"])
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    """Run in an empty folder, which must stay so."""
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert list(tmp_path.iterdir()) == []
+
+
+def refused(command, argv: list[str], capsys) -> str:
+    """Run a command that must end with exit code 2; return the last line of its message."""
+    with pytest.raises(SystemExit) as stop:
+        command.main(argv)
+    assert stop.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@COMMANDS
+@pytest.mark.parametrize("name", ["..", ".", "a/b", "", "/", "../run", "a\\b", "two\nlines", "a:b", "a?", "a*"])
+def test_a_name_that_is_no_file_name_is_refused(capsys, command, flags, name):
+    assert f"--desc {name!r} becomes a file name" in refused(command, [*flags, "--desc", name], capsys)
+
+
+@pytest.mark.parametrize("name", ["rocstories", "lr_1e-3", "run.2", "...", "-", "Zoë", "two words"])
+def test_other_names_are_accepted(name):
+    check_name(name)
+    assert finetuning.Settings(desc=name).desc == name
+
+
+@COMMANDS
+@pytest.mark.parametrize(
+    "flag, value",
+    [("--max_grad_norm", "nan"), ("--max_grad_norm", "inf"), ("--max_grad_norm", "-inf"), ("--lr", "inf")]
+    + [("--lr", "nan"), ("--l2", "inf"), ("--l2", "nan"), ("--e", "nan"), ("--b1", "nan"), ("--embd_pdrop", "nan")]
+    + [("--lr", "1e999")],
+)
+def test_a_number_that_is_not_finite_is_refused(capsys, command, flags, flag, value):
+    message = refused(command, [*flags, f"{flag}={value}"], capsys)
+    assert message.endswith(f"argument {flag}: {value} is not a finite number")
+
+
+@COMMANDS
+@pytest.mark.parametrize(
+    "flag, value, message",
+    [
+        ("--lr", "-1", "-1 is not 0 or more"),
+        ("--l2", "-0.1", "-0.1 is not 0 or more"),
+        ("--b1", "1", "1 is not from 0 to below 1"),
+        ("--clf_pdrop", "1.5", "1.5 is not from 0 to below 1"),
+        ("--seed", "-1", "-1 is not from 0 to 4294967295"),
+        ("--n_batch", "0", "0 is not 1 or more"),
+        ("--accumulate", "-2", "-2 is not 1 or more"),
+        ("--n_iter", "1.5", "invalid whole number value: '1.5'"),
+        ("--n_batch", "inf", "invalid whole number value: 'inf'"),
+        ("--lr", "fast", "invalid number value: 'fast'"),
+    ],
+)
+def test_a_number_out_of_its_limits_is_refused(capsys, command, flags, flag, value, message):
+    assert refused(command, [*flags, f"{flag}={value}"], capsys).endswith(f"argument {flag}: {message}")
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "2.5"])
+def test_any_finite_norm_is_accepted(text):
+    given = settings.parse(finetuning.Settings, "", [f"--max_grad_norm={text}"])
+    assert given.max_grad_norm == float(text)
+
+
+def test_a_parser_of_numbers_takes_its_limits():
+    parse = number(float, 0, 1)
+    assert (parse("0"), parse("1"), parse("0.25")) == (0, 1, 0.25)
+    for text in ("-1e-9", "1.0001", "nan"):
+        with pytest.raises(argparse.ArgumentTypeError, match=text):
+            parse(text)
+    assert number(int, 1)("1" + "0" * 400) == 10**400  # larger than any float
+
+
+@COMMANDS
+def test_the_flags_are_the_fields_with_their_defaults_and_each_has_a_help_text(capsys, command, flags):
+    fields = {train: finetuning.Settings, pretrain: pretrain.Settings}[command]
+    assert settings.parse(fields, "", flags) == fields(**dict(corpus="corpus.txt", model_dir="new") if flags else {})
+    with pytest.raises(SystemExit) as stop:
+        command.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(fields):
+        assert f"--{field.name}" in text and field.metadata["help"]
+
+
+def test_settings_do_not_change_once_made():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        finetuning.Settings().lr = 1.0
+
+
+def test_paths_that_are_left_out_follow_from_the_model_folder():
+    given = finetuning.Settings(model_dir="m", bpe_path="other.bpe")
+    assert (given.encoder_path, given.bpe_path, given.desc) == ("m/encoder_bpe_40000.json", "other.bpe", "rocstories")
+
+
+def test_settings_that_contradict_each_other_are_refused(capsys):
+    assert "--submit" in refused(train, ["--analysis"], capsys)
+    message = refused(pretrain, [*PRETRAIN, "--n_embd", "10", "--n_head", "4"], capsys)
+    assert "--n_embd 10 is not a multiple of --n_head 4" in message
+
+
+def test_sizes_that_are_left_out_are_those_given():
+    sizes = dataclasses.replace(DEFAULT_CONFIG, n_embd=24, n_head=3, n_layer=5)
+    cfg = finetuning.Settings(n_layer=2, afn="relu", resid_pdrop=0.3).config(sizes)
+    assert cfg == dataclasses.replace(sizes, n_layer=2, afn="relu", resid_pdrop=0.3)
+    assert finetuning.Settings().config() == DEFAULT_CONFIG
+
+
+def test_a_resumed_run_may_change_what_has_no_effect_on_its_numbers():
+    kept = fixed_on_resume(finetuning.Settings())
+    free = {field.name for field in dataclasses.fields(finetuning.Settings)} - kept.keys()
+    assert free == settings.FREE_ON_RESUME
+    assert {"seed", "lr", "n_batch", "precision", "deterministic", "desc"} <= kept.keys()
+    assert not any(isinstance(value, float) and not math.isfinite(value) for value in kept.values())

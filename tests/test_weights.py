@@ -1,0 +1,221 @@
+"""Folders opened from Python: a model folder, and the folder of a fine-tuned run, wherever it was moved to."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_data, write_model
+
+import finetuning
+import inputs
+import train
+from datasets import ROCSTORIES_TEST, read_cloze
+from model_pytorch import Config, LMModel
+from shards import load_openai_pretrained_model
+from utils import InputError
+from weights import SavedRun, open_model, open_run
+
+# --- a model folder --------------------------------------------------------------------------------------------------
+
+
+def test_a_model_folder_is_opened_with_its_weights_and_its_tokenizer(model_dir):
+    model, encoder = open_model(model_dir)
+    n_vocab = len(encoder.encoder)
+    expected = LMModel(Config(n_embd=16, n_head=2, n_layer=2), n_vocab + 64, 64, return_probs=True).eval()
+    load_openai_pretrained_model(expected.transformer, path=model_dir)
+    assert not model.training and model.transformer.n_ctx == 64
+    x = torch.from_numpy(inputs.position_rows(np.array(encoder.encode(["the cat was in"], verbose=False)), n_vocab))
+    with torch.no_grad():
+        probabilities = model(x)
+        assert torch.equal(probabilities, expected(x))
+        logits = open_model(str(model_dir), return_probs=False)[0](x)
+    torch.testing.assert_close(logits[..., :n_vocab].softmax(-1), probabilities[..., :n_vocab])
+    assert encoder.decode(encoder.encode(["The cat, was in!"])[0]) == "the cat , was in !"
+
+
+def test_a_model_folder_is_looked_up_beside_the_scripts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, encoder = open_model("demo/model")
+    assert len(model.transformer.embed.weight) == len(encoder.encoder) + model.transformer.n_ctx
+
+
+def spoil_byte(path: Path) -> None:
+    """Set a byte in the middle of a file to one that is in no text."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] = 0xFF
+    path.write_bytes(content)
+
+
+def add_token(path: Path) -> None:
+    encoder = json.loads(path.read_text())
+    path.write_text(json.dumps(encoder | {"zzz": len(encoder)}))
+
+
+MODEL_DAMAGES = {
+    "no vocabulary": ("encoder_bpe_40000.json", Path.unlink, "encoder_bpe_40000.json is missing"),
+    "no merges": ("vocab_40000.bpe", Path.unlink, "vocab_40000.bpe is missing"),
+    "no shapes": ("params_shapes.json", Path.unlink, "params_shapes.json is missing"),
+    "no shard": ("params_4.npy", Path.unlink, "params_4.npy is missing"),
+    "damaged vocabulary": ("encoder_bpe_40000.json", spoil_byte, "encoder_bpe_40000.json cannot be read as JSON"),
+    "damaged merges": ("vocab_40000.bpe", spoil_byte, "vocab_40000.bpe cannot be read"),
+    "damaged shapes": ("params_shapes.json", spoil_byte, "params_shapes.json cannot be read as JSON"),
+    "half a shard": (
+        "params_4.npy",
+        lambda path: path.write_bytes(path.read_bytes()[:100]),
+        "params_4.npy is not a valid array",
+    ),
+    "vocabulary of another model": ("encoder_bpe_40000.json", add_token, "tokens, the weights are for"),
+    "no head count": ("hparams.json", Path.unlink, "a multiple of n_head"),
+}
+
+
+@pytest.mark.parametrize("file, damage, message", MODEL_DAMAGES.values(), ids=MODEL_DAMAGES)
+def test_a_damaged_model_folder_is_an_error_that_names_the_file(model_dir, file, damage, message):
+    damage(model_dir / file)
+    with pytest.raises(InputError, match=message):
+        open_model(model_dir)
+
+
+@pytest.mark.parametrize("name", ["empty", "no such folder"])
+def test_a_folder_without_a_model_is_named(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=f"{name}.*is missing"):
+        open_model(tmp_path / name)
+
+
+# --- the folder of a run ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder with the outcome of a small run; the model folder it began from is gone."""
+    folder, patch = tmp_path_factory.mktemp("trained"), pytest.MonkeyPatch()
+    for shard in write_model(folder / "model").glob("params_?.npy"):
+        np.save(shard, 20 * np.load(shard))  # so that the examples' probabilities differ
+    write_data(folder / "data", n_test=40)
+    logits, predict = [], finetuning.predict
+    with patch.context() as p:
+        p.chdir(folder)
+        p.setattr(finetuning, "predict", lambda *a: logits.append(predict(*a)) or logits[-1])
+        flags = "--data_dir data --model_dir model --n_valid 10 --n_batch 1 --n_iter 1 --lr 1e-3 --submit".split()
+        assert train.main(flags) == 0
+    np.save(folder / "logits.npy", logits[0].numpy())
+    shutil.rmtree(folder / "model")
+    return folder
+
+
+@pytest.fixture
+def run_dir(trained, tmp_path) -> Path:
+    """A copy of the run's folder, elsewhere."""
+    return shutil.copytree(trained / "save/rocstories", tmp_path / "moved")
+
+
+def test_examples(trained: Path) -> list[tuple[str, str, str]]:
+    stories, first, second, _ = read_cloze(trained / "data" / ROCSTORIES_TEST)
+    return list(zip(stories, first, second, strict=True))
+
+
+test_examples.__test__ = False
+
+
+@pytest.mark.parametrize("n_batch", [1, 7, 32])
+def test_an_opened_run_predicts_what_the_run_has_predicted(trained, run_dir, n_batch):
+    found = open_run(run_dir).predict(test_examples(trained), n_batch)
+    lines = (trained / "submission/ROCStories.tsv").read_text().splitlines()[1:]
+    labels = [line.split("\t")[1] for line in lines]
+    assert len(labels) == 40 and set(labels) == {"0", "1"}
+    assert [prediction.label for prediction in found] == labels
+    expected = torch.from_numpy(np.load(trained / "logits.npy")).softmax(1)
+    probabilities = torch.tensor([list(prediction.probabilities.values()) for prediction in found])
+    torch.testing.assert_close(probabilities, expected, atol=1e-6, rtol=0)
+    assert expected.std(0).min() > 1e-4  # the examples differ by far more than rounding
+    for prediction in found:
+        assert list(prediction.probabilities) == ["0", "1"]
+        assert max(prediction.probabilities, key=prediction.probabilities.get) == prediction.label
+
+
+def test_an_opened_run_knows_its_settings_and_is_ready_to_use(run_dir):
+    run = open_run(str(run_dir))
+    assert isinstance(run, SavedRun) and not run.model.training
+    assert run.settings == json.loads((run_dir / "settings.json").read_text())
+    assert (run.settings["form"], run.settings["labels"]) == ("multiple_choice", ["0", "1"])
+    assert run.predict([]) == []
+
+
+def test_texts_longer_than_any_in_training_are_cut(run_dir):
+    run = open_run(run_dir)
+    long = "the cat was in red " * 50
+    for example in ((long, "red", "cat"), ("red", long, "cat"), (long, long, long)):
+        (prediction,) = run.predict([example])
+        assert sum(prediction.probabilities.values()) == pytest.approx(1)
+    assert run.predict([(long, "red", "cat")]) == run.predict([(long * 2, "red", "cat")])  # the end is cut
+
+
+@pytest.mark.parametrize("example, n", [("one text", 1), (("a", "b"), 2), (("a", "b", "c", "d"), 4), ((), 0)])
+def test_an_example_with_another_number_of_texts_is_named(run_dir, example, n):
+    with pytest.raises(ValueError, match=f"example 1 has {n} texts; a multiple_choice takes 3"):
+        open_run(run_dir).predict([("a", "b", "c"), example])
+
+
+def change_settings(**changes):
+    """Return a damage: settings with other values, or without those that are None."""
+
+    def damage(path: Path) -> None:
+        settings = json.loads(path.read_text()) | changes
+        path.write_text(json.dumps({name: value for name, value in settings.items() if value is not None}))
+
+    return damage
+
+
+NO_SETTINGS = "settings.json is not the settings of a fine-tuned run"
+OTHERS = "settings.json and best_params are not of one run"
+RUN_DAMAGES = {
+    "no settings": ("settings.json", Path.unlink, "settings.json is missing"),
+    "no parameters": ("best_params", Path.unlink, "best_params is not the file"),
+    "no digest": ("best_params.sha256", Path.unlink, "best_params is not the file"),
+    "no vocabulary": ("encoder_bpe_40000.json", Path.unlink, "encoder_bpe_40000.json is missing"),
+    "no merges": ("vocab_40000.bpe", Path.unlink, "vocab_40000.bpe is missing"),
+    "damaged settings": ("settings.json", spoil_byte, "settings.json cannot be read as JSON"),
+    "damaged parameters": ("best_params", spoil_byte, "best_params is not the file"),
+    "half the parameters": (
+        "best_params",
+        lambda path: path.write_bytes(path.read_bytes()[:500]),
+        "best_params is not the file",
+    ),
+    "damaged digest": ("best_params.sha256", spoil_byte, "best_params is not the file"),
+    "damaged vocabulary": ("encoder_bpe_40000.json", spoil_byte, "encoder_bpe_40000.json is not the file that the run"),
+    "another vocabulary": ("encoder_bpe_40000.json", add_token, "encoder_bpe_40000.json is not the file that the run"),
+    "other merges": ("vocab_40000.bpe", lambda p: p.write_text("#\nt h\n"), "vocab_40000.bpe is not the file that the"),
+    "settings of pretrain.py": ("settings.json", change_settings(form=None, labels=None), NO_SETTINGS),
+    "settings without sizes": ("settings.json", change_settings(n_embd=None), NO_SETTINGS),
+    "settings without paths": ("settings.json", change_settings(bpe_path=None), NO_SETTINGS),
+    "settings of another form": ("settings.json", change_settings(form="poetry"), NO_SETTINGS),
+    "settings that are a list": ("settings.json", lambda path: path.write_text("[]"), NO_SETTINGS),
+    "other sizes": ("settings.json", change_settings(n_embd=32), OTHERS),
+    "a wrong form": ("settings.json", change_settings(form="classification"), OTHERS),
+    "fewer blocks": ("settings.json", change_settings(n_layer=1), OTHERS),
+    "no activation": ("settings.json", change_settings(afn="tanh"), OTHERS),
+    "words for numbers": ("settings.json", change_settings(n_vocab="many"), OTHERS),
+}
+
+
+@pytest.mark.parametrize("file, damage, message", RUN_DAMAGES.values(), ids=RUN_DAMAGES)
+def test_a_damaged_run_is_an_error_that_names_the_file(run_dir, file, damage, message):
+    damage(run_dir / file)
+    with pytest.raises(InputError, match=message):
+        open_run(run_dir)
+
+
+@pytest.mark.parametrize("name", ["empty", "no such folder"])
+def test_a_folder_without_a_run_is_named(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=f"{name}.*is missing"):
+        open_run(tmp_path / name)
+
+
+def test_a_model_folder_is_no_run(model_dir):
+    with pytest.raises(InputError, match="settings.json is missing"):
+        open_run(model_dir)
