@@ -38,15 +38,17 @@ import torch.distributed as dist
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from datasets import ROCSTORIES_TEST, ROCSTORIES_VALID, TASKS, Examples, read_cloze
+from datasets import TASKS
+from encoding import Encoded, encode_cached
 from finetuning import FineTuning, Prepared, Settings, build_model, network
-from inputs import N_SPECIAL, Encoded, Rows, encode_cached
+from inputs import N_SPECIAL, Rows
 from model_pytorch import Config, DoubleHeadModel
 from opt import OpenAIAdam
 from packing import Packing
 from processes import Ranks, autocast, join_ranks, keep_freed_memory, provenance
 from settings import COUNT, HelpFormatter, number
 from shards import BPE_FILE, ENCODER_FILE
+from splits import Splits, values_of_labels
 from text_utils import TextEncoder
 from training import make_parts, update
 from utils import InputError, exit_code, find, make_output_folder, replacing, write_json
@@ -61,18 +63,14 @@ N_PRODUCTS = 5  # matrix products of a turn, of which the median counts
 
 def read_stories(model_dir: Path, data_dir: Path) -> tuple[list[Rows], int]:
     """Return the rows of the valid and of the test file, cut as train.py does, and the vocabulary size."""
-    vocabulary = str(model_dir / ENCODER_FILE), str(model_dir / BPE_FILE)
-    encoder = TextEncoder(*vocabulary)
-    splits = []
-    for name in (ROCSTORIES_VALID, ROCSTORIES_TEST):
-        *texts, labels = read_cloze(data_dir / name)
-        splits.append(Examples(list(zip(*texts, strict=True)), labels))
+    vocabulary, task = (str(model_dir / ENCODER_FILE), str(model_dir / BPE_FILE)), TASKS["rocstories"]
+    encoder, folder = TextEncoder(*vocabulary), task.find(data_dir)
     _, sizes = network(Settings(model_dir=str(model_dir)), n_vocab := len(encoder.encoder))
-    encoded = encode_cached(splits, encoder, data_dir, vocabulary)
-    rows = [
-        Rows(texts, split.labels, "multiple_choice", "halves", n_vocab, sizes.n_positions)
-        for texts, split in zip(encoded, splits, strict=True)
-    ]
+    rows = []
+    for sources in (task.train, task.test):
+        encoded = encode_cached(sources, folder, encoder, vocabulary, task.labels, strict=True)
+        labels = values_of_labels(task, encoded, folder / sources[0].files[0])
+        rows.append(Rows(encoded, labels, task.form, task.cut, n_vocab, sizes.n_positions))
     return rows, n_vocab
 
 
@@ -144,7 +142,7 @@ class Job:
     def examples(self, i: int) -> np.ndarray:
         """Return the numbers of the examples of update i, or of the batch to predict."""
         n = self.settings.n_batch * self.settings.accumulate * self.n_processes
-        return np.arange(i * n, (i + 1) * n) % len(self.prepared.splits[0])
+        return np.arange(i * n, (i + 1) * n) % len(self.prepared.splits.train)
 
 
 def make_model(job: Job, ranks: Ranks) -> DoubleHeadModel:
@@ -156,7 +154,7 @@ def make_model(job: Job, ranks: Ranks) -> DoubleHeadModel:
 
 def train_step(job: Job, ranks: Ranks) -> Step:
     """Return the update of fine-tuning."""
-    settings, rows = job.settings, job.prepared.splits[0]
+    settings, rows = job.settings, job.prepared.splits.train
     model = make_model(job, ranks).train()
     schedule = {"schedule": settings.lr_schedule, "warmup": settings.lr_warmup, "t_total": 1000}
     optimizer = OpenAIAdam(model.parameters(), **settings.adam(), **schedule)
@@ -185,7 +183,7 @@ def predict_step(job: Job, ranks: Ranks) -> Step:
     forward = autocast(job.settings.precision, ranks.device)
 
     def step(which: np.ndarray) -> Tensor:
-        x, m, _ = job.prepared.splits[0].batch(which)
+        x, m, _ = job.prepared.splits.train.batch(which)
         with forward:
             return predict_batch(model, x, m, job.settings.share_context, ranks.device)
 
@@ -209,7 +207,7 @@ def transformers_step(job: Job, ranks: Ranks) -> Step:
     def step(which: np.ndarray) -> None:
         optimizer.zero_grad()
         for part in np.split(which, settings.accumulate):
-            x, m, y = (t.to(ranks.device) for t in prepared.splits[0].batch(part, prepared.n_ctx))
+            x, m, y = (t.to(ranks.device) for t in prepared.splits.train.batch(part, prepared.n_ctx))
             ids, real = x[..., 0], m.bool()
             labels = {"labels": ids.masked_fill(~real, -100), "mc_labels": y} if training else {}
             with forward, torch.set_grad_enabled(training):
@@ -365,7 +363,7 @@ def figures(worker: Worker, peak: float, matrix_rates: list[float], n_warm_up: i
     rates, n_table = [], prepared.n_vocab + N_SPECIAL + prepared.n_ctx
     for i in range(n_warm_up, len(worker.seconds)):
         which, seconds = job.examples(i), worker.seconds[i]
-        x, m = (t.numpy() for t in prepared.splits[0].batch(which)[:2])
+        x, m = (t.numpy() for t in prepared.splits.train.batch(which)[:2])
         of_batch = x, m, prepared.cfg, n_table, job.what == "train"
         flops = count_work(*of_batch, False) / seconds
         of_matrix_rate = count_work(*of_batch, settings.share_context) / seconds / matrix_rates[i]
@@ -522,8 +520,8 @@ def run(args: argparse.Namespace) -> None:
             of, rows = "the stories", first_rows(stories[0], n_rows)
         else:
             of, rows = "the stories' text repeated to n_ctx", repeated_rows(stories[0], n_ctx, n_rows)
-        n_ctx = max(split.longest() for split in stories) if of == "the stories" else rows.longest()
-        prepared = Prepared(TASKS["rocstories"], cfg, n_vocab, n_ctx, (rows, rows, rows))
+        n_ctx = max(int(split.lengths().max()) for split in (stories if of == "the stories" else [rows]))
+        prepared = Prepared(Splits(TASKS["rocstories"], rows, rows, rows), cfg, n_vocab, n_ctx)
         for n_batch in args.n_batch:
             if args.growth and n_ctx != args.n_ctx[0] and n_batch != args.n_batch[0]:
                 continue

@@ -1,7 +1,13 @@
 """A fine-tuning run: from a task and settings to trained parameters and predictions."""
 
 import dataclasses
+import json
 import random
+import shutil
+import tempfile
+import weakref
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,74 +16,28 @@ import torch
 from torch import Tensor, nn
 
 from checkpoint import load_parameters
-from datasets import TASKS, Task
-from inference import evaluate, predict
-from inputs import FORMS, N_SPECIAL, Rows, encode_cached, special_tokens
-from loss import packed_losses
+from datasets import Task, find_task
+from inference import answers, evaluate, predict, written_answers
+from inputs import FORMS, N_SPECIAL, special_tokens
+from loss import METRICS, packed_losses
 from model_pytorch import Config, DoubleHeadModel
-from opt import SCHEDULES, OpenAIAdam
+from opt import OpenAIAdam
 from packing import Packing
-from processes import Ranks, Stop, autocast, describe_device, pick_precision
-from settings import (
-    COUNT,
-    NOT_NEGATIVE,
-    AdamSettings,
-    MachineSettings,
-    NetworkSettings,
-    check_name,
-    fixed_on_resume,
-    number,
-    setting,
-)
+from processes import Ranks, Stop, autocast, describe_device, join_ranks, pick_precision
+from readers import OWN_FIELDS, parse_columns
+from settings import Settings, fixed_on_resume
 from shards import BPE_FILE, ENCODER_FILE, FolderSizes, load_openai_pretrained_model, read_sizes
+from splits import Splits, describe, majority, read_splits
 from text_utils import TextEncoder
 from training import Training
 from utils import InputError, digests, find, make_output_folder, replacing
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(MachineSettings, NetworkSettings, AdamSettings):
-    """The flags of train.py; the defaults are the paper's and the authors' (FIDELITY 74)."""
-
-    dataset: str = setting("rocstories", "task to fine-tune on", choices=TASKS)
-    desc: str | None = setting(None, "name of the run, in the names of its files; default: the dataset's name")
-    data_dir: str = setting("data/", "folder of the task's files")
-    model_dir: str = setting("model/", "folder of the pre-trained model in the authors' format")
-    encoder_path: str | None = setting(None, f"vocabulary; default: {ENCODER_FILE} in --model_dir")
-    bpe_path: str | None = setting(None, f"byte-pair merges; default: {BPE_FILE} in --model_dir")
-    log_dir: str = setting("log/", "folder for <desc>.jsonl (log), .tsv (predictions) and .png (curves)")
-    save_dir: str = setting("save/", "folder for <desc>/: best_params, settings.json, vocabulary, checkpoints")
-    submission_dir: str = setting("submission/", "folder for the predictions to hand in")
-    submit: bool = setting(False, "predict the test set with the parameters best on valid")
-    analysis: bool = setting(False, "print valid and test results and draw the curves; needs --submit")
-    verify: bool = setting(False, "check that the files of --model_dir are the authors', and stop")
-    seed: int = setting(42, "of all random numbers", number(int, 0, 2**32 - 1))
-    n_iter: int = setting(3, "epochs", COUNT)
-    n_batch: int = setting(8, "examples per device and batch; the paper's updates have 32", COUNT)
-    share_context: bool = setting(False, "train as predicting does: compute the choices' common prefix once")
-    n_valid: int = setting(374, "examples held out for validation; the rest is trained on", COUNT)
-    n_ctx: int = setting(512, "tokens of the longest row allowed", number(int, 6))
-    n_transfer: int = setting(12, "blocks to load; 0: only the embeddings; -1: nothing", number(int, -1))
-    lm_coef: float = setting(0.5, "weight of the auxiliary language-model loss; 0: none", NOT_NEGATIVE)
-    lr_schedule: str = setting("warmup_linear", "course of the learning rate", choices=SCHEDULES)
-    lr_warmup: float = setting(0.002, "fraction of all updates spent warming up", number(float, 0, 1))
-
-    def __post_init__(self):
-        """Fill in the paths that follow from others. Raises ValueError for settings that contradict each other."""
-        model_dir = find(self.model_dir)
-        object.__setattr__(self, "desc", self.dataset if self.desc is None else self.desc)
-        object.__setattr__(self, "encoder_path", self.encoder_path or str(model_dir / ENCODER_FILE))
-        object.__setattr__(self, "bpe_path", self.bpe_path or str(model_dir / BPE_FILE))
-        check_name(self.desc)
-        if self.analysis and not self.submit:
-            raise ValueError("--analysis reads the predictions that --submit writes: give both")
-
+from weights import SavedRun, open_run
 
 # --- what a run trains -----------------------------------------------------------------------------------------------
 
 
 def network(settings: Settings, n_vocab: int) -> tuple[Config, FolderSizes | None]:
-    """Return the network's settings, from the flags or else the model folder, and the folder's sizes.
+    """Return the network's settings, from the flags or else from the model folder, and the sizes in that folder.
 
     Raises InputError when flags, vocabulary and weights contradict each other.
     """
@@ -99,57 +59,67 @@ def network(settings: Settings, n_vocab: int) -> tuple[Config, FolderSizes | Non
 class Prepared:
     """A task's examples as rows, and the network that fits them."""
 
-    task: Task
+    splits: Splits
     cfg: Config
     n_vocab: int
     n_ctx: int  # tokens of the longest row
-    splits: tuple[Rows, Rows, Rows]  # train, valid, test
 
 
-def prepare(settings: Settings, ranks: Ranks) -> Prepared:
-    """Read the task's files, the vocabulary and the sizes, and encode the texts. Raises InputError."""
-    task, vocabulary = TASKS[settings.dataset], (settings.encoder_path, settings.bpe_path)
-    encoder = TextEncoder(*vocabulary)
+def prepare(settings: Settings, task: Task, encoder: TextEncoder, ranks: Ranks) -> Prepared:
+    """Read the task's files and the sizes of the network, and encode the texts. Raises InputError."""
     n_vocab = len(encoder.encoder)
     cfg, sizes = network(settings, n_vocab)
-    data_dir = find(settings.data_dir)
-    splits = task.read(data_dir, settings.n_valid)
     with ranks.first_alone():  # the others then find its cache
-        encoded = encode_cached(splits, encoder, data_dir, vocabulary)
-
-    limit = settings.n_ctx if settings.n_transfer < 0 else min(settings.n_ctx, sizes.n_positions)
-    rows = [
-        Rows(texts, split.labels, task.form, task.cut, n_vocab, limit)
-        for texts, split in zip(encoded, splits, strict=True)
-    ]
-    return Prepared(task, cfg, n_vocab, max(split.longest() for split in rows), tuple(rows))
+        splits = read_splits(
+            task,
+            find(settings.data_dir),
+            encoder,
+            (settings.encoder_path, settings.bpe_path),
+            n_valid=settings.n_valid,
+            seed=settings.seed,
+            n_ctx=settings.n_ctx if settings.n_transfer < 0 else min(settings.n_ctx, sizes.n_positions),
+            max_examples=settings.max_examples,
+        )
+    return Prepared(splits, cfg, n_vocab, splits.n_ctx())
 
 
 def build_model(prepared: Prepared, n_transfer: int, model_dir: str) -> tuple[DoubleHeadModel, int | None]:
-    """Return the network with its weights, and how many blocks were loaded; None for none and no embeddings."""
-    n_vocab, n_ctx, cfg, task = prepared.n_vocab, prepared.n_ctx, prepared.cfg, prepared.task
-    head = FORMS[task.form].head(len(task.labels))
+    """Return the network with its weights, and how many blocks were loaded; None: not even the embeddings."""
+    n_vocab, n_ctx, cfg, splits = prepared.n_vocab, prepared.n_ctx, prepared.cfg, prepared.splits
+    head = FORMS[splits.task.form].head(splits.n_out())
     model = DoubleHeadModel(cfg, special_tokens(n_vocab).classify, head, n_vocab + N_SPECIAL + n_ctx, n_ctx)
     if n_transfer < 0:
-        np.random.randn(N_SPECIAL, cfg.n_embd)  # as the loader does, so that the epochs' order is the same
+        np.random.randn(N_SPECIAL, cfg.n_embd)  # the loader samples as many, so that the epochs' order is the same
         return model, None
     return model, load_openai_pretrained_model(model.transformer, n_ctx, N_SPECIAL, n_transfer, model_dir)
 
 
 class FineTuning(nn.Module):
-    """Packed rows and labels -> the mean training loss of a batch, in one module as DistributedDataParallel needs."""
+    """Packed rows and labels -> the mean training loss of a batch, in one module as DistributedDataParallel needs.
 
-    def __init__(self, model: DoubleHeadModel, lm_coef: float):
+    Args:
+        class_weights: (n_class,) factor of the task loss for each label; None: all 1.
+    """
+
+    def __init__(self, model: DoubleHeadModel, lm_coef: float, class_weights: Tensor | None = None):
         super().__init__()
-        self.model, self.lm_coef = model, lm_coef
+        self.model, self.lm_coef, self.class_weights = model, lm_coef, class_weights
 
     def forward(self, packing: Packing, y: Tensor) -> Tensor:
         task, lm = packed_losses(self.model, packing, y, self.lm_coef)
+        if self.class_weights is not None:
+            task = task * self.class_weights[y]
         return task.mean() if lm is None else task.mean() + self.lm_coef * lm.mean()
 
 
+def balanced_weights(labels: np.ndarray, n_labels: int) -> Tensor:
+    """Return N / (n_labels * count) of each label, so that all labels weigh the same: for [0 0 0 1], 2/3 and 2."""
+    counts = np.bincount(labels, minlength=n_labels).clip(min=1)
+    return torch.tensor(len(labels) / (n_labels * counts), dtype=torch.float32)
+
+
 def is_log_due(updates: int, per_epoch: int) -> bool:
-    """Return whether to evaluate: at each epoch's end, in the first also after 1000, 2000, 4000, ... (TF:431-440)."""
+    """Return whether to evaluate: after each epoch, and in the first at updates 1000, 2000, 4000, ... (TF:431-440)."""
     thousands, rest = divmod(updates, 1000)
     return updates > 0 and (
         updates % per_epoch == 0 or (updates < per_epoch and not rest and thousands.bit_count() == 1)
@@ -160,7 +130,7 @@ def is_log_due(updates: int, per_epoch: int) -> bool:
 
 
 class Run:
-    """A fine-tuning run: everything up to its first update, and then train() and predict()."""
+    """A fine-tuning run. The constructor prepares all up to the first update; then call train() and predict()."""
 
     def __init__(self, settings: Settings, ranks: Ranks):
         self.settings, self.ranks = settings, ranks
@@ -169,12 +139,17 @@ class Run:
         for folder in [self.log_dir, self.save_dir] + [self.submission_dir] * settings.submit:
             make_output_folder(folder)
 
-        # random numbers in the authors' order: the special rows, then the epochs' shuffles (FIDELITY 78)
+        # random numbers in the authors' order: special-token embeddings, then the epochs' shuffles (FIDELITY 78)
         random.seed(settings.seed)
         np.random.seed(settings.seed)
         torch.manual_seed(settings.seed)
-        self.prepared = prepared = prepare(settings, ranks)
-        n_train = len(prepared.splits[0])
+        self.encoder = TextEncoder(settings.encoder_path, settings.bpe_path)
+        data_dir, columns = find(settings.data_dir), parse_columns(settings.columns)
+        task = find_task(settings.dataset, data_dir, settings.task, columns, settings.race)
+        self.prepared = prepared = prepare(settings, task, self.encoder, ranks)
+        self.splits, self.task = prepared.splits, prepared.splits.task
+        self.check_task()
+        n_train = len(self.splits.train)
         n_update = settings.n_batch * settings.accumulate * ranks.size
         if n_train < n_update:
             raise InputError(
@@ -194,19 +169,20 @@ class Run:
 
         precision = pick_precision(settings.precision, ranks.device)
         self.autocast = autocast(precision, ranks.device)
-        metric = prepared.task.metric
+        weights = None
+        if settings.class_weights == "balanced":
+            weights = balanced_weights(self.splits.train.labels, self.splits.n_out()).to(ranks.device)
         self.training = Training(
             model=self.model,
-            objective=FineTuning(self.model, settings.lm_coef),
+            objective=FineTuning(self.model, settings.lm_coef, weights),
             optimizer=optimizer,
             autocast=self.autocast,
-            make_batch=lambda examples: prepared.splits[0].packed(examples, settings.share_context, ranks.device),
+            make_batch=lambda examples: self.splits.train.packed(examples, settings.share_context, ranks.device),
             epoch_order=orders.__getitem__,
             measure=self.measure,
             is_log_due=lambda updates: is_log_due(updates, per_epoch),
-            best_by=f"va_{metric}",
-            log_format=f"{{n_epochs}} {{n_updates}} train cost {{tr_cost:.3f}} {metric} {{tr_{metric}:.2f}}  "
-            f"valid cost {{va_cost:.3f}} {metric} {{va_{metric}:.2f}}",
+            best_by=f"va_{self.task.metrics[0]}",
+            log_format=self.log_format(),
             n_batch=settings.n_batch,
             accumulate=settings.accumulate,
             n_iter=settings.n_iter,
@@ -221,10 +197,21 @@ class Run:
             self.announce(precision, n_loaded, n_update)
             self.begin_files()
 
+    def check_task(self) -> None:
+        """Raise InputError for missing labels, and for class weights where there are no classes."""
+        folder = find(self.settings.data_dir)
+        for name, rows in (("train", self.splits.train), ("validation", self.splits.valid)):
+            if rows.labels is None:
+                raise InputError(f"{folder}: a {name} example has no label. Fix the line or remove it.")
+        if self.settings.class_weights == "balanced" and (self.task.scores or self.splits.train.has_choices()):
+            raise InputError("--class_weights balanced needs classes: leave it out for scores and multiple choice.")
+
     def all_settings(self, precision: str, t_total: int) -> dict:
-        """Return what a saved run tells of itself, and a resumed one must share with its checkpoint."""
-        settings, prepared, task = self.settings, self.prepared, self.prepared.task
-        files = [find(settings.data_dir) / name for name in task.files]
+        """Return the settings saved with the run; a resumed run must have the same."""
+        settings, prepared, task = self.settings, self.prepared, self.task
+        folder = task.find(find(settings.data_dir))
+        files = [folder / name for source in task.sources() for name in source.files]
+        files = [path for path in files if path.is_file()]
         files += [Path(settings.encoder_path), Path(settings.bpe_path)]
         if settings.n_transfer >= 0:
             files += sorted(find(settings.model_dir).glob("params_?.npy"))
@@ -235,9 +222,11 @@ class Run:
                 "precision": precision,
                 "form": task.form,
                 "cut": task.cut,
-                "labels": list(task.labels),
+                "labels": list(task.written or task.labels or ()),
+                "scores": task.scores and list(task.scores),
+                "n_out": self.splits.n_out(),
                 "n_ctx": prepared.n_ctx,
-                "n_ctx_allowed": prepared.splits[0].n_ctx,
+                "n_ctx_allowed": self.splits.train.n_ctx,
                 "n_vocab": prepared.n_vocab,
                 "n_special": N_SPECIAL,
                 "t_total": t_total,
@@ -246,54 +235,94 @@ class Run:
             }
         )
 
+    def log_format(self) -> str:
+        """Return the format string of the line printed at each log."""
+        parts = ["{n_epochs} {n_updates}"]
+        for name, key in (("train", "tr"), ("valid", "va")):
+            figures = " ".join(f"{metric} {{{key}_{metric}:.2f}}" for metric in self.task.metrics)
+            parts.append(f"{name} cost {{{key}_cost:.3f}} {figures}")
+        return parts[0] + " " + "  ".join(parts[1:])
+
     def announce(self, precision: str, n_loaded: int | None, n_update: int) -> None:
-        """Print what is going to happen where."""
+        """Print device, examples, network and plan."""
         settings, prepared, cfg, training = self.settings, self.prepared, self.prepared.cfg, self.training
-        n_train, n_valid, n_test = map(len, prepared.splits)
+        n_test = len(self.splits.test) if self.splits.test else 0
         source = "nothing" if n_loaded is None else f"embeddings and {n_loaded} blocks from {settings.model_dir}"
         plan = f"{settings.n_iter} epochs, {training.t_total} updates of {n_update} examples"
+        counts = f"{len(self.splits.train)} train, {len(self.splits.valid)} valid, {n_test} test"
         print(f"device   {describe_device(precision, self.ranks)}")
-        print(f"examples {n_train} train, {n_valid} valid, {n_test} test, n_ctx {prepared.n_ctx}")
+        print(f"examples {counts}, n_ctx {prepared.n_ctx}")
+        print("\n".join(describe(self.splits, self.encoder)))
         print(f"network  {cfg.n_layer} blocks, {cfg.n_embd} features, {cfg.n_head} heads; loaded {source}")
         print(f"plan     {plan}" + f", {training.updates} of them done" * bool(training.updates))
 
     def begin_files(self) -> None:
-        """Begin the log and keep the vocabulary with the run; an earlier run's predictions and picture are removed."""
-        for path in [self.log_dir / f"{self.settings.desc}.tsv", self.log_dir / f"{self.settings.desc}.png"]:
-            path.unlink(missing_ok=True)
+        """Start the log, copy the vocabulary to the run, and remove the results of an earlier run of the same name."""
+        for suffix in (".tsv", ".png", ".json", ".errors.tsv", ".valid.npy", ".test.npy"):
+            (self.log_dir / f"{self.settings.desc}{suffix}").unlink(missing_ok=True)
         vocabulary = {ENCODER_FILE: self.settings.encoder_path, BPE_FILE: self.settings.bpe_path}
         for name, source in vocabulary.items():
             with replacing(self.save_dir / name) as file:
                 file.write(Path(source).read_bytes())
-        self.training.open_log(self.log_dir / f"{self.settings.desc}.jsonl")
+        self.training.open_log(self.log_dir / f"{self.settings.desc}.jsonl", notes=list(self.splits.notes))
 
     def measure(self, _, pause) -> dict[str, float]:
-        """Return cost and metric on the first n_valid examples of train, and on valid."""
-        settings, (train, valid, _), metric = self.settings, self.prepared.splits, self.prepared.task.metric
-        figures = {}
+        """Return cost and metrics on the first n_valid examples of train, and on valid."""
+        figures, n_batch = {}, self.settings.n_batch
+        subset = self.splits.train.first(self.settings.n_valid)
         with self.autocast:
-            for name, rows in (("tr", train.first(settings.n_valid)), ("va", valid)):
-                label = {"tr": "train rows", "va": "valid rows"}[name]
-                cost, value = evaluate(self.model, rows, metric, settings.n_batch, self.ranks, label, pause)
-                figures |= {f"{name}_cost": cost, f"{name}_{metric}": value}
-        return {key: figures[key] for key in ("tr_cost", "va_cost", f"tr_{metric}", f"va_{metric}")}
+            for key, rows, name in (("tr", subset, "train rows"), ("va", self.splits.valid, "valid rows")):
+                cost, found = evaluate(self.model, rows, self.task.metrics, n_batch, self.ranks, name, pause)
+                figures[f"{key}_cost"] = cost
+                figures |= {f"{key}_{metric}": value for metric, value in found.items()}
+        return dict(sorted(figures.items(), key=lambda item: not item[0].endswith("cost")))
 
     def train(self, stop: Stop) -> None:
-        """Make the updates that are left, with their evaluations and checkpoints."""
+        """Make the remaining updates, with their evaluations and checkpoints."""
         self.training.run(stop)
+        if self.ranks.is_first and (reason := self.has_learned_nothing()):
+            print(f"warning  {reason}. Try a longer warm-up (--lr_warmup 0.1), a lower --lr, or another --seed.")
+
+    def has_learned_nothing(self) -> str | None:
+        """Return a warning if the run is no better than a constant prediction; None if it is better."""
+        metric = self.task.metrics[0]
+        best = max(line[f"va_{metric}"] for line in self.training.logs)
+        if self.task.scores or metric == "mcc":
+            return f"the best {METRICS[metric].title} on valid is {best:.2f} %" if best <= 1 else None
+        n_labels = self.splits.n_out() if not self.splits.train.has_choices() else self.splits.valid.n_choices()
+        cost = self.training.logs[-1]["tr_cost"]
+        accuracy = max(line.get("va_acc", 100.0) for line in self.training.logs)
+        if accuracy <= 100 * majority(self.splits):
+            return f"valid accuracy {accuracy:.2f} % is no better than always predicting one label"
+        if abs(cost - np.log(n_labels)) < 0.02:
+            return f"the cost on train, {cost:.3f}, is stuck near ln {n_labels} = {np.log(n_labels):.3f}, a blind guess"
+        return None
 
     def predict(self, stop: Stop) -> None:
-        """Predict the test set with the best parameters; write it for the analysis and to be handed in."""
+        """Predict valid and test with the best parameters; write the predictions for analysis and submission."""
         self.ranks.wait()  # for the first process to have written them
         load_parameters(self.save_dir / "best_params", self.model)
-        task, n_batch = self.prepared.task, self.settings.n_batch
-        with self.autocast:
-            logits = predict(self.model, self.prepared.splits[2], n_batch, self.ranks, "test rows", stop.here)
-        lines = "".join(f"{i}\t{task.labels[label]}\n" for i, label in enumerate(logits.argmax(1).tolist()))
-        if self.ranks.is_first:
-            for path in (self.submission_dir / task.submission, self.log_dir / f"{self.settings.desc}.tsv"):
-                with replacing(path) as file:
-                    file.write(f"index\tprediction\n{lines}".encode())
+        for name, rows in (("valid", self.splits.valid), ("test", self.splits.test)):
+            if rows is None:
+                continue
+            with self.autocast:
+                logits = predict(self.model, rows, self.settings.n_batch, self.ranks, f"{name} rows", stop.here)
+            if self.ranks.is_first:
+                with replacing(self.log_dir / f"{self.settings.desc}.{name}.npy") as file:
+                    np.save(file, logits.double().softmax(1).numpy())  # in float32 two logits could round to a tie
+                if name == "test":
+                    self.write_predictions(answers(logits, self.task.scores))
+
+    def write_predictions(self, found: np.ndarray) -> None:
+        """Write the predictions of test: one file of all parts for the analysis, one file per part for submission."""
+        texts = written_answers(found, self.task.written or self.task.labels, self.task.scores)
+        files, first = [(self.log_dir / f"{self.settings.desc}.tsv", texts)], 0
+        for part, n in self.splits.test_parts:
+            files.append((self.submission_dir / self.task.submission[part], texts[first : first + n]))
+            first += n
+        for path, lines in files:
+            with replacing(path) as file:
+                file.write("".join(["index\tprediction\n", *(f"{i}\t{t}\n" for i, t in enumerate(lines))]).encode())
 
     def close(self) -> None:
         """Close the log."""
@@ -301,7 +330,45 @@ class Run:
 
 
 def shuffled(n: int) -> np.ndarray:
-    """Return 0 .. n - 1 in an order from NumPy's global stream (TF:431-440)."""
+    """Return 0 .. n - 1 shuffled by NumPy's global generator (TF:431-440)."""
     from sklearn.utils import shuffle  # here: it imports scipy
 
     return shuffle(np.arange(n))
+
+
+# --- in Python -------------------------------------------------------------------------------------------------------
+
+
+def fit(
+    examples: Sequence[str | Sequence[str]], labels: Sequence[str | float], task: str = "classification", **settings
+) -> SavedRun:
+    """Fine-tune on lists and return the run, with its methods `predict` and `save`.
+
+    Args:
+        examples: each one text (classification), two texts (entailment, similarity), or a context and its choices
+            (multiple_choice).
+        labels: one per example; for multiple_choice the number of the right choice, from 1, or its text. In a
+            similarity task, numbers with more than two distinct values are scores.
+        task: the form, one of these four.
+        settings: of `Settings`: model_dir="demo/model", n_iter=3, lr=6.25e-5, ...
+
+    Raises:
+        InputError: as train.py does, for what the user can fix; "example" counts from 1.
+    """
+    folder, names = Path(tempfile.mkdtemp(prefix="fit_")), OWN_FIELDS[task]
+    with open(folder / "train.jsonl", "w", encoding="utf-8") as file:
+        for example, label in zip(examples, labels, strict=True):
+            texts = (example,) if isinstance(example, str) else tuple(example)
+            record = dict(zip(names, texts, strict=False)) | {"label": label}
+            if task == "multiple_choice":
+                record["choices"] = texts[1:]
+            elif len(texts) != len(names):
+                raise InputError(f"{texts!r} is {len(texts)} texts; a {task} example has {len(names)}.")
+            file.write(json.dumps(record) + "\n")
+    folders = {name: str(folder / name) for name in ("log_dir", "save_dir", "submission_dir")}
+    chosen = Settings(dataset="own", task=task, data_dir=str(folder), **folders | settings)
+    with join_ranks() as ranks, closing(Run(chosen, ranks)) as run, Stop(ranks) as stop:
+        run.train(stop)
+    saved = open_run(Path(chosen.save_dir) / chosen.desc)
+    weakref.finalize(saved, shutil.rmtree, folder, ignore_errors=True)  # the temporary files are removed with the run
+    return saved

@@ -1,7 +1,7 @@
 """What a trained network is used for, without gradients: predictions and their cost."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -14,17 +14,17 @@ from model_pytorch import DoubleHeadModel
 from processes import Ranks
 
 
-def progress_bar(total: int, name: str, unit: str, ranks: Ranks, done: int = 0) -> tqdm:
-    """Return the first process's progress bar, which vanishes when full."""
+def progress_bar(total: int, name: str | None, unit: str, ranks: Ranks, done: int = 0) -> tqdm:
+    """Return the first process's progress bar, which vanishes when full; without a name, one that is not shown."""
     return tqdm(
         total=total,
         initial=done,
-        desc=f"{name:>10}",
+        desc=f"{name or '':>10}",
         unit=f" {unit}",
         unit_scale=total >= 10**5,
         ncols=100,
         leave=False,
-        disable=not ranks.is_first,
+        disable=not ranks.is_first or name is None,
     )
 
 
@@ -34,41 +34,62 @@ def predict(
     rows: Rows,
     n_batch: int,
     ranks: Ranks,
-    name: str,
+    name: str | None = None,
     pause: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Return the task logits (N, n_out) of rows in evaluation mode, on the CPU, in float32.
 
-    The context shared by the choices of an example is computed once. The examples are divided among the processes, and
-    every process gets all logits. `pause` is called after each batch.
+    Where examples have different numbers of choices, those that an example lacks have the logit -infinity. The context
+    shared by the choices of an example is computed once. The examples are divided among the processes, and every
+    process gets all logits. `pause` is called after each batch.
     """
     model.eval()
     n_own = math.ceil(len(rows) / ranks.size)
     own = np.arange(ranks.rank * n_own, min((ranks.rank + 1) * n_own, len(rows)))
-    logits = None
+    n_out = rows.n_choices() if rows.has_choices() else model.task_head.linear.out_features
+    logits = torch.full((n_own, n_out), -math.inf)
     with progress_bar(n_own, name, "examples", ranks) as bar:
         for start in range(0, n_own, n_batch):
             batch = own[start : start + n_batch]
-            if len(batch) or logits is None:  # a process without examples computes one: all gather the same shape
-                packing, _ = rows.packed(batch if len(batch) else np.zeros(1, int), True, ranks.device)
+            if len(batch):
+                packing, _ = rows.packed(batch, True, ranks.device)
                 _, _, task_logits = model.forward_packed(packing)
-                logits = torch.zeros(n_own, task_logits.size(1)) if logits is None else logits
-                logits[start : start + len(batch)] = task_logits[: len(batch)].float().cpu()
+                logits[start : start + len(batch), : task_logits.size(1)] = task_logits.float().cpu()
             bar.update(len(batch))
             pause()
     return ranks.gather(logits)[: len(rows)]
 
 
+def answers(logits: Tensor, scores: tuple[float, float] | None) -> np.ndarray:
+    """Return the likeliest label or choice of each example (N,); with the range of scores, the expected score."""
+    if scores is None:
+        return logits.argmax(1).numpy()
+    low, high = scores
+    classes = torch.linspace(low, high, logits.size(1), dtype=torch.float64)
+    return (logits.double().softmax(1) @ classes).numpy()
+
+
+def written_answers(found: np.ndarray, labels: Sequence[str] | None, scores: tuple[float, float] | None) -> list[str]:
+    """Return what `answers` found as files have it: labels in their words, scores with three decimals.
+
+    Choices beyond the labels, where examples have more of them than those of training, are written as numbers from 1.
+    """
+    if scores:
+        return [f"{score:.3f}" for score in found]
+    return [labels[i] if i < len(labels) else str(i + 1) for i in found]
+
+
 def evaluate(
     model: DoubleHeadModel,
     rows: Rows,
-    metric: str,
+    metrics: Sequence[str],
     n_batch: int,
     ranks: Ranks,
     name: str,
     pause: Callable[[], None] = lambda: None,
-) -> tuple[float, float]:
-    """Return the mean task cost (nats) and a metric, a key of METRICS (%), on rows with labels."""
-    logits, labels = predict(model, rows, n_batch, ranks, name, pause), rows.labels
-    cost = task_losses(logits, torch.from_numpy(labels)).mean().item()
-    return cost, METRICS[metric].of(labels, logits.argmax(1).numpy()) * 100
+) -> tuple[float, dict[str, float]]:
+    """Return the mean task cost (nats) and metrics, keys of METRICS (%), on rows with labels."""
+    logits = predict(model, rows, n_batch, ranks, name, pause)
+    cost = task_losses(logits, rows.targets(np.arange(len(rows)))).mean().item()
+    found = answers(logits, rows.scores)
+    return cost, {metric: METRICS[metric].of(rows.labels, found) * 100 for metric in metrics}

@@ -1,28 +1,18 @@
-"""Examples -> rows of the model's input: the paper's four layouts (section 3.3), special tokens, cached token ids.
+"""Examples -> rows of the model's input: the paper's layouts (section 3.3), cuts of long texts, batches.
 
 A row is what the network reads as one sequence. Every row ends with the classify token, which the task head reads.
 """
 
-import dataclasses
-import hashlib
-import json
-import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-import text_utils
-from datasets import Examples
+from encoding import Encoded
 from packing import Packing
-from text_utils import TextEncoder
-from utils import InputError, replacing, sha256
 
 Ids = Sequence[int]  # token ids of a text
 
@@ -42,7 +32,7 @@ def special_tokens(n_vocab: int) -> Special:
     return Special(*range(n_vocab, n_vocab + N_SPECIAL))
 
 
-# --- the four forms: the texts of an example -> its rows -------------------------------------------------------------
+# --- the forms: the texts of an example -> its rows ------------------------------------------------------------------
 
 
 def classification_rows(texts: Sequence[Ids], special: Special) -> list[list[int]]:
@@ -72,20 +62,32 @@ def multiple_choice_rows(texts: Sequence[Ids], special: Special) -> list[list[in
     return [row for choice in choices for row in entailment_rows((context, choice), special)]
 
 
+def reading_rows(texts: Sequence[Ids], special: Special) -> list[list[int]]:
+    """Return `start article question delimiter choice classify` for each choice.
+
+    With n_vocab 100, [5 6], [3], [7], [8 9] -> [100 5 6 3 101 7 102], [100 5 6 3 101 8 9 102].
+    """
+    article, question, *choices = texts
+    return multiple_choice_rows(([*article, *question], *choices), special)
+
+
 @dataclass(frozen=True)
 class Form:
     """How examples of one kind of task become rows, and which head reads them."""
 
     rows: Callable[[Sequence[Ids], Special], list[list[int]]]
+    n_texts: int  # per example, choices not counted
     n_special: int  # special tokens in a row
-    head: Callable[[int], str | tuple]  # number of labels -> task_head_type of DoubleHeadModel
+    head: Callable[[int], str | tuple]  # number of outputs -> task_head_type of DoubleHeadModel
+    has_choices: bool = False
 
 
 FORMS = {
-    "classification": Form(classification_rows, 2, lambda n_labels: ("classification", n_labels)),
-    "entailment": Form(entailment_rows, 3, lambda n_labels: ("classification", n_labels)),
-    "similarity": Form(similarity_rows, 3, lambda n_labels: ("similarity", n_labels)),
-    "multiple_choice": Form(multiple_choice_rows, 3, lambda n_labels: "multiple_choice"),
+    "classification": Form(classification_rows, 1, 2, lambda n_out: ("classification", n_out)),
+    "entailment": Form(entailment_rows, 2, 3, lambda n_out: ("classification", n_out)),
+    "similarity": Form(similarity_rows, 2, 3, lambda n_out: ("similarity", n_out)),
+    "multiple_choice": Form(multiple_choice_rows, 1, 3, lambda n_out: "multiple_choice", has_choices=True),
+    "reading": Form(reading_rows, 2, 3, lambda n_out: "multiple_choice", has_choices=True),
 }
 
 
@@ -98,19 +100,20 @@ def cut_halves(texts: Sequence[Ids], form: str, n_ctx: int) -> list[Ids]:
 
 
 def cut_longest(texts: Sequence[Ids], form: str, n_ctx: int) -> list[Ids]:
-    """Return texts that fit into n_ctx tokens, the longest cut at its end.
+    """Return texts that fit into n_ctx tokens: the longest is cut at its end; with choices only the context is cut.
 
-    Of a multiple choice the context is cut; choices only where they would not fit even without it.
-    With n_ctx 8, of which 3 are special tokens, the pair [1 2 3 4 5], [6 7] becomes [1 2 3], [6 7].
+    With n_ctx 8, of which 3 are special tokens, the pair [1 2 3 4 5], [6 7] becomes [1 2 3], [6 7]. If both are
+    longer than half of the room left by the special tokens, both are cut to half of it.
     """
     room = n_ctx - FORMS[form].n_special
     first, *others = texts
-    if form == "multiple_choice":
-        return [first[: max(0, room - max(map(len, others)))], *(choice[:room] for choice in others)]
+    if FORMS[form].has_choices:
+        questions, choices = others[: FORMS[form].n_texts - 1], others[FORMS[form].n_texts - 1 :]
+        room -= sum(map(len, questions)) + max(map(len, choices))
+        return [first[: max(0, room)], *others]
     if not others:
         return [first[:room]]
     (second,) = others
-    # where both are longer than half of the room, both are cut to half
     n_second = min(len(second), max(room // 2, room - len(first)))
     return [first[: room - n_second], second[:n_second]]
 
@@ -122,22 +125,24 @@ CUTS = {"halves": cut_halves, "longest": cut_longest}
 
 
 def position_rows(ids: np.ndarray, first_position: int) -> np.ndarray:
-    """Return ids (..., T) with the ids of their position rows, which count up from first_position: (..., T, 2)."""
+    """Return ids (..., T) with position ids, which count up from first_position: (..., T, 2)."""
     positions = np.broadcast_to(np.arange(first_position, first_position + ids.shape[-1]), ids.shape)
     return np.stack([ids.astype(np.int64), positions], -1)
 
 
 def pad_rows(examples: Sequence[list[list[int]]], n_vocab: int, n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows as x (B, K, n_tokens, 2), token and position-row ids, and m (B, K, n_tokens), 1 on real tokens.
+    """Return rows as x (B, K, n_tokens, 2), token and position ids, and m (B, K, n_tokens), 1 on real tokens.
 
-    Padding is id 0, on the right. Position-row ids follow the special tokens.
+    Padding is id 0, on the right. Position ids follow those of the special tokens. An example with fewer than K
+    choices repeats its first row.
 
     Raises ValueError for a row longer than n_tokens.
     """
-    ids = np.zeros((len(examples), len(examples[0]), n_tokens), dtype=np.int64)
+    ids = np.zeros((len(examples), max(map(len, examples)), n_tokens), dtype=np.int64)
     m = np.zeros(ids.shape, dtype=np.float32)
     for i, rows in enumerate(examples):
-        for k, row in enumerate(rows):
+        for k in range(ids.shape[1]):
+            row = rows[k] if k < len(rows) else rows[0]
             if len(row) > n_tokens:
                 raise ValueError(f"example {i}: {len(row)} tokens do not fit n_ctx {n_tokens}: cut it or raise n_ctx")
             ids[i, k, : len(row)] = row
@@ -148,7 +153,7 @@ def pad_rows(examples: Sequence[list[list[int]]], n_vocab: int, n_tokens: int) -
 def transform_roc(
     stories: list[list[int]], first: list[list[int]], second: list[list[int]], n_vocab: int, n_ctx: int, max_len: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return Story Cloze examples as the authors' function of this name does: x (N, 2, n_ctx, 2), m (N, 2, n_ctx).
+    """Return the rows of Story Cloze examples as the authors' function does: x (N, 2, n_ctx, 2) and m (N, 2, n_ctx).
 
     A row is `start story delimiter ending classify`, padded on the right with id 0. With n_vocab 100 and max_len 3 the
     story [5, 6, 7, 8] and its ending [9] become 100 5 6 7 101 9 102 0 0 ...; position ids count up from 103.
@@ -166,123 +171,109 @@ def transform_roc(
     return pad_rows(examples, n_vocab, n_ctx)
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """The texts of a split as token ids, all concatenated."""
+N_CLASSES_OF_SCORE = 6  # as the authors' utils.py:25-36
 
-    ids: np.ndarray  # int32
-    text_ends: np.ndarray  # (number of texts,), index into ids
-    example_ends: np.ndarray  # (N,), index into text_ends
 
-    def __len__(self) -> int:
-        return len(self.example_ends)
-
-    def texts(self, i: int) -> list[list[int]]:
-        """Return the token ids of each text of example i."""
-        first = self.example_ends[i - 1] if i else 0
-        ends = self.text_ends[first : self.example_ends[i]]
-        starts = [self.text_ends[first - 1] if first else 0, *ends[:-1]]
-        return [self.ids[start:end].tolist() for start, end in zip(starts, ends, strict=True)]
-
-    @classmethod
-    def of(cls, examples: Sequence[Sequence[Ids]]) -> "Encoded":
-        """Return examples, each a sequence of texts, each a sequence of ids."""
-        texts = [text for example in examples for text in example]
-        ids = np.array([i for text in texts for i in text], np.int32)
-        ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
-        return cls(ids, ends, np.cumsum([len(example) for example in examples], dtype=np.int64))
+def soft_labels(scores: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Return scores as weights of six classes (B, 6): with the range 0 to 5, 3.6 is 0.4 of class 3 and 0.6 of 4."""
+    at = np.clip((scores - low) / (high - low), 0, 1) * (N_CLASSES_OF_SCORE - 1)
+    below = np.minimum(np.floor(at).astype(int), N_CLASSES_OF_SCORE - 2)
+    weights = np.zeros((len(scores), N_CLASSES_OF_SCORE), np.float32)
+    weights[np.arange(len(scores)), below] = 1 - (at - below)
+    weights[np.arange(len(scores)), below + 1] = at - below
+    return weights
 
 
 class Rows:
-    """The examples of a split as the model's input, laid out batch by batch.
+    """Examples of a split as the model's input, laid out batch by batch.
 
     Args:
         encoded: texts of the examples, all ids below n_vocab.
-        labels: (N,) index of the right label or choice, or None.
+        labels: (N,) index of the right label or choice; scores if `scores` gives their range; None: unknown.
         form, cut: keys of FORMS and CUTS.
         n_vocab: size of the vocabulary.
         n_ctx: tokens of the longest row allowed.
+        which: (N,) indices into encoded; None: all examples.
     """
 
-    def __init__(self, encoded: Encoded, labels: np.ndarray | None, form: str, cut: str, n_vocab: int, n_ctx: int):
-        if len(encoded.ids) and encoded.ids.max() >= n_vocab:
+    def __init__(
+        self,
+        encoded: Encoded,
+        labels: np.ndarray | None,
+        form: str,
+        cut: str,
+        n_vocab: int,
+        n_ctx: int,
+        scores: tuple[float, float] | None = None,
+        which: np.ndarray | None = None,
+    ):
+        if encoded.largest_id() >= n_vocab:
             raise ValueError(f"a token id of {n_vocab} or more is not in the vocabulary, and would end a row early")
         self.encoded, self.labels, self.form, self.cut = encoded, labels, form, cut
-        self.n_vocab, self.n_ctx = n_vocab, n_ctx
+        self.n_vocab, self.n_ctx, self.scores = n_vocab, n_ctx, scores
+        self.which = np.arange(len(encoded)) if which is None else which
 
     def __len__(self) -> int:
-        return len(self.encoded)
+        return len(self.which)
 
     def first(self, n: int) -> "Rows":
-        """Return the first n examples."""
-        kept = dataclasses.replace(self.encoded, example_ends=self.encoded.example_ends[:n])
-        return Rows(kept, self.labels[:n], self.form, self.cut, self.n_vocab, self.n_ctx)
+        """Return the first n examples, or all there are."""
+        labels = None if self.labels is None else self.labels[:n]
+        return Rows(self.encoded, labels, self.form, self.cut, self.n_vocab, self.n_ctx, self.scores, self.which[:n])
 
     def rows(self, i: int) -> list[list[int]]:
         """Return the K rows of example i."""
-        texts = CUTS[self.cut](self.encoded.texts(i), self.form, self.n_ctx)
+        texts = CUTS[self.cut](self.encoded.texts(int(self.which[i])), self.form, self.n_ctx)
         return FORMS[self.form].rows(texts, special_tokens(self.n_vocab))
 
-    def longest(self) -> int:
-        """Return the number of tokens of the longest row."""
-        return max(len(row) for i in range(len(self)) for row in self.rows(i))
+    def lengths(self, cut: bool = True) -> np.ndarray:
+        """Return the number of tokens of each example's longest row (N,), after (or before) it is cut."""
+        form, lengths = FORMS[self.form], np.diff(self.encoded.text_ends, prepend=0)
+        if cut and self.cut == "halves":
+            lengths = np.minimum(lengths, self.n_ctx // 2 - 2)
+        starts = self.encoded.example_ends - np.diff(self.encoded.example_ends, prepend=0)
+        if form.has_choices:  # the texts before the choices, and the longest choice
+            first, choices = sum(lengths[starts + i] for i in range(form.n_texts)), lengths.copy()
+            for i in range(form.n_texts):
+                choices[starts + i] = 0
+            total = first + np.maximum.reduceat(choices, starts)
+            kept = total - lengths[starts]  # only the context is ever cut
+        else:
+            total, kept = np.add.reduceat(lengths, starts), 0
+        if cut and self.cut == "longest":
+            total = np.maximum(np.minimum(total, self.n_ctx - form.n_special), kept)
+        return total[self.which] + form.n_special
+
+    def has_choices(self) -> bool:
+        """Return whether the rows of an example are choices, one of which is right."""
+        return FORMS[self.form].has_choices
+
+    def n_choices(self) -> int:
+        """Return the largest number of choices of an example."""
+        counts = np.diff(self.encoded.example_ends, prepend=0)[self.which]
+        return int(counts.max(initial=0)) - FORMS[self.form].n_texts
+
+    def targets(self, which: np.ndarray) -> Tensor:
+        """Return the labels of some examples as loss.task_losses takes them: (B,), or for scores (B, 6)."""
+        labels = self.labels[which]
+        return torch.from_numpy(soft_labels(labels, *self.scores) if self.scores else labels)
 
     def batch(self, which: np.ndarray, n_tokens: int | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return x (B, K, T, 2), m (B, K, T) and labels (B,) of some examples, padded to n_tokens or their longest."""
-        examples = [self.rows(int(i)) for i in which]
-        x, m = pad_rows(examples, self.n_vocab, n_tokens or max(len(row) for rows in examples for row in rows))
-        y = None if self.labels is None else torch.from_numpy(self.labels[which])
-        return torch.from_numpy(x), torch.from_numpy(m), y
+        """Return x (B, K, T, 2), m (B, K, T) and labels of some examples, padded to n_tokens or their longest row.
+
+        Labels are (B,), or for scores weights of classes (B, 6).
+        """
+        x, m, y, _ = self._batch(which, n_tokens)
+        return x, m, y
 
     def packed(self, which: np.ndarray, share_context: bool, device: torch.device) -> tuple[Packing, Tensor | None]:
-        """Return the packed rows and the labels (B,) of some examples, on a device."""
-        x, m, y = self.batch(which)
-        packing = Packing(x, m, share_context).to(device)
+        """Return the packed rows and the labels of some examples, on a device."""
+        x, m, y, n_choices = self._batch(which)
+        packing = Packing(x, m, share_context, n_choices).to(device)
         return packing, None if y is None else y.to(device, non_blocking=True)
 
-
-# --- the cache of encoded texts --------------------------------------------------------------------------------------
-
-KEPT_CACHES = 4  # files encoded_*.npz in a folder, the ones last used
-
-
-def encode_cached(
-    splits: Sequence[Examples], encoder: TextEncoder, folder: Path, vocabulary: tuple[str | os.PathLike, ...]
-) -> list[Encoded]:
-    """Return the splits' texts as token ids, from a file in a folder where the same texts were encoded before.
-
-    The file's name is a digest of the texts, of the vocabulary's two files and of what tokenizes. A damaged file is
-    made again. There is no cache if the folder is read-only. Old files are removed.
-    """
-    texts = [text for split in splits for example in split.texts for text in example]
-    sources = [sha256(Path(source)) for source in (*vocabulary, text_utils.__file__)]
-    key = hashlib.sha256(json.dumps([sources, version("ftfy"), version("spacy"), texts]).encode()).hexdigest()
-    path = folder / f"encoded_{key[:16]}.npz"
-    try:
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            ids, lengths = file["ids"], file["lengths"]
-        if (len(lengths), len(ids)) != (len(texts), lengths.sum()):  # a zip's checksum covers only what is read
-            raise ValueError(path)
-        with suppress(OSError):
-            os.utime(path)
-    except Exception:  # missing, or whatever damage does to a zip file
-        if path.exists():
-            print(f"{path} is damaged: encoding again")
-        rows = encoder.encode(texts)
-        ids = np.array([i for row in rows for i in row], np.int32)
-        lengths = np.array([len(row) for row in rows])
-        with suppress(InputError), replacing(path) as file:
-            np.savez(file, ids=ids, lengths=lengths)
-        with suppress(OSError):
-            for old in sorted(folder.glob("encoded_*.npz"), key=lambda path: path.stat().st_mtime)[:-KEPT_CACHES]:
-                old.unlink()
-
-    encoded, first = [], 0
-    ends = lengths.cumsum()
-    for split in splits:
-        example_ends = np.cumsum([len(example) for example in split.texts], dtype=np.int64)
-        last = first + (int(example_ends[-1]) if len(example_ends) else 0)
-        start, end = (int(ends[i - 1]) if i else 0 for i in (first, last))
-        encoded.append(Encoded(ids[start:end], ends[first:last] - start, example_ends))
-        first = last
-    return encoded
+    def _batch(self, which: np.ndarray, n_tokens: int | None = None) -> tuple:
+        examples = [self.rows(int(i)) for i in which]
+        x, m = pad_rows(examples, self.n_vocab, n_tokens or max(len(row) for rows in examples for row in rows))
+        y = None if self.labels is None else self.targets(which)
+        return torch.from_numpy(x), torch.from_numpy(m), y, torch.tensor([len(rows) for rows in examples])

@@ -1,8 +1,8 @@
-"""Hand-written code for speed and memory, each piece directly below the plain PyTorch that it equals.
+"""Hand-written code for speed and memory, each function directly below the plain PyTorch that it equals.
 
 `plain_dropout`, `plain_activated_linear`, `plain_attention` and `plain_row_losses` are the definitions. The network
-calls the functions without `plain_`; tests/test_kernels.py compares values and gradients in float64.
-Shape letters as in model_pytorch.py; further N tokens, M predictions, S sequences of L slots (packing.py).
+calls their namesakes without `plain_`; tests/test_kernels.py compares values and gradients in float64.
+Shape letters as in model_pytorch.py; also N tokens, M predictions, S sequences of L slots (packing.py).
 """
 
 import math
@@ -22,16 +22,16 @@ def plain_dropout(x: Tensor, mask: Tensor, p: float) -> Tensor:
 
 
 class _Dropout(torch.autograd.Function):
-    """Zero each element with probability n_dropped / 2**16 and rescale the rest; the mask takes one byte an element."""
+    """Zero each element with probability n_dropped / 2**16 and rescale the rest. The mask has one byte per element."""
 
-    CHUNK = 2**20  # elements, so that a chunk stays in the cache; a multiple of 4
+    CHUNK = 2**20  # elements, so that a chunk stays in the cache; a multiple of 4, as 64 random bits serve 4 elements
 
     @staticmethod
     def forward(ctx, x: Tensor, n_dropped: int) -> Tensor:
         out, mask = torch.empty(x.shape, dtype=x.dtype), torch.empty(x.shape, dtype=torch.int8)
         ctx.scale = 2**16 / (2**16 - n_dropped)
         for out_chunk, mask_chunk, x_chunk in _Dropout.chunks(out, mask, x):
-            seed = int(torch.randint(2**63 - 1, ()))  # SFC64 from a seed of torch's: 1.5 times faster than torch
+            seed = int(torch.randint(2**63 - 1, ()))  # SFC64, seeded by torch: 1.5 times faster than torch's own
             bits = torch.from_numpy(np.random.SFC64(seed).random_raw(math.ceil(len(x_chunk) / 4)).view(np.int16))
             mask_chunk.copy_(bits[: len(x_chunk)].ge_(n_dropped - 2**15))
             out_chunk.copy_(mask_chunk).mul_(x_chunk).mul_(ctx.scale)
@@ -53,7 +53,7 @@ class _Dropout(torch.autograd.Function):
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout, 5 times faster on a CPU. There p is rounded to a multiple of 1 / 65536."""
+    """nn.Dropout, 5 times faster on a CPU, where p is rounded to a multiple of 1 / 65536."""
 
     def forward(self, x: Tensor) -> Tensor:
         n_dropped = round(self.p * 2**16)
@@ -89,7 +89,7 @@ class _ActivatedLinear(torch.autograd.Function):
 
 def activated_linear(u: Tensor, w: Tensor, b: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
     """Return plain_activated_linear; backward recomputes act(u) instead of storing it."""
-    if u.dtype != w.dtype or not torch.is_grad_enabled():  # under autocast act(u) is stored in 16 bits
+    if u.dtype != w.dtype or not torch.is_grad_enabled():  # under autocast storing act(u) takes only 16 bits
         return plain_activated_linear(u, w, b, act)
     return _ActivatedLinear.apply(u, w, b, act)
 
@@ -98,7 +98,7 @@ def activated_linear(u: Tensor, w: Tensor, b: Tensor, act: Callable[[Tensor], Te
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pdrop: float) -> Tensor:
-    """Return softmax(q k' / sqrt(D)) v, with dropout of the weights (H, S, L, D).
+    """Return softmax(q k' / sqrt(D)) v (H, S, L, D), with dropout of the attention weights.
 
     Args:
         mask: (S, L, L), True where a slot attends to another; None: causal.
@@ -108,7 +108,7 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pdrop:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: nn.Dropout) -> Tensor:
-    """Return plain_attention; written out on a CPU that drops out, where torch samples its masks slowly."""
+    """Return plain_attention; written out for dropout on a CPU, as torch samples its masks slowly there."""
     pdrop = dropout.p if dropout.training else 0.0
     if not pdrop or q.device.type != "cpu":
         return plain_attention(q, k, v, mask, pdrop)
@@ -130,11 +130,11 @@ def plain_row_losses(states: Tensor, table: Tensor, targets: Tensor, predictions
     """Return for each row the weighted sum of its predictions' cross entropies (B*K,).
 
     Args:
-        states: (M, C), one a prediction.
+        states: (M, C), one per prediction.
         table: embedding matrix (V, C), tied: logits are states @ table.T.
-        targets: the token predicted (M,).
-        predictions: which prediction stands at each position of a row (B*K, T-1); M where there is none.
-        weights: of each position (B*K, T-1), 0 where there is no prediction.
+        targets: the right next tokens (M,).
+        predictions: index of the prediction at each position of a row (B*K, T-1); M where there is none.
+        weights: of the positions (B*K, T-1), 0 where there is no prediction.
     """
     losses = F.cross_entropy(at_least_float32(F.linear(states, table)), targets, reduction="none")  # (M,)
     return (F.pad(losses, (0, 1))[predictions] * weights).sum(1)
@@ -143,12 +143,12 @@ def plain_row_losses(states: Tensor, table: Tensor, targets: Tensor, predictions
 class _RowLosses(torch.autograd.Function):
     """Chunked: never holds the full (M, V) logits.
 
-    The gradient is computed while a chunk's logits exist, assuming that the loss is the mean over rows. For any other
-    function of the rows it is computed again.
+    The gradient is computed in the forward pass, while a chunk's logits exist, assuming that the loss weighs all rows
+    alike. If it does not, backward recomputes logits and gradient.
     """
 
-    CHUNK = 1024  # states whose logits exist at a time
-    WIDTH = 2048  # table rows of one matrix product on a CPU, so that it stays in the cache: 1.4 times faster
+    CHUNK = 1024  # states whose logits are in memory at a time
+    WIDTH = 2048  # table entries per matrix product on a CPU, so that it stays in the cache: 1.4 times faster
 
     @staticmethod
     def forward(ctx, states: Tensor, table: Tensor, targets: Tensor, predictions: Tensor, weights: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ def _cross_entropies(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return the cross entropies (M,) and, given weights (M,), the gradients of their weighted sum.
 
-    Matrix products are in `dtype`.
+    Matrix products are in `dtype`. Shapes: P states of a chunk, W entries of a block of the table.
     """
     losses = states.new_empty(len(states), dtype=torch.promote_types(states.dtype, torch.float32))
     grad_states, grad_table = (None, None) if weights is None else (torch.zeros_like(states), torch.zeros_like(table))
@@ -199,7 +199,7 @@ def _cross_entropies(
         chunk = slice(start, start + _RowLosses.CHUNK)
         state, target = states[chunk].to(dtype), targets[chunk]
 
-        # logits block by block: their largest, the sum of exponentials below it, and the target's logit
+        # logits block by block: their maximum, the sum of exp(logit - maximum), and the target's logit
         columns = [(target - i * width).clamp(0, len(block) - 1)[:, None] for i, block in enumerate(blocks)]  # (P, 1)
         is_here = [(target // width == i).to(losses.dtype)[:, None] for i in range(len(blocks))]
         exponentials, tops, sums, target_logit = [], [], [], 0.0

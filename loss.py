@@ -24,7 +24,7 @@ def compute_losses(
     computed.
 
     Args:
-        x: token and position-row ids (B, K, T, 2), or (B, T, 2) for one row an example.
+        x: token and position ids (B, K, T, 2), or (B, T, 2) for one row per example.
         m: 1 on real tokens, 0 on padding (B, K, T), or (B, T).
         y: what task_losses takes.
     """
@@ -32,9 +32,12 @@ def compute_losses(
 
 
 def packed_losses(model: DoubleHeadModel, packing: Packing, y: Tensor, lm_coef: float) -> tuple[Tensor, Tensor | None]:
-    """Return what compute_losses does, of a packed batch."""
+    """Return what compute_losses does, of a packed batch; rows that are no choices have no language-model loss."""
     h, table, task_logits = model.forward_packed(packing)
-    return task_losses(task_logits, y), None if lm_coef == 0 else lm_losses(h, table, packing)
+    if lm_coef == 0:
+        return task_losses(task_logits, y), None
+    lm = lm_losses(h, table, packing)
+    return task_losses(task_logits, y), lm if packing.is_choice is None else lm[packing.is_choice.flatten()]
 
 
 def task_losses(logits: Tensor, y: Tensor) -> Tensor:
@@ -69,14 +72,55 @@ def lm_losses(h: Tensor, table: Tensor, packing: Packing) -> Tensor:
 
 @dataclass(frozen=True)
 class Metric:
-    """How good predictions are."""
+    """How good predictions are: of(labels (N,), predictions (N,)) is at most 1, the larger the better.
+
+    It is a number for any predictions; where a formula divides 0 by 0, as for a constant prediction, it is 0.
+    """
 
     title: str  # as printed
-    of: Callable[[np.ndarray, np.ndarray], float]  # labels (N,), predictions (N,) -> 0 to 1, the larger the better
+    of: Callable[[np.ndarray, np.ndarray], float]
 
 
-def _accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
+def accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
     return float(np.mean(labels == predictions))
 
 
-METRICS = {"acc": Metric("Accuracy", _accuracy)}
+def f1(labels: np.ndarray, predictions: np.ndarray) -> float:
+    """Return F1 of class 1."""
+    from sklearn.metrics import f1_score  # here, like the others: they import scipy
+
+    return float(f1_score(labels, predictions, zero_division=0.0))
+
+
+def matthews(labels: np.ndarray, predictions: np.ndarray) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
+    if len(np.unique([labels, predictions])) < 2:
+        return 0.0  # as scikit-learn has it, but without its warning
+    return float(matthews_corrcoef(labels, predictions))
+
+
+def pearson(labels: np.ndarray, predictions: np.ndarray) -> float:
+    from scipy.stats import pearsonr
+
+    return float(pearsonr(labels, predictions).statistic) if _both_vary(labels, predictions) else 0.0
+
+
+def spearman(labels: np.ndarray, predictions: np.ndarray) -> float:
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(labels, predictions).statistic) if _both_vary(labels, predictions) else 0.0
+
+
+def _both_vary(labels: np.ndarray, predictions: np.ndarray) -> bool:
+    # numbers equal but for rounding count as constant: their correlation is noise
+    return len(labels) > 1 and all(np.ptp(v) > 1e-9 * np.abs(v).max() for v in (labels, predictions))
+
+
+METRICS = {
+    "acc": Metric("Accuracy", accuracy),
+    "f1": Metric("F1", f1),
+    "mcc": Metric("Matthews", matthews),
+    "pearson": Metric("Pearson", pearson),
+    "spearman": Metric("Spearman", spearman),
+}

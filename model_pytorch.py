@@ -1,11 +1,12 @@
 """The network of "Improving Language Understanding by Generative Pre-Training" (2018) and its heads.
 
 Shape letters: B examples, K choices per example, T tokens, C features (n_embd), H attention heads, D = C / H,
-V rows of the embedding matrix (tokens, then special tokens, then positions). The blocks work on the N real tokens of
-a batch, concatenated; attention on S sequences of L slots (packing.py). "TF" is the authors' train.py at commit
-a69b5c4; "FIDELITY n" is line n of FIDELITY.md.
+V entries of the embedding matrix (tokens, then special tokens, then positions). The blocks work on the N real tokens
+of a batch, concatenated; only attention arranges them in S sequences of L slots (packing.py). "TF" is the authors'
+train.py at commit a69b5c4; "FIDELITY n" is the detail with number n in FIDELITY.md.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -31,10 +32,10 @@ class Config:
     n_embd: int = 768  # features
     n_head: int = 12  # attention heads; divides n_embd
     n_layer: int = 12  # blocks
-    embd_pdrop: float = 0.1  # dropout of the embedding matrix
-    attn_pdrop: float = 0.1  # dropout of the attention weights
-    resid_pdrop: float = 0.1  # dropout of what attention and MLP add
-    clf_pdrop: float = 0.1  # dropout of the state the task head reads
+    embd_pdrop: float = 0.1  # dropout rate of the embedding matrix
+    attn_pdrop: float = 0.1  # dropout rate of the attention weights
+    resid_pdrop: float = 0.1  # dropout rate of the attention and MLP outputs
+    clf_pdrop: float = 0.1  # dropout rate of the state the task head reads
     afn: str = "gelu"  # activation of the MLP: gelu, relu or swish
 
 
@@ -51,7 +52,7 @@ class LayerNorm(nn.Module):
         super().__init__()
         self.g = nn.Parameter(torch.ones(n_state))
         self.b = nn.Parameter(torch.zeros(n_state))
-        self.e = e  # inside the root: TF:47
+        self.e = e  # added to the variance, inside the square root: TF:47
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.g.shape, self.g, self.b, self.e)
@@ -71,7 +72,7 @@ class Conv1D(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal multi-head self-attention; one product gives queries, keys and values."""
+    """Causal multi-head self-attention; one matrix product gives queries, keys and values."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -91,7 +92,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear maps with an activation between them, four times as wide inside."""
+    """Two linear maps, C -> 4C -> C, with an activation between them."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -109,7 +110,7 @@ class Block(nn.Module):
 
     def __init__(self, cfg):
         super().__init__()
-        # declared in the order of the authors' weight files: load_openai_pretrained_model relies on it
+        # declared in the order of the authors' weight files, on which load_openai_pretrained_model relies
         self.attn = Attention(cfg)
         self.ln_1 = LayerNorm(cfg.n_embd)
         self.mlp = MLP(cfg)
@@ -125,8 +126,8 @@ class TransformerModel(nn.Module):
 
     Args:
         cfg: anything with the attributes of `Config`.
-        vocab: V, rows of the embedding matrix: tokens, special tokens and positions together.
-        n_ctx: how many of those are positions, the longest input.
+        vocab: V, entries of the embedding matrix: tokens, special tokens and positions together.
+        n_ctx: how many of these are positions; no input may have more tokens.
     """
 
     def __init__(self, cfg, vocab: int = 40990, n_ctx: int = 512):
@@ -147,8 +148,8 @@ class TransformerModel(nn.Module):
         """Return the hidden states (B*K, T, C) of x, or (N, C) of a packed batch.
 
         Args:
-            x: token ids and position-row ids (..., T, 2), or a Packing of them.
-            table: what `dropped_table` returned, where the LM head must use the same; default: a new one.
+            x: token ids and position ids (..., T, 2), or a Packing of them.
+            table: embedding matrix after dropout, from `dropped_table`, to share with the LM head; None: a new one.
 
         Raises ValueError when x is longer than n_ctx.
         """
@@ -171,7 +172,7 @@ class TransformerModel(nn.Module):
 
 
 class LMHead(nn.Module):
-    """Hidden states -> logits over all V rows of the embedding matrix, which is tied (TF:174-175).
+    """Hidden states -> logits over all V entries of the embedding matrix, which is tied (TF:174-175).
 
     With `trunc_and_reshape` the last position, which has no next token, is left out and the rest flattened.
     """
@@ -190,7 +191,7 @@ class LMHead(nn.Module):
 
 
 class TaskHead(nn.Module):
-    """The state at each row's first classify token, and a linear map: what the three task heads have in common."""
+    """What the three task heads share: the state at each row's first classify token, and a linear map."""
 
     def __init__(self, clf_token: int, cfg, n_out: int):
         super().__init__()
@@ -203,7 +204,7 @@ class TaskHead(nn.Module):
     def pool(self, h: Tensor, x: Tensor) -> Tensor:
         """Return the states (B, K, C) at the first classify token of each row of x (B, K, T, 2) or (B, T, 2) (TF:182).
 
-        Raises ValueError for a row without one: any other position would train on noise.
+        Raises ValueError for a row without one, where argmax would silently give position 0.
         """
         x = x.unsqueeze(1) if x.dim() == 3 else x
         is_clf = (x[..., 0] == self.clf_token).flatten(0, 1)  # (B*K, T)
@@ -218,7 +219,7 @@ class TaskHead(nn.Module):
 
 
 class ClfHead(TaskHead):
-    """Logits (B, n_class) of the classes of one row."""
+    """Logits (B, n_class) of the classes; one row per example."""
 
     def __init__(self, clf_token: int, cfg, n_class: int):
         super().__init__(clf_token, cfg, n_class)
@@ -228,7 +229,7 @@ class ClfHead(TaskHead):
 
 
 class MultipleChoiceHead(TaskHead):
-    """Logits (B, K) of the choices."""
+    """Logits (B, K) of the choices; one row per choice."""
 
     def __init__(self, clf_token: int, cfg):
         super().__init__(clf_token, cfg, 1)
@@ -240,7 +241,7 @@ class MultipleChoiceHead(TaskHead):
 
 
 class SimilarityHead(TaskHead):
-    """Logits (B, n_out) of two texts, given in both orders as K = 2 (paper, section 3.3)."""
+    """Logits (B, n_out) of two texts; K = 2 rows, one for each order of the texts (paper, section 3.3)."""
 
     def __init__(self, clf_token: int, cfg, n_out: int = 1):
         super().__init__(clf_token, cfg, n_out)
@@ -255,7 +256,7 @@ class SimilarityHead(TaskHead):
 class LMModel(nn.Module):
     """The transformer as a language model: x (B, T, 2) -> logits (B, T, V) of the next token.
 
-    With `return_probs`, probabilities instead, 0 for the n_ctx position rows.
+    With `return_probs`, probabilities instead; those of the n_ctx positions are 0.
     """
 
     def __init__(self, cfg, vocab: int = 40990, n_ctx: int = 512, return_probs: bool = False):
@@ -278,7 +279,7 @@ class DoubleHeadModel(nn.Module):
     """The transformer with a language-model head and a task head: x -> (lm_logits, task_logits).
 
     Args:
-        cfg, vocab, n_ctx: as of TransformerModel.
+        cfg, vocab, n_ctx: as in TransformerModel.
         clf_token: id of the token whose state the task head reads.
         task_head_type: 'multiple_choice', 'similarity' or ('similarity', n_out), 'inference' (3 classes) or
             ('classification', n_class).
@@ -312,28 +313,31 @@ class DoubleHeadModel(nn.Module):
         return self.lm_head(packing.unpack(h), table), task_logits
 
     def forward_packed(self, packing: Packing) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the states (N, C), the embedding matrix (V, C) they were computed with, and the task logits.
+        """Return the states (N, C), the embedding matrix after dropout (V, C), and the task logits.
 
-        This is what training, evaluation, prediction and the benchmark call; logits of the language model, the
-        largest tensor of all, are left to the loss.
+        Training, evaluation, prediction and the benchmark all call this. The logits of the language model, the
+        largest tensor of all, are not computed here: the loss computes them in chunks.
         """
         table = self.transformer.dropped_table()
         h = self.transformer(packing, table)
-        return h, table, self.task_head(packing.unpack(h), packing.x)
+        task_logits = self.task_head(packing.unpack(h), packing.x)
+        if packing.is_choice is not None:  # rows that only pad an example with fewer choices: never the answer
+            task_logits = task_logits.masked_fill(~packing.is_choice, -math.inf)
+        return h, table, task_logits
 
 
 # --- files of the early PyTorch port ---------------------------------------------------------------------------------
 
 
 def _remove_mask_buffer(module, state_dict, prefix, *_):
-    state_dict.pop(prefix + "b", None)  # the causal mask, once saved with the weights
+    state_dict.pop(prefix + "b", None)  # the causal mask, which the port saves with the weights
 
 
 def _complete_keys(module, state_dict, prefix, *_):
-    # keys behind `module.`, and LMModel's mask of the position rows
+    # remove DataParallel's prefix `module.`, and LMModel's mask of the positions
     for key in [key for key in state_dict if key.startswith(prefix + "module.")]:
         state_dict[prefix + key.removeprefix(prefix + "module.")] = state_dict.pop(key)
     state_dict.pop(prefix + "pos_emb_mask", None)
-    # our own files hold the tied embedding matrix once
+    # our own files hold the tied embedding matrix only once
     if (table := prefix + "transformer.embed.weight") in state_dict:
         state_dict.setdefault(prefix + "lm_head.decoder.weight", state_dict[table])

@@ -1,4 +1,4 @@
-"""Which tokens of a batch are computed: no padding, and what choices have in common only once."""
+"""Which tokens of a batch are computed: no padding, and what the choices have in common only once."""
 
 import torch
 import torch.nn.functional as F
@@ -6,43 +6,49 @@ from torch import Tensor
 
 
 class Packing:
-    """A batch as a list of N tokens, and how they stand in the S sequences of attention.
+    """A batch as a list of N tokens, and the slots of these tokens in the sequences that attention works on.
 
-    All layers but attention work on the list: only the N real tokens not yet computed, concatenated. Attention works
-    on S sequences of L slots. Built on the CPU and then moved, a packing avoids GPU synchronisation.
+    All layers but attention work on the list: the real tokens, each computed once, concatenated. Attention works on S
+    sequences of L slots. Build a packing on the CPU and then move it: on a GPU, building it would synchronise.
 
     Example: a story 5 6 with the endings 7 and 8 9; start is 1, delimiter 2, classify 3. The K = 2 rows are
 
         1 5 6 2 7 3
         1 5 6 2 8 9 3
 
-    Each by itself: 13 tokens in S = 2 sequences of L = 7 slots. With share_context the common prefix is computed once:
+    Without share_context: 13 tokens in S = 2 sequences of L = 7 slots. With it, the common prefix is computed once:
 
         slot        0 1 2 3 4 5 6 7 8      N = 9 tokens in S = 1 sequence of L = 9 slots
         token       1 5 6 2 7 3 8 9 3
         position    0 1 2 3 4 5 4 5 6      slots 4, 5 attend to 0-3 and themselves; so do 6, 7, 8
 
     The language model predicts each distinct next token once, here M = 8: 5 6 2 7 3 of the first row, 8 9 3 of the
-    second. predictors = 0 1 2 3 4 3 6 7 are the tokens they are predicted from, targets = 5 6 2 7 3 8 9 3, and
-    predictions = 0 1 2 3 4 - and 0 1 2 5 6 7 tell which of them count for a row.
+    second. predictors = 0 1 2 3 4 3 6 7 index the tokens they are predicted from, targets = 5 6 2 7 3 8 9 3, and
+    predictions = 0 1 2 3 4 - and 0 1 2 5 6 7 say which of the M predictions belong to each row (-: padding).
 
     Args:
-        x: token and position-row ids (B, K, T, 2), or (B, T, 2) for one row an example.
+        x: token and position ids (B, K, T, 2), or (B, T, 2) for one row per example.
         m: 1 on real tokens, 0 on the padding at each row's end (B, K, T), or (B, T); None: all are real.
         share_context: compute the prefix common to the K rows of an example once; each row attends to it and itself.
+        n_choices: (B,) number of choices of each example, its first rows; its other rows only pad it to K and do not
+            count. None: all K rows are choices.
     """
 
-    MULTIPLE = 4  # N and M are padded to a multiple of it: a CPU's bfloat16 products are up to a sixth faster then
+    MULTIPLE = 4  # N (where there are free slots) and M are padded to it: CPU products in bfloat16 are up to 1/6 faster
 
-    def __init__(self, x: Tensor, m: Tensor | None = None, share_context: bool = False):
-        self.x = x
+    def __init__(
+        self, x: Tensor, m: Tensor | None = None, share_context: bool = False, n_choices: Tensor | None = None
+    ):
+        self.x, self.is_choice = x, None  # is_choice: (B, K); None: all rows are
+        if n_choices is not None and (n_choices < x.size(1)).any():
+            self.is_choice = torch.arange(x.size(1)) < n_choices[:, None]
         n_choices = x.size(1) if share_context and x.dim() == 4 else 1
         ids = x.reshape(-1, n_choices, *x.shape[-2:])  # (S, K, T, 2)
         real = torch.ones(ids.shape[:3]) if m is None else m.reshape(ids.shape[:3])
         real = real.to(ids.device).bool()
         self.shape = (ids.size(0) * n_choices, ids.size(2))  # (B*K, T)
 
-        # a sequence: the common prefix, then the rest of each row; slots are numbered through all sequences
+        # a sequence: the common prefix, then the rest of each row; slots are numbered across sequences
         lengths = real.sum(2)  # (S, K)
         common = ((ids == ids[:, :1]).all(3) & real).all(1).cumprod(1).sum(1)  # (S,)
         common = common.clamp(max=lengths.amin(1) - 1) if n_choices > 1 else torch.zeros_like(common)
@@ -55,7 +61,7 @@ class Packing:
         choice = torch.arange(n_choices, device=ids.device)[:, None]
         computed = real & ~(is_common & (choice > 0))
 
-        # the list: the ids of each token and its slot; then dummy tokens in free slots, nothing attends to them
+        # the list: ids and slot of each token; then dummy tokens in free slots, to which nothing attends
         tokens, slots = ids[computed], slot[computed]  # (N, 2), (N,)
         is_free = torch.ones(self.sequences[0] * self.sequences[1], dtype=torch.bool, device=ids.device)
         is_free[slots] = False
@@ -68,7 +74,7 @@ class Packing:
         source = torch.where(real, index[slot * real], n_tokens)  # (S, K, T): the token there, N on padding
         self.source = source.view(self.shape)
 
-        # what attends to what, where it is more than causality: the prefix, and tokens of the same row
+        # attention mask, where causality is not enough: a token attends to the prefix and to its own row
         self.mask = None  # (S, L, L)
         if n_choices > 1:
             owner = torch.full_like(index, n_choices)
@@ -77,7 +83,7 @@ class Packing:
             attends = (owner[:, None, :] == -1) | (owner[:, None, :] == owner[:, :, None])
             self.mask = attends.tril()
 
-        # the language model: the distinct next tokens, and which of them count for a row
+        # the language model: the distinct next tokens, and which of them belong to each row
         is_next = computed[:, :, 1:]
         n_next = int(is_next.sum())
         padding = 0, -n_next % Packing.MULTIPLE
@@ -95,7 +101,7 @@ class Packing:
         return self
 
     def to_sequences(self, t: Tensor) -> Tensor:
-        """Return values of the N tokens (N, ..., D) in the slots of attention (..., S, L, D), 0 in free slots."""
+        """Put values of the N tokens (N, ..., D) into the slots of attention (..., S, L, D), 0 in free slots."""
         if self.is_dense:
             return t.movedim(0, -2).unflatten(-2, self.sequences)
         out = t.new_zeros(*t.shape[1:-1], self.sequences[0] * self.sequences[1], t.size(-1))
@@ -103,12 +109,12 @@ class Packing:
         return out.unflatten(-2, self.sequences)
 
     def to_tokens(self, t: Tensor) -> Tensor:
-        """Return values in the slots of attention (..., S, L, D) for the N tokens (N, ..., D)."""
+        """Take the values of the N tokens (N, ..., D) from the slots of attention (..., S, L, D)."""
         t = t.flatten(-3, -2).movedim(-2, 0)
         return t if self.is_dense else t.index_select(0, self.slots)
 
     def unpack(self, t: Tensor) -> Tensor:
-        """Return values of the N tokens (N, ...) for each token of the batch (B*K, T, ...), 0 on padding."""
+        """Copy values of the N tokens (N, ...) to every token of the batch (B*K, T, ...), 0 on padding."""
         if self.is_dense and self.mask is None and self.sequences == self.shape:
             return t.unflatten(0, self.shape)
         return F.pad(t, (0, 0) * (t.dim() - 1) + (0, 1)).index_select(0, self.source.flatten()).unflatten(0, self.shape)

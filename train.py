@@ -8,7 +8,6 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from datasets import TASKS
 from finetuning import Run, Settings
 from inputs import transform_roc  # noqa: F401  a public name of this file
 from processes import Stop, join_ranks, keep_freed_memory, make_deterministic, peak_memory
@@ -33,7 +32,7 @@ def run(settings: Settings) -> None:
         if not ranks.is_first:
             return
         if settings.analysis:
-            analyse(TASKS[settings.dataset], find(settings.data_dir), Path(settings.log_dir), settings.desc)
+            analyse(fine_tuning.task, find(settings.data_dir), Path(settings.log_dir), settings.desc)
         seconds = time.monotonic() - started
         print(
             f"done in {seconds:.0f} s, {peak_memory(ranks.device)}; see {fine_tuning.log_dir}, {fine_tuning.save_dir}"

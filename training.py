@@ -1,4 +1,4 @@
-"""The one loop of fine-tuning and pre-training: updates, logs, checkpoints, resuming."""
+"""The training loop of fine-tuning and of pre-training: updates, logs, checkpoints, resuming."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +20,7 @@ from utils import InputError, ResultLogger, write_json
 
 
 def make_parts(examples: Sequence, n_batch: int, ranks: Ranks) -> list:
-    """Return this process's examples of an update, in parts of n_batch."""
+    """Return the examples of an update that this process computes, in parts (micro-batches) of n_batch."""
     own = examples[len(examples) // ranks.size * ranks.rank :][: len(examples) // ranks.size]
     return [own[start : start + n_batch] for start in range(0, len(own), n_batch)]
 
@@ -28,21 +28,21 @@ def make_parts(examples: Sequence, n_batch: int, ranks: Ranks) -> list:
 def update(
     objective: nn.Module, parts: Iterable[tuple], n_parts: int, optimizer: OpenAIAdam, autocast, ranks: Ranks, examples
 ) -> float:
-    """Make one update with the mean of the parts' costs and return that cost, over all processes.
+    """Make one update on the mean cost of all parts of all processes, and return that cost.
 
     Args:
-        objective: arguments of a part -> its mean cost; from Ranks.wrap.
-        parts: n_parts of one size, computed one after the other.
-        examples: numbers of the examples of all parts of all processes, for an error to name.
+        objective: arguments of a part -> its mean cost; wrapped by Ranks.wrap.
+        parts: n_parts micro-batches of one size, whose gradients are accumulated.
+        examples: indices of the examples of all parts of all processes; an error message names them.
 
     Raises:
-        InputError: cost or gradient is not finite, and no parameter has changed; or the device's memory is full.
+        InputError: the cost or a gradient is not finite (no parameter has changed then), or memory is full.
     """
     optimizer.zero_grad(set_to_none=False)  # keep the preallocated gradients
     cost = 0.0
     try:
         for i, part in enumerate(parts, 1):
-            # the processes exchange gradients once an update, after the last part
+            # the processes exchange gradients only once per update, in the last part's backward
             with nullcontext() if ranks.size == 1 or i == n_parts else objective.no_sync():
                 with autocast:
                     part_cost = objective(*part) / n_parts
@@ -76,7 +76,7 @@ def update(
 
 
 def find_checkpoint(folder: Path, settings: dict, resume: bool, ranks: Ranks) -> tuple[dict[str, Tensor], dict] | None:
-    """Return the tensors and the state to resume from; None to begin.
+    """Return the tensors and the state to resume from; None to start from the beginning.
 
     Raises InputError when the checkpoint is of a run with other settings, or when a run that is not resumed would
     overwrite the checkpoints of an unfinished one.
@@ -97,24 +97,25 @@ def find_checkpoint(folder: Path, settings: dict, resume: bool, ranks: Ranks) ->
 
 
 class Training:
-    """A training from its first update, or from its newest checkpoint, to its last.
+    """A training run, from its first update or its newest checkpoint to its last update.
 
     Args:
         model: what is trained; its parameters are saved.
         objective: module, arguments of a batch -> mean cost (nats).
         optimizer: of all parameters of model.
-        make_batch: numbers of examples -> arguments of objective, on this process's device.
-        epoch_order: number of an epoch -> numbers of the examples, in the order they are trained on.
-        measure: mean training cost since the last log, pause -> figures of a line of the log; pause is to be called
-            now and then, as it is what a signal to stop waits for.
-        is_log_due: number of updates made -> whether to log then.
-        best_by: the figure whose best value decides which parameters are kept; None: none are.
-        log_format: how a line is printed.
-        n_batch, accumulate, n_iter, per_epoch: examples of a batch, batches of an update on each process, epochs,
-            updates of an epoch.
+        make_batch: indices of examples -> arguments of objective, on this process's device.
+        epoch_order: epoch, from 0 -> indices of the examples, in the order they are trained on.
+        measure: mean training cost since the last log, pause -> metrics for a line of the log. It must call pause()
+            regularly, as only there can a signal stop it.
+        is_log_due: number of updates made -> whether to log now.
+        best_by: metric whose highest value decides which parameters are kept as the best; None: none are.
+        log_format: format string of the line printed at each log.
+        n_batch, accumulate, n_iter, per_epoch: examples per batch, batches per update on each process, epochs,
+            updates per epoch.
         folder: of checkpoints, best parameters and settings.json.
-        settings: a resumed run must have the same.
+        settings: a run is resumed only with the same ones.
         checkpoint_every: updates between checkpoints; 0: only at the end of each epoch.
+        resume: continue from the newest checkpoint in folder, if there is one.
 
     Raises:
         InputError: the checkpoints in folder do not fit this run.
@@ -159,7 +160,7 @@ class Training:
         self.logger = None
 
     def open_log(self, path: Path, **more) -> None:
-        """Begin the log and settings.json; from here on the files of an earlier run of this name are replaced."""
+        """Start the log and settings.json, which replace those of an earlier run of the same name."""
         if not self.ranks.is_first:
             return
         if not self.updates:
@@ -176,7 +177,7 @@ class Training:
             self.logger.close()
 
     def run(self, stop: Stop, unit: str = "examples", units_per_example: int = 1) -> None:
-        """Make the updates that are left. When a signal stops it, it saves a checkpoint first and raises Stopped."""
+        """Make the remaining updates. When a signal stops them, save a checkpoint and raise Stopped."""
         per_update = self.n_update * units_per_example
         bar = progress_bar(self.t_total * per_update, "training", unit, self.ranks, self.updates * per_update)
         order, order_epoch = None, None
@@ -186,7 +187,7 @@ class Training:
                 if self.is_log_due(self.updates) and self.updates > self.last_log():
                     self.log(stop)
 
-                # write a checkpoint; a signal that came meanwhile stops here
+                # write a checkpoint if one is due, and stop here if a signal asked for it
                 if self.is_checkpoint_due():
                     self.save()
                     stop.here()
@@ -222,7 +223,7 @@ class Training:
             bar.close()
 
     def last_log(self) -> int:
-        """Return after how many updates the last log was."""
+        """Return the number of updates made at the last log, 0 if there is none."""
         return self.logs[-1]["n_updates"] if self.logs else 0
 
     def log(self, stop: Stop) -> None:
@@ -230,7 +231,7 @@ class Training:
         mean_cost = self.cost_since_log / (self.updates - self.last_log())
         line = {"n_epochs": self.updates // self.per_epoch, "n_updates": self.updates}
         line |= self.measure(mean_cost, stop.here)
-        # the first of equals stays: TF:286-290
+        # on a tie the earlier parameters are kept: TF:286-290
         is_best = self.best_by and all(line[self.best_by] > earlier[self.best_by] for earlier in self.logs)
         self.logs.append(line)
         self.cost_since_log = 0.0
@@ -241,13 +242,13 @@ class Training:
                 save_parameters(self.folder / "best_params", self.model)
 
     def is_checkpoint_due(self) -> bool:
-        """Return whether a checkpoint is to be written now."""
+        """Return whether to write a checkpoint now."""
         every = self.checkpoint_every or self.per_epoch
         is_due = self.updates % self.per_epoch == 0 or self.updates % every == 0
         return is_due and not self.is_saved()
 
     def is_saved(self) -> bool:
-        """Return whether there is a checkpoint of this update that holds all logs."""
+        """Return whether the newest checkpoint holds this update and all logs."""
         return self.saved == (self.updates, len(self.logs))
 
     def save(self) -> None:

@@ -1,26 +1,30 @@
-"""Folders on disk opened as something to use: a model folder, and the folder of a fine-tuned run."""
+"""Open folders on disk: a pre-trained model's, and a fine-tuned run's."""
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
+
 from checkpoint import load_parameters
-from inference import predict
-from inputs import CUTS, FORMS, Encoded, Rows, special_tokens
+from encoding import Encoded
+from inference import answers, predict, written_answers
+from inputs import CUTS, FORMS, Rows, special_tokens
 from model_pytorch import DEFAULT_CONFIG, Config, DoubleHeadModel, LMModel
 from processes import Ranks
 from shards import BPE_FILE, ENCODER_FILE, load_openai_pretrained_model, read_sizes
 from text_utils import TextEncoder
-from utils import InputError, find, read_json, sha256
+from utils import InputError, find, make_output_folder, read_json, replacing, sha256
 
 
 def open_model(folder: str | os.PathLike, return_probs: bool = True) -> tuple[LMModel, TextEncoder]:
     """Return the language model in a model folder, in evaluation mode, and its tokenizer.
 
     Args:
-        folder: in the authors' format; a relative path is looked up here and then beside the scripts.
+        folder: in the authors' format; a relative path is looked up in the working folder, then beside the scripts.
         return_probs: whether the model returns probabilities (B, T, V), else logits.
 
     Raises:
@@ -41,61 +45,100 @@ def open_model(folder: str | os.PathLike, return_probs: bool = True) -> tuple[LM
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a run says of one example."""
+    """A run's prediction for one example."""
 
-    label: str
-    probabilities: dict[str, float]  # of every label
+    label: str  # for scores: the expected score, with three decimals
+    probabilities: dict[str, float]  # of every label or choice; for scores: of the six classes
+
+
+CHUNK = 512  # examples encoded and predicted at a time by SavedRun.stream
 
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A fine-tuned network with all that it takes to use it; from open_run."""
+    """A fine-tuned network and all that is needed to use it; from open_run."""
 
     model: DoubleHeadModel  # in evaluation mode
     encoder: TextEncoder
     settings: dict  # of the run: form, labels, cut, n_ctx, n_vocab, sizes, digests of the files it read, ...
+    folder: Path
 
     def predict(self, examples: Sequence[str | Sequence[str]], n_batch: int = 32) -> list[Prediction]:
         """Return a prediction for each example.
 
         Args:
             examples: one text (classification), two texts (entailment, similarity), or a context and its choices
-                (multiple choice), as in the task's files. Texts too long for the network are cut as in training.
-            n_batch: examples computed at a time; of no effect on the predictions.
+                (multiple choice; for RACE article, question and choices). Texts too long for the network are cut as in
+                training.
+            n_batch: examples computed at a time; changes probabilities by rounding only.
 
-        Raises ValueError for an example with another number of texts.
+        Raises ValueError for an example with the wrong number of texts.
         """
-        settings, examples = self.settings, [(e,) if isinstance(e, str) else tuple(e) for e in examples]
-        n_texts = {"classification": 1, "multiple_choice": 1 + len(settings["labels"])}.get(settings["form"], 2)
-        for i, example in enumerate(examples):
-            if len(example) != n_texts:
-                raise ValueError(f"example {i} has {len(example)} texts; a {settings['form']} takes {n_texts}")
-        if not examples:
-            return []
+        return list(self.stream(((e,) if isinstance(e, str) else tuple(e) for e in examples), n_batch))
+
+    def stream(self, examples: Iterable[tuple[str, ...]], n_batch: int = 32) -> Iterator[Prediction]:
+        """Yield what predict returns, in memory that does not grow with the number of examples."""
+        examples, n_done = iter(examples), 0
+        while chunk := list(islice(examples, CHUNK)):
+            for i, texts in enumerate(chunk, n_done):
+                self.check(texts, f"example {i}")
+            yield from self._predict(chunk, n_batch)
+            n_done += len(chunk)
+
+    def check(self, texts: tuple[str, ...], where: str) -> None:
+        """Raise ValueError for an example with the wrong number of texts."""
+        form = FORMS[self.settings["form"]]
+        right = len(texts) >= form.n_texts + 2 if form.has_choices else len(texts) == form.n_texts
+        if not right:
+            more = " and two choices or more" * form.has_choices
+            raise ValueError(
+                f"{where} has {len(texts)} texts; a {self.settings['form']} example takes {form.n_texts}{more}"
+            )
+
+    def _predict(self, examples: list[tuple[str, ...]], n_batch: int) -> Iterator[Prediction]:
+        settings, form = self.settings, self.settings["form"]
         ids = iter(self.encoder.encode([text for example in examples for text in example], verbose=False))
-        # cut as in training, and then, if longer than any row there, to what the network has positions for
-        cut, form, n_allowed = CUTS[settings["cut"]], settings["form"], settings["n_ctx_allowed"]
+        # cut as in training; then, if longer than any row seen there, to the network's number of positions
+        cut, n_allowed = CUTS[settings["cut"]], settings["n_ctx_allowed"]
         encoded = Encoded.of([cut([next(ids) for _ in example], form, n_allowed) for example in examples])
         rows = Rows(encoded, None, form, "longest", settings["n_vocab"], settings["n_ctx"])
+        if (lengths := rows.lengths()).max() > settings["n_ctx"]:
+            i = int(lengths.argmax())
+            raise InputError(
+                f"an example takes {lengths[i]} tokens without its context; the run has positions for "
+                f"{settings['n_ctx']}. Shorten it: {' '.join(examples[i])[:60]!r} ..."
+            )
         device = self.model.transformer.embed.weight.device
-        logits = predict(self.model, rows, n_batch, Ranks(device=device), "texts")
-        return [
-            Prediction(settings["labels"][int(p.argmax())], dict(zip(settings["labels"], p.tolist(), strict=True)))
-            for p in logits.softmax(1)
-        ]
+        logits = predict(self.model, rows, n_batch, Ranks(device=device))
+        scores = tuple(settings["scores"]) if settings.get("scores") else None
+        known = [f"{value:g}" for value in np.linspace(*scores, logits.size(1))] if scores else settings["labels"]
+        found = zip(answers(logits, scores), examples, logits.softmax(1).tolist(), strict=True)
+        for answer, example, values in found:
+            n_out = len(example) - FORMS[form].n_texts if FORMS[form].has_choices else len(values)
+            # more choices than in training: the numbers are their names
+            names = known if n_out <= len(known) else [str(i + 1) for i in range(n_out)]
+            (label,) = written_answers([answer], names, scores)
+            yield Prediction(label, dict(zip(names[:n_out], values[:n_out], strict=True)))
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Copy the run, without its checkpoints, to a folder that open_run can read."""
+        make_output_folder(folder := Path(folder))
+        for name in ("settings.json", ENCODER_FILE, BPE_FILE, "best_params", "best_params.sha256"):
+            with replacing(folder / name) as file:
+                file.write((self.folder / name).read_bytes())
 
 
 def open_run(folder: str | os.PathLike) -> SavedRun:
     """Return a run of train.py from its folder, `save/<desc>`, with the parameters that were best on valid.
 
-    The folder may have been moved: it holds all that is needed.
+    The folder may have been moved: it holds all the files needed.
 
     Raises:
         InputError: a file is missing or damaged, or the vocabulary is not the run's.
     """
     folder = find(folder)
     settings = read_json(folder / "settings.json")
-    needed = {"form", "cut", "labels", "n_ctx", "n_ctx_allowed", "n_vocab", "n_special", "digests"}
+    needed = {"form", "cut", "labels", "n_ctx", "n_ctx_allowed", "n_vocab", "n_special", "n_out", "digests"}
     needed |= {"encoder_path", "bpe_path", *(field.name for field in dataclasses.fields(Config))}
     is_run = isinstance(settings, dict) and needed <= settings.keys()
     if not is_run or settings["form"] not in FORMS or settings["cut"] not in CUTS:
@@ -109,7 +152,7 @@ def open_run(folder: str | os.PathLike) -> SavedRun:
     try:
         cfg = Config(**{field.name: settings[field.name] for field in dataclasses.fields(Config)})
         n_vocab, n_ctx = settings["n_vocab"], settings["n_ctx"]
-        head = FORMS[settings["form"]].head(len(settings["labels"]))
+        head = FORMS[settings["form"]].head(settings["n_out"])
         vocab = n_vocab + settings["n_special"] + n_ctx
         model = DoubleHeadModel(cfg, special_tokens(n_vocab).classify, head, vocab, n_ctx)
         load_parameters(folder / "best_params", model)
@@ -117,4 +160,4 @@ def open_run(folder: str | os.PathLike) -> SavedRun:
         raise InputError(
             f"{folder}: settings.json and best_params are not of one run ({error}). Take both from one run."
         ) from None
-    return SavedRun(model.eval(), encoder, settings)
+    return SavedRun(model.eval(), encoder, settings, folder)

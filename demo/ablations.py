@@ -7,24 +7,16 @@ are not repeated.
 """
 
 import argparse
-import contextlib
-import io
-import json
-import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from runs import ROOT, best_accuracy, fine_tune, run_missing
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the scripts in the folder above
-
-import train  # noqa: E402
-from datasets import ROCSTORIES_TEST, TASKS, read_cloze  # noqa: E402
-from results import read_predictions  # noqa: E402
-from shards import read_sizes  # noqa: E402
+from datasets import ROCSTORIES_TEST, TASKS, read_cloze
+from results import read_predictions
+from shards import read_sizes
 
 
 def variants(n_layer: int) -> dict[str, list[str]]:
@@ -33,18 +25,12 @@ def variants(n_layer: int) -> dict[str, list[str]]:
     return {"full": [], "no pre-training": ["--n_transfer", "-1"], "no auxiliary LM": ["--lm_coef", "0"]} | partial
 
 
-def run(flags: list[str], model_dir: str, data_dir: str, work_dir: Path, seed: int) -> dict[str, float]:
+def run(flags: list[str], data_dir: str, work_dir: Path) -> dict[str, float]:
     """Fine-tune once and return the valid and test accuracy (%)."""
-    shutil.rmtree(work_dir, ignore_errors=True)  # an interrupted run starts again
-    folders = [f"--{kind}_dir={work_dir / kind}" for kind in ("log", "save", "submission")]
-    common = ["--desc=ablation", f"--model_dir={model_dir}", f"--data_dir={data_dir}", f"--seed={seed}", "--submit"]
-    with contextlib.redirect_stdout(io.StringIO()):
-        if train.main([*common, *folders, *flags]):
-            raise SystemExit(2)
-    logs = [json.loads(line) for line in (work_dir / "log/ablation.jsonl").read_text().splitlines()[1:]]
+    log = fine_tune([f"--data_dir={data_dir}", *flags], work_dir)
     *_, labels = read_cloze(Path(data_dir) / ROCSTORIES_TEST)
-    right = read_predictions(work_dir / "log/ablation.tsv", TASKS["rocstories"].labels) == labels
-    return {"valid": max(line["va_acc"] for line in logs), "test": right.mean() * 100}
+    right = read_predictions(log.with_suffix(".tsv"), TASKS["rocstories"].written) == labels
+    return {"valid": best_accuracy(log), "test": right.mean() * 100}
 
 
 def report(results: pd.DataFrame, names: list[str], n_layer: int, picture: Path) -> None:
@@ -80,19 +66,14 @@ def main() -> None:
     parser.add_argument("flags", nargs="*", help="flags for train.py, after --")
     args = parser.parse_args()
     n_layer = read_sizes(args.model_dir).n_layer
-    results = Path(args.results)
-    results.touch()
-    done = {(row["name"], row["seed"]) for row in map(json.loads, results.read_text().splitlines())}
     names = variants(n_layer)
-    for seed in range(1, args.seeds + 1):
-        for name, flags in names.items():
-            if (name, seed) not in done:
-                accuracies = run([*args.flags, *flags], args.model_dir, args.data_dir, Path(args.work_dir), seed)
-                with open(results, "a") as file:
-                    file.write(json.dumps({"name": name, "seed": seed, **accuracies}) + "\n")
-                print(f"seed {seed}, {name}: test {accuracies['test']:.2f}", flush=True)
-    rows = pd.DataFrame(map(json.loads, results.read_text().splitlines()))
-    report(rows, list(names), n_layer, Path(args.picture))
+
+    def run_one(name: str, seed: int) -> dict[str, float]:
+        flags = [f"--model_dir={args.model_dir}", f"--seed={seed}", *args.flags, *names[name]]
+        return run(flags, args.data_dir, Path(args.work_dir))
+
+    results = run_missing(Path(args.results), list(names), args.seeds, run_one)
+    report(results, list(names), n_layer, Path(args.picture))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from finetuning import Prepared, Settings, build_model, network
 from inference import predict
 from model_pytorch import Config
 from processes import Ranks
+from splits import Splits
 
 
 def folders(model_dir: Path, data_dir: Path) -> list[str]:
@@ -30,7 +31,8 @@ def prepared_for(args, n_ctx: int | None = None) -> Prepared:
         rows = bench.race_rows(n_vocab, 4)
     else:
         rows = bench.repeated_rows(stories[0], n_ctx, 40) if n_ctx else stories[0]
-    return Prepared(TASKS["rocstories"], cfg, n_vocab, rows.longest(), (rows, rows, rows))
+    splits = Splits(TASKS["rocstories"], rows, rows, rows)
+    return Prepared(splits, cfg, n_vocab, splits.n_ctx())
 
 
 def test_work_equals_a_count_by_hand():
@@ -58,7 +60,7 @@ def test_work_is_what_torch_counts(model_dir, data_dir, what, share_context):
     step, which = bench.make_step(job, Ranks()), job.examples(0)
     with FlopCounterMode(display=False) as counter:
         step(which)
-    x, m, _ = prepared.splits[0].batch(which)
+    x, m, _ = prepared.splits.train.batch(which)
     n_table = prepared.n_vocab + 3 + 8
     counted = bench.count_work(x.numpy(), m.numpy(), prepared.cfg, n_table, what == "train", share_context)
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.04)  # torch counts attention to later tokens too
@@ -68,8 +70,8 @@ def test_predicting_is_that_of_train(model_dir, data_dir):
     prepared = prepared_for(bench.parse_args(folders(model_dir, data_dir)))
     torch.manual_seed(0)
     model, _ = build_model(prepared, -1, "")
-    x, m, _ = prepared.splits[0].batch(np.arange(6))
-    expected = predict(model, prepared.splits[0].first(6), 6, Ranks(), "rows")
+    x, m, _ = prepared.splits.train.batch(np.arange(6))
+    expected = predict(model, prepared.splits.train.first(6), 6, Ranks(), "rows")
     for share_context in (False, True):
         logits = bench.predict_batch(model, x, m, share_context, torch.device("cpu"))
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
@@ -78,7 +80,7 @@ def test_predicting_is_that_of_train(model_dir, data_dir):
 def test_repeated_rows_have_exactly_the_length_asked_for(model_dir, data_dir):
     args = bench.parse_args(folders(model_dir, data_dir))
     for n_ctx in (6, 7, 50):
-        rows = prepared_for(args, n_ctx).splits[0]
+        rows = prepared_for(args, n_ctx).splits.train
         x, m, _ = rows.batch(np.arange(len(rows)))
         assert x.shape[2] == n_ctx and m.all()
         assert (x[:, :, -1, 0] == x[0, 0, -1, 0]).all()  # the classify token is last

@@ -9,9 +9,12 @@ import pytest
 from sklearn.model_selection import train_test_split
 
 import datasets
-from datasets import ROCSTORIES_TEST, ROCSTORIES_VALID, TASKS, read_cloze
+from datasets import ROCSTORIES_TEST, ROCSTORIES_VALID, TASKS, Task, read_cloze
 from inputs import CUTS, FORMS
 from loss import METRICS
+from shards import BPE_FILE, ENCODER_FILE
+from splits import read_splits
+from text_utils import TextEncoder
 from utils import InputError
 
 AUTHORS_SEED = 3535999445
@@ -187,17 +190,76 @@ def test_a_field_longer_than_csv_allows_is_named_with_the_line_where_it_begins(t
 # --- the records -----------------------------------------------------------------------------------------------------
 
 
-def test_the_record_gives_the_examples_of_the_reader(data_dir):
+@pytest.fixture
+def encoder(model_dir) -> TextEncoder:
+    return TextEncoder(model_dir / ENCODER_FILE, model_dir / BPE_FILE)
+
+
+def test_the_record_gives_the_examples_of_the_reader(data_dir, encoder, model_dir):
     task = TASKS["rocstories"]
-    assert (task.form, task.cut, task.labels) == ("multiple_choice", "halves", ("0", "1"))
-    assert set(task.files) == {path.name for path in data_dir.glob("*.csv")}
-    for examples, columns in zip(task.read(data_dir, 10), datasets.rocstories(data_dir, 10), strict=True):
-        assert examples.texts == list(zip(*columns[:3], strict=True))
-        np.testing.assert_array_equal(examples.labels, columns[3])
+    assert (task.form, task.cut, task.labels, task.written) == ("multiple_choice", "halves", ("1", "2"), ("0", "1"))
+    assert {file for source in task.sources() for file in source.files} == {
+        path.name for path in data_dir.glob("*.csv")
+    }
+    vocabulary = str(model_dir / ENCODER_FILE), str(model_dir / BPE_FILE)
+    splits = read_splits(task, data_dir, encoder, vocabulary, n_valid=10, seed=42, n_ctx=64)
+    for rows, columns in zip(splits.all(), datasets.rocstories(data_dir, 10), strict=True):
+        texts = [encoder.encode(list(texts), verbose=False) for texts in zip(*columns[:3], strict=True)]
+        assert [rows.encoded.texts(i) for i in rows.which] == texts
+        np.testing.assert_array_equal(rows.labels, columns[3])
+
+
+def records(task: Task) -> list[Task]:
+    """Return a record and those for other layouts of its files."""
+    return [task, *task.layouts]
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_record_names_what_exists(name):
-    task = TASKS[name]
-    assert task.form in FORMS and task.cut in CUTS and task.metric in METRICS
-    assert len(set(task.labels)) == len(task.labels) > 1 and task.submission == Path(task.submission).name
+    for task in records(TASKS[name]):
+        assert task.form in FORMS and task.cut in CUTS and task.title == TASKS[name].title
+        assert task.metrics and set(task.metrics) <= METRICS.keys()
+        if task.scores:
+            assert task.labels is None and task.scores[0] < task.scores[1] and task.form == "similarity"
+        else:
+            assert len(set(task.labels)) == len(task.labels) > 1
+            assert task.written is None or len(set(task.written)) == len(task.labels) == len(task.written)
+        assert {source.part for source in task.test} == task.submission.keys()  # each part has its file
+        files = list(task.submission.values())
+        assert len(set(files)) == len(files) and all(file == Path(file).name for file in files)
+        for sources in (task.train, task.valid, task.test):
+            assert all(source.files and (source.n_examples or 1) > 0 for source in sources)
+            assert len({source.part for source in sources}) == len(sources)
+        assert task.train
+
+
+def test_no_two_records_hand_in_files_of_one_name():
+    files = [file for task in TASKS.values() for file in task.submission.values()]
+    assert len(set(files)) == len(files)
+
+
+def test_a_missing_folder_is_named_with_a_file_that_it_should_hold(tmp_path):
+    for task in TASKS.values():
+        with pytest.raises(InputError, match="nowhere: no such folder. --data_dir names the one that holds '") as error:
+            task.find(tmp_path / "nowhere")
+        assert task.train[0].files[0] in str(error.value)
+
+
+# --- what is held out ------------------------------------------------------------------------------------------------
+
+
+def test_the_same_fraction_of_each_label_is_held_out(tmp_path):
+    labels = np.array([0] * 60 + [1] * 30 + [2] * 10)
+    for seed in range(5):
+        train, valid = datasets.hold_out(labels, 20, seed, True, tmp_path)
+        assert np.bincount(labels[valid]).tolist() == [12, 6, 2]
+        assert sorted([*train, *valid]) == list(range(100))
+    assert set(datasets.hold_out(labels, 20, 0, True, tmp_path)[1]) != set(valid)  # seed decides
+    single = np.array([0] * 9 + [1])  # a label that cannot be in both
+    assert len(datasets.hold_out(single, 3, 0, True, tmp_path)[1]) == 3
+
+
+@pytest.mark.parametrize("n_valid", [0, 10, 11])
+def test_nothing_held_out_or_everything_is_refused(tmp_path, n_valid):
+    with pytest.raises(InputError, match=f"--n_valid {n_valid} of its 10 examples"):
+        datasets.hold_out(np.zeros(10, int), n_valid, 0, False, tmp_path)

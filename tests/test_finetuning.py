@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -15,11 +16,12 @@ import analysis
 import datasets
 import finetuning
 import train
-from datasets import Examples, Task
+from datasets import Source, Task
 from inference import evaluate, predict
 from inputs import Rows
 from model_pytorch import Config, DoubleHeadModel
 from processes import Ranks, join_ranks
+from readers import Example
 from results import analyse
 from utils import InputError
 from weights import open_run
@@ -44,33 +46,42 @@ def write_weather(folder: Path) -> None:
         (folder / name).write_text("".join(lines))
 
 
-def read_weather(n_texts: int, data_dir: Path, n_valid: int) -> tuple[Examples, Examples, Examples]:
+def read_weather(folder: Path, file: str, form: str) -> Iterator[Example]:
     """Read lines of label and text; further texts of an example are the text without its first words."""
-
-    def read(name: str) -> Examples:
-        lines = [line.split("\t") for line in datasets.read_text(data_dir / name).splitlines()]
-        texts = [tuple(text.split(" ", i)[-1] for i in range(n_texts)) for _, text in lines]
-        return Examples(texts, np.array([list(WEATHER).index(label) for label, _ in lines]))
-
-    known, test = read("weather.tsv"), read("weather_test.tsv")
-    split = len(known.labels) - n_valid
-    return (
-        Examples(known.texts[:split], known.labels[:split]),
-        Examples(known.texts[split:], known.labels[split:]),
-        test,
-    )
+    for number, line in enumerate((folder / file).read_text().splitlines(), 1):
+        label, text = line.split("\t")
+        texts = tuple(text.split(" ", i)[-1] for i in range(N_TEXTS[form]))
+        if form == "multiple_choice":
+            label = str(1 + list(WEATHER).index(label))
+        yield Example(texts, label, f"{file}, line {number}")
 
 
-def weather(form: str, n_texts: int) -> Task:
+N_TEXTS = {"classification": 1, "entailment": 2, "similarity": 2, "multiple_choice": 4}
+
+
+def weather(form: str) -> Task:
+    def source(file: str) -> tuple[Source]:
+        return (Source((file,), partial(read_weather, file=file, form=form)),)
+
     return Task(
         title="Weather",
         form=form,
-        read=partial(read_weather, n_texts),
-        files=("weather.tsv", "weather_test.tsv"),
-        labels=tuple(WEATHER),
-        metric="acc",
-        submission="Weather.tsv",
+        labels=("1", "2", "3") if form == "multiple_choice" else tuple(WEATHER),
+        written=tuple(WEATHER),
+        metrics=("acc",),
+        train=source("weather.tsv"),
+        test=source("weather_test.tsv"),
+        submission={"": "Weather.tsv"},
+        split_seed=7,
     )
+
+
+def test_examples(task: Task, folder: Path) -> list[Example]:
+    (source,) = task.test
+    return list(source.read(folder))
+
+
+test_examples.__test__ = False
 
 
 FLAGS = "--dataset weather --data_dir data --model_dir model --n_valid 8 --n_batch 4 --submit --analysis".split()
@@ -93,7 +104,7 @@ def column(path: str) -> list[str]:
 
 
 def test_a_new_data_set_goes_from_training_to_predictions_and_analysis(folder, monkeypatch, capsys):
-    task = weather("classification", 1)
+    task = weather("classification")
     monkeypatch.setitem(datasets.TASKS, "weather", task)
     assert train.main([*FLAGS, "--n_iter", "20", "--lr", "1e-2", "--lm_coef", "0", *NO_DROPOUT]) == 0
     out = capsys.readouterr().out
@@ -104,8 +115,8 @@ def test_a_new_data_set_goes_from_training_to_predictions_and_analysis(folder, m
     assert len(lines) == 20 and lines[-1]["tr_cost"] < 0.1 < 0.8 < lines[0]["tr_cost"]
 
     # it learns: the words of a label are written, and they are right
-    _, _, test = task.read(folder / "data", 8)
-    right = [task.labels[label] for label in test.labels]
+    test = test_examples(task, folder / "data")
+    right = [example.label for example in test]
     predictions = column("submission/Weather.tsv")
     assert set(predictions) == set(WEATHER) and column("log/weather.tsv") == predictions
     accuracy = np.mean([ours == theirs for ours, theirs in zip(predictions, right, strict=True)]) * 100
@@ -114,7 +125,7 @@ def test_a_new_data_set_goes_from_training_to_predictions_and_analysis(folder, m
     # the analysis prints the same when it is run later
     printed = [line for line in out.splitlines() if line.startswith("Weather")]
     best = max(line["va_acc"] for line in lines)
-    assert printed == [f"Weather Valid Accuracy: {best:.2f}", f"Weather Test Accuracy:  {accuracy:.2f}"]
+    assert printed[:2] == [f"Weather Valid Accuracy: {best:.2f}", f"Weather Test Accuracy:  {accuracy:.2f}"]
     assert Path("log/weather.png").read_bytes().startswith(b"\x89PNG")
     for again in (
         lambda: analysis.main("--dataset weather --desc weather --data_dir data".split()),
@@ -125,31 +136,31 @@ def test_a_new_data_set_goes_from_training_to_predictions_and_analysis(folder, m
         assert capsys.readouterr().out.splitlines() == printed and Path("log/weather.png").exists()
 
     # and the run can be used from Python
-    found = open_run("save/weather").predict([text for (text,) in test.texts])
+    found = open_run("save/weather").predict([text for ((text,), _, _) in test])
     assert [prediction.label for prediction in found] == predictions
     for prediction in found:
         assert list(prediction.probabilities) == list(WEATHER)
         assert sum(prediction.probabilities.values()) == pytest.approx(1)
-    with pytest.raises(ValueError, match="example 0 has 2 texts; a classification takes 1"):
+    with pytest.raises(ValueError, match="example 0 has 2 texts; a classification example takes 1$"):
         open_run("save/weather").predict([("one", "two")])
 
 
-@pytest.mark.parametrize("form, n_texts", [("entailment", 2), ("similarity", 2), ("multiple_choice", 4)])
-def test_each_form_trains_and_predicts(folder, monkeypatch, form, n_texts):
-    task = weather(form, n_texts)
+@pytest.mark.parametrize("form", ["entailment", "similarity", "multiple_choice"])
+def test_each_form_trains_and_predicts(folder, monkeypatch, form):
+    task = weather(form)
     monkeypatch.setitem(datasets.TASKS, "weather", task)
     assert train.main([*FLAGS, "--n_iter", "2", "--n_ctx", "30"]) == 0
     predictions = column("submission/Weather.tsv")
     assert len(predictions) == 12 and set(predictions) <= set(WEATHER)
-    run, (_, _, test) = open_run("save/weather"), task.read(folder / "data", 8)
-    assert [prediction.label for prediction in run.predict(test.texts)] == predictions
-    expected = f"example 0 has 1 texts; a {form} takes {n_texts}"
-    with pytest.raises(ValueError, match=expected):
+    run, test = open_run("save/weather"), test_examples(task, folder / "data")
+    assert [prediction.label for prediction in run.predict([example.texts for example in test])] == predictions
+    takes = {"multiple_choice": "1 and two choices or more"}.get(form, N_TEXTS[form])
+    with pytest.raises(ValueError, match=f"example 0 has 1 texts; a {form} example takes {takes}$"):
         run.predict(["one"])
 
 
 def test_predictions_in_other_words_than_the_labels_are_refused(folder, monkeypatch):
-    task = weather("classification", 1)
+    task = weather("classification")
     monkeypatch.setitem(datasets.TASKS, "weather", task)
     assert train.main([*FLAGS, "--n_iter", "1"]) == 0
     path = Path("log/weather.tsv")
@@ -176,12 +187,14 @@ class LaidOut(Rows):
 
     def __init__(self, x: np.ndarray, m: np.ndarray, labels: np.ndarray) -> None:
         self.x, self.m, self.labels = torch.from_numpy(x), torch.from_numpy(m.astype(np.float32)), labels
+        self.form, self.scores, self.which = "multiple_choice", None, np.arange(len(x))
 
-    def __len__(self) -> int:
-        return len(self.x)
+    def n_choices(self) -> int:
+        return self.x.size(1)
 
-    def batch(self, which: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return self.x[which], self.m[which], torch.from_numpy(self.labels[which])
+    def _batch(self, which: np.ndarray, n_tokens: int | None = None) -> tuple:
+        n_choices = torch.full((len(which),), self.n_choices())
+        return self.x[which], self.m[which], torch.from_numpy(self.labels[which]), n_choices
 
 
 def make_rows(n: int, n_choices: int = 2, n_tokens: int = 9) -> tuple[DoubleHeadModel, LaidOut]:
@@ -203,8 +216,8 @@ def test_evaluation_cost_is_the_mean_over_rows_whatever_the_batch(n_choices):
     cost = np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(5), y])
     for n_batch in (1, 2, 5, 64):
         torch.testing.assert_close(predict(model, rows, n_batch, RANKS, "rows"), expected, rtol=0, atol=1e-5)
-        found = evaluate(model, rows, "acc", n_batch, RANKS, "rows")
-        assert found == pytest.approx((cost, (logits.argmax(1) == y).mean() * 100), abs=1e-5)
+        found = evaluate(model, rows, ["acc"], n_batch, RANKS, "rows")
+        assert found == (pytest.approx(cost, abs=1e-5), {"acc": pytest.approx((logits.argmax(1) == y).mean() * 100)})
 
 
 def test_evaluation_computes_what_choices_share_once_and_pauses_after_each_batch(monkeypatch):
@@ -234,7 +247,7 @@ def test_evaluation_drops_nothing_and_runs_no_lm_head(monkeypatch):
     monkeypatch.setattr("model_pytorch.LMHead.forward", forbidden)
     monkeypatch.setattr("loss.lm_losses", forbidden)
     model, rows = make_rows(5)
-    assert len({evaluate(model.train(), rows, "acc", 2, RANKS, "rows") for _ in range(3)}) == 1
+    assert len({str(evaluate(model.train(), rows, ["acc"], 2, RANKS, "rows")) for _ in range(3)}) == 1
 
 
 def predict_together(n: int, n_batch: int) -> None:

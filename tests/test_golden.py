@@ -66,7 +66,7 @@ class Golden:
 class Product:
     """The product as it trains."""
 
-    dtype = torch.float32
+    device, dtype = torch.device("cpu"), torch.float32
     # Mere rounding takes float32 further than 1e-5 from TF on its way: constant_relu_no_lm has a weight whose first
     # gradient, 3e-7 among 1e-2, is a sum that cancels; off by 1e-8 (Adam's e!), it moves a task loss by up to 3e-5.
     tolerance = 5e-5
@@ -77,26 +77,34 @@ class Product:
         cfg = dataclasses.replace(model_pytorch.DEFAULT_CONFIG, **{name: c[name] for name in fields})
         vocab = c["n_vocab"] + c["n_special"] + c["n_ctx"]
         model = model_pytorch.DoubleHeadModel(cfg, c["clf_token"], "multiple_choice", vocab, c["n_ctx"])
-        self.model = model.to(self.dtype)
+        self.model = model.to(self.device, self.dtype)
         self.optimizer = opt.OpenAIAdam(self.model.parameters(), schedule=c["lr_schedule"], **golden.adam)
         self.lm_coef = c["lm_coef"]
 
     def set_parameters(self, p: reference.Parameters) -> None:
-        reference.set_parameters(self.model, p)
+        reference.set_parameters(self.model.cpu(), p)
+        self.model.to(self.device)
 
     def get_parameters(self) -> reference.Parameters:
-        return reference.get_parameters(self.model)
+        found = reference.get_parameters(self.model.cpu())
+        self.model.to(self.device)
+        return found
+
+    def tensors(self, x: np.ndarray, m: np.ndarray, y: np.ndarray) -> list[torch.Tensor]:
+        """Return a batch as tensors on the model's device."""
+        dtypes = torch.long, self.dtype, torch.long
+        return [torch.tensor(a, dtype=dtype, device=self.device) for a, dtype in zip((x, m, y), dtypes, strict=True)]
 
     def update(self, x: np.ndarray, m: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Update once; return logits, task losses and LM losses of before."""
-        x, m, y = torch.tensor(x).long(), torch.tensor(m).to(self.dtype), torch.tensor(y).long()
+        x, m, y = self.tensors(x, m, y)
         with torch.no_grad():
             logits = self.model(x)[1]
         task, lm = loss.compute_losses(self.model, x, m, y, self.lm_coef)
         self.optimizer.zero_grad()
         (task.mean() if lm is None else task.mean() + self.lm_coef * lm.mean()).backward()
         self.optimizer.step()
-        return logits.numpy(), task.detach().numpy(), None if lm is None else lm.detach().numpy()
+        return logits.cpu().numpy(), task.detach().cpu().numpy(), None if lm is None else lm.detach().cpu().numpy()
 
 
 class DoubleProduct(Product):

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import model_pytorch
+from datasets import TASKS
 
 ROOT = Path(__file__).parents[1]
 FILES = {path.stem: path for path in sorted(ROOT.glob("*.py"))}
@@ -23,11 +24,12 @@ FILES = {path.stem: path for path in sorted(ROOT.glob("*.py"))}
 # a file imports only from the layers above its own line
 LAYERS = [
     {"utils"},
-    {"kernels", "packing", "opt", "text_utils", "processes", "shards", "datasets"},
-    {"model_pytorch", "corpus", "checkpoint", "inputs"},
-    {"loss", "settings"},
-    {"inference", "results"},
-    {"training", "weights"},
+    {"kernels", "packing", "opt", "text_utils", "processes", "shards", "readers"},
+    {"model_pytorch", "corpus", "checkpoint", "datasets"},
+    {"loss", "settings", "encoding"},
+    {"inputs"},
+    {"inference", "splits", "measures", "figures"},
+    {"training", "weights", "results"},
     {"finetuning"},
     {"train", "predict", "pretrain", "generate", "convert", "analysis", "bench"},
 ]
@@ -96,6 +98,41 @@ def test_importing_the_library_loads_no_package_for_texts_tables_or_pictures():
     heavy = {"matplotlib", "pandas", "scipy", "spacy", "sklearn", "ftfy", "transformers", "tokenizers"}
     assert set(LIBRARY) <= loaded
     assert loaded & heavy == set()
+
+
+# --- data and network know nothing of each other ----------------------------------------------------------------------
+
+READERS = ["readers", "datasets", "encoding"]
+NETWORK = ["model_pytorch", "kernels", "packing", "loss", "opt", "training"]
+
+
+def names_in(source: str, words: set[str]) -> set[str]:
+    """Return which of these words, in whatever case, a source holds: in its code, comments or strings."""
+    found = re.findall(rf"(?<!\w)({'|'.join(map(re.escape, words))})(?!\w)", source, re.IGNORECASE)
+    return {word.lower() for word in found}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_file_that_reads_data_does_not_name_the_network(name):
+    source = FILES[name].read_text(encoding="utf-8")
+    assert names_in(source, {"torch", "model_pytorch"}) == set()
+    reached, found = {name}, set()  # nor does it import it through another file
+    while todo := reached - found:
+        found |= todo
+        reached |= set().union(*(imports(FILES[file].read_text(encoding="utf-8")) & FILES.keys() for file in todo))
+    assert not reached & set(NETWORK)
+
+
+@pytest.mark.parametrize("name", NETWORK)
+def test_a_file_of_the_network_does_not_name_a_data_set(name):
+    words = {word for key, task in TASKS.items() for word in (key, task.title)}
+    assert len(words) > 20
+    assert names_in(FILES[name].read_text(encoding="utf-8"), words) == set()
+
+
+def test_a_name_is_found_as_a_word_in_whatever_case():
+    source = 'import torch.nn\nx = "SST-2"  # of Race, not traced, not qnli_v2\n'
+    assert names_in(source, {"torch", "sst-2", "race", "qnli", "loss"}) == {"torch", "sst-2", "race"}
 
 
 # --- public names ----------------------------------------------------------------------------------------------------

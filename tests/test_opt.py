@@ -32,13 +32,13 @@ def step(parameters: dict[str, torch.nn.Parameter], optimizer: opt.OpenAIAdam, g
 
 def assert_follows_reference(grads_of, schedule: str = "warmup_linear", **settings) -> None:
     parameters, optimizer = make(schedule, **settings)
-    p = {name: parameter.detach().numpy().copy() for name, parameter in parameters.items()}
+    p = {name: parameter.detach().cpu().numpy().copy() for name, parameter in parameters.items()}
     state = reference.START
     for update in range(12):
         step(parameters, optimizer, grads_of(update))
         p, state = reference.adam(p, grads_of(update), state, schedule_name=schedule, **SETTINGS | settings)
         for name, parameter in parameters.items():
-            np.testing.assert_allclose(parameter.detach().numpy(), p[name], rtol=0, atol=1e-9, err_msg=name)
+            np.testing.assert_allclose(parameter.detach().cpu().numpy(), p[name], rtol=0, atol=1e-9, err_msg=name)
 
 
 @pytest.mark.parametrize("warmup", [0, 0.002, 0.35])

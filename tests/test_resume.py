@@ -150,7 +150,7 @@ STOPS = [  # command, function, call of it, updates made when the run stops
 @pytest.mark.parametrize("name, function, number, updates", STOPS)
 def test_a_signal_stops_within_an_update_and_loses_nothing(world, unbroken, tmp_path, name, function, number, updates):
     for cache in (world / "data").glob("encoded_*") if "encode" in function else []:
-        cache.unlink()
+        shutil.rmtree(cache)
     asked = (signal.SIGTERM, signal.SIGINT)[number % 2]
     run = Processes(partial(at_call, function, number, partial(signal_self, asked), command(name, world)), tmp_path)
     assert run.wait() == [128 + asked]
@@ -571,12 +571,9 @@ def test_a_pickle_in_the_place_of_weights_is_refused(world, tmp_path, evil, as_a
 
 
 def test_a_pickle_in_the_place_of_the_encoded_texts_is_not_run(world, unbroken, tmp_path, evil):
-    (cache,) = (world / "data").glob("encoded_*.npz")
-    for damage in (
-        lambda: np.savez(cache, ids=np.array([evil], object), lengths=np.array([1])),
-        lambda: cache.write_bytes(pickle.dumps(evil)),
-    ):
-        damage()
-        run = finish(command("train", world), tmp_path / "run")
-        assert outcome(tmp_path / "run") == unbroken["train"]
-        assert f"{cache} is damaged" in run.out() and not evil.marker.exists()
+    for cache in (world / "data").glob("encoded_*"):
+        for name in ("ids.bin", "index.json"):
+            (cache / name).write_bytes(pickle.dumps(evil))
+            run = finish(command("train", world), tmp_path / "run")
+            assert outcome(tmp_path / "run") == unbroken["train"]
+            assert f"{cache} is damaged" in run.out() and not evil.marker.exists()

@@ -110,6 +110,7 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_does_not(command, t
         )
     assert sorted(path.name for path in produced[0]) == sorted(
         ["rocstories.jsonl", "rocstories.tsv", "rocstories.png", "ROCStories.tsv", "settings.json", "best_params"]
+        + ["rocstories.valid.npy", "rocstories.test.npy", "rocstories.json", "rocstories.errors.tsv"]
         + ["best_params.sha256", "tensors.safetensors", "state.json", "SHA256.json"]
         + ["encoder_bpe_40000.json", "vocab_40000.bpe"]
     )
@@ -127,11 +128,12 @@ def test_the_best_parameters_on_valid_are_the_ones_that_predict(command, monkeyp
     accuracies = iter([50.0, 80.0, 80.0, 10.0])
     states = []
 
-    def evaluate(model, rows, metric, n_batch, ranks, name, pause):
+    def evaluate(model, rows, metrics, n_batch, ranks, name, pause):
+        assert metrics == ("acc",)
         if name == "train rows":
-            return 1.0, 50.0
+            return 1.0, {"acc": 50.0}
         states.append({key: value.clone() for key, value in model.state_dict().items()})
-        return 1.0, next(accuracies)
+        return 1.0, {"acc": next(accuracies)}
 
     monkeypatch.setattr(finetuning, "evaluate", evaluate)
     command("--n_iter", 4)
@@ -150,18 +152,18 @@ def test_the_best_parameters_on_valid_are_the_ones_that_predict(command, monkeyp
     ids=["defaults", "other numbers", "other switches"],
 )
 def test_a_run_makes_the_updates_that_its_flags_ask_for(command, monkeypatch, adam, lm_coef):
-    batches, packed_losses, batch = [], finetuning.packed_losses, Rows.batch
+    batches, packed_losses, packed = [], finetuning.packed_losses, Rows.packed
     laid_out = []
 
-    def watched_batch(rows, which):
-        laid_out[:] = batch(rows, which)
-        return tuple(laid_out)
+    def watched_packed(rows, which, *arguments):
+        laid_out[:] = rows.batch(which)
+        return packed(rows, which, *arguments)
 
     def watched_losses(model, *arguments):
         batches.append((reference.get_parameters(model), *(t.numpy() for t in laid_out), model.training))
         return packed_losses(model, *arguments)
 
-    monkeypatch.setattr(Rows, "batch", watched_batch)
+    monkeypatch.setattr(Rows, "packed", watched_packed)
     monkeypatch.setattr(finetuning, "packed_losses", watched_losses)
     names = {"warmup": "lr_warmup", "schedule_name": "lr_schedule"}
     flags = [f"--{names.get(k, k)}" + ("" if v is True else f"={v}") for k, v in adam.items()]
@@ -182,7 +184,7 @@ def test_the_first_epoch_logs_at_doubling_thousands(command, data_dir, monkeypat
     lines = (data_dir / ROCSTORIES_VALID).read_text().splitlines()
     (data_dir / ROCSTORIES_VALID).write_text("\n".join([lines[0], *(lines[1 + i % 40] for i in range(3020))]))
     monkeypatch.setattr(training, "update", lambda *_: 0.7)
-    monkeypatch.setattr(finetuning, "evaluate", lambda *_: (1.0, 50.0))
+    monkeypatch.setattr(finetuning, "evaluate", lambda *_: (1.0, {"acc": 50.0}))
     command("--n_iter", 2, "--n_batch", 1, "--n_ctx", 8)
     updates = [(row["n_epochs"], row["n_updates"]) for row in logs()[1:]]
     assert updates == [(0, 1000), (0, 2000), (1, 3010), (2, 6020)]
@@ -190,7 +192,7 @@ def test_the_first_epoch_logs_at_doubling_thousands(command, data_dir, monkeypat
 
 def test_a_log_is_of_the_first_rows_of_train_and_of_valid(command, model_dir, data_dir, monkeypatch):
     seen = []
-    monkeypatch.setattr(finetuning, "evaluate", lambda model, rows, *_: seen.append(rows) or (1.0, 50.0))
+    monkeypatch.setattr(finetuning, "evaluate", lambda model, rows, *_: seen.append(rows) or (1.0, {"acc": 50.0}))
     command("--n_iter", 1)
     encoder = TextEncoder(model_dir / "encoder_bpe_40000.json", model_dir / "vocab_40000.bpe")
     n_vocab, train_and_valid = len(encoder.encoder), readers.rocstories(data_dir, 10)[:2]
@@ -206,7 +208,7 @@ def test_a_log_is_of_the_first_rows_of_train_and_of_valid(command, model_dir, da
 def test_the_submission_is_predicted_with_the_kept_parameters(command, monkeypatch):
     accuracies, states, original = iter([50.0, 80.0, 10.0]), [], finetuning.predict
     monkeypatch.setattr(
-        finetuning, "evaluate", lambda *arguments: (1.0, next(accuracies) if "valid" in arguments[5] else 0)
+        finetuning, "evaluate", lambda *arguments: (1.0, {"acc": next(accuracies) if "valid" in arguments[5] else 0})
     )
 
     def predict(model, *arguments):
@@ -216,7 +218,8 @@ def test_the_submission_is_predicted_with_the_kept_parameters(command, monkeypat
     monkeypatch.setattr(finetuning, "predict", predict)
     command("--n_iter", 3, "--lr", 1e-2, "--submit")
     saved = best_parameters()
-    assert len(states) == 1 and all(torch.equal(saved[key], states[0][key]) for key in saved)
+    assert len(states) == 2  # one for valid, one for test
+    assert all(torch.equal(saved[key], state[key]) for state in states for key in saved)
 
 
 @pytest.mark.parametrize("n_transfer, loaded", [(-1, "nothing"), (0, "0 blocks"), (1, "1 blocks"), (12, "2 blocks")])
@@ -369,7 +372,15 @@ def test_bad_input_is_named_and_an_earlier_run_stays(command, capsys, model_dir,
         (["--analysis"], "--submit"),
         (["--afn", "tanh"], "gelu"),
         (["--lr_schedule", "none"], "warmup_cosine"),
-        (["--dataset", "race"], "rocstories"),
+        (["--dataset", "poems"], "rocstories"),
+        (["--dataset", "own"], "--task"),
+        (["--dataset", "own", "--task", "poetry"], "entailment"),
+        (["--task", "entailment"], "--dataset own"),
+        (["--columns", "text=review"], "--dataset own"),
+        (["--dataset", "own", "--task", "classification", "--columns", "text"], "text=review,label=stars"),
+        (["--dataset", "race", "--race", "low"], "middle"),
+        (["--class_weights", "heavy"], "balanced"),
+        (["--max_examples", "0"], "0 is not 1 or more"),
         (["--n_batch", "0"], "0 is not 1 or more"),
         (["--n_iter", "x"], "invalid whole number"),
         (["--attn_pdrop", "1"], "below 1"),
@@ -503,11 +514,12 @@ def test_the_model_needs_torch_and_numpy_alone(tmp_path):
 
 def test_texts_are_encoded_once_and_then_read_without_their_libraries(command, monkeypatch, tmp_path, data_dir):
     command("--n_iter", 1, "--submit", "--desc", "first")
-    (cache,) = data_dir.glob("encoded_*.npz")
+    cached = {path: path.read_bytes() for path in data_dir.glob("encoded_*/*")}
+    assert len(list(data_dir.glob("encoded_*"))) == 2  # of the valid and of the test file
     monkeypatch.setattr(TextEncoder, "encode", lambda *_: pytest.fail("encoded again"))
     command("--n_iter", 1, "--submit", "--desc", "second")
     assert largest_difference(last_parameters("first"), last_parameters("second")) == 0
     flags = ["--data_dir", "data", "--model_dir", "model", "--n_valid", "10", "--n_batch", "4", "--n_iter", "1"]
     program = f"import sys, train; code = train.main({flags}); print(code, *({{'spacy', 'ftfy'}} & sys.modules.keys()))"
     assert python(program, tmp_path).splitlines()[-1] == "0"
-    assert list(data_dir.glob("encoded_*")) == [cache]
+    assert {path: path.read_bytes() for path in data_dir.glob("encoded_*/*")} == cached

@@ -12,6 +12,7 @@ from conftest import write_data, write_model
 import finetuning
 import inputs
 import train
+import weights
 from datasets import ROCSTORIES_TEST, read_cloze
 from model_pytorch import Config, LMModel
 from shards import load_openai_pretrained_model
@@ -102,7 +103,8 @@ def trained(tmp_path_factory) -> Path:
         p.setattr(finetuning, "predict", lambda *a: logits.append(predict(*a)) or logits[-1])
         flags = "--data_dir data --model_dir model --n_valid 10 --n_batch 1 --n_iter 1 --lr 1e-3 --submit".split()
         assert train.main(flags) == 0
-    np.save(folder / "logits.npy", logits[0].numpy())
+    assert [len(found) for found in logits] == [10, 40]  # valid, test
+    np.save(folder / "logits.npy", logits[1].numpy())
     shutil.rmtree(folder / "model")
     return folder
 
@@ -142,6 +144,7 @@ def test_an_opened_run_knows_its_settings_and_is_ready_to_use(run_dir):
     assert isinstance(run, SavedRun) and not run.model.training
     assert run.settings == json.loads((run_dir / "settings.json").read_text())
     assert (run.settings["form"], run.settings["labels"]) == ("multiple_choice", ["0", "1"])
+    assert (run.settings["cut"], run.settings["scores"], run.settings["n_ctx_allowed"]) == ("halves", None, 64)
     assert run.predict([]) == []
 
 
@@ -154,10 +157,59 @@ def test_texts_longer_than_any_in_training_are_cut(run_dir):
     assert run.predict([(long, "red", "cat")]) == run.predict([(long * 2, "red", "cat")])  # the end is cut
 
 
-@pytest.mark.parametrize("example, n", [("one text", 1), (("a", "b"), 2), (("a", "b", "c", "d"), 4), ((), 0)])
+@pytest.mark.parametrize("example, n", [("one text", 1), (("a", "b"), 2), ((), 0)])
 def test_an_example_with_another_number_of_texts_is_named(run_dir, example, n):
-    with pytest.raises(ValueError, match=f"example 1 has {n} texts; a multiple_choice takes 3"):
+    expected = f"example 1 has {n} texts; a multiple_choice example takes 1 and two choices or more"
+    with pytest.raises(ValueError, match=expected):
         open_run(run_dir).predict([("a", "b", "c"), example])
+
+
+def test_the_wrong_example_is_named_by_its_number_among_all(run_dir):
+    with pytest.raises(ValueError, match=f"example {weights.CHUNK + 2} has 1 texts"):
+        open_run(run_dir).predict([("a", "b", "c")] * (weights.CHUNK + 2) + [("a",)], n_batch=512)
+
+
+def test_examples_of_more_choices_than_in_training_are_predicted(run_dir):
+    run = open_run(run_dir)
+    two, four = ("the cat", "red", "in"), ("the cat was", "red", "in", "was", "the the")
+    found = run.predict([two, four, two])
+    assert list(found[1].probabilities) == ["1", "2", "3", "4"]  # by their numbers
+    (alone,) = run.predict([two])
+    for prediction in found:
+        assert sum(prediction.probabilities.values()) == pytest.approx(1)
+        assert prediction.label == max(prediction.probabilities, key=prediction.probabilities.get)
+    for prediction in (found[0], found[2]):  # as when they are alone
+        assert prediction.label == alone.label
+        assert prediction.probabilities == pytest.approx(alone.probabilities, abs=1e-6)
+
+
+def test_a_stream_gives_what_predict_does_reading_no_further_than_it_must(trained, run_dir, monkeypatch):
+    monkeypatch.setattr(weights, "CHUNK", 8)
+    run, examples, n_read = open_run(run_dir), test_examples(trained), []
+    expected = run.predict(examples)
+    stream = run.stream(n_read.append(i) or example for i, example in enumerate(examples))
+    assert next(stream).label == expected[0].label and len(n_read) == 8
+    assert [prediction.label for prediction in stream] == [prediction.label for prediction in expected[1:]]
+    assert len(n_read) == 40
+
+
+def test_choices_that_do_not_fit_without_their_context_are_named(run_dir):
+    change_settings(cut="longest")(run_dir / "settings.json")
+    run = open_run(run_dir)
+    with pytest.raises(InputError, match="an example takes 303 tokens without its context; .*'the cat red red"):
+        run.predict([("the cat", "red", "in"), ("the cat", "red " * 100, "in")])
+    (prediction,) = run.predict([("the cat " * 100, "red", "in")])
+    assert set(prediction.probabilities) == {"0", "1"}
+
+
+def test_a_saved_copy_is_the_run(trained, run_dir, tmp_path):
+    run = open_run(run_dir)
+    run.save(tmp_path / "copies/of the run")
+    kept = {"settings.json", "encoder_bpe_40000.json", "vocab_40000.bpe", "best_params", "best_params.sha256"}
+    assert {path.name for path in (tmp_path / "copies/of the run").iterdir()} == kept  # no checkpoints
+    shutil.rmtree(run_dir)
+    examples = test_examples(trained)
+    assert open_run(tmp_path / "copies/of the run").predict(examples) == run.predict(examples)
 
 
 def change_settings(**changes):
@@ -193,6 +245,8 @@ RUN_DAMAGES = {
     "settings without sizes": ("settings.json", change_settings(n_embd=None), NO_SETTINGS),
     "settings without paths": ("settings.json", change_settings(bpe_path=None), NO_SETTINGS),
     "settings of another form": ("settings.json", change_settings(form="poetry"), NO_SETTINGS),
+    "settings of another cut": ("settings.json", change_settings(cut="middle"), NO_SETTINGS),
+    "settings without outputs": ("settings.json", change_settings(n_out=None), NO_SETTINGS),
     "settings that are a list": ("settings.json", lambda path: path.write_text("[]"), NO_SETTINGS),
     "other sizes": ("settings.json", change_settings(n_embd=32), OTHERS),
     "a wrong form": ("settings.json", change_settings(form="classification"), OTHERS),

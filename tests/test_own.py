@@ -1,0 +1,251 @@
+"""The user's own data: what is read, what is refused, what is told and saved."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import train
+from finetuning import Settings, balanced_weights, fit
+from utils import InputError
+from weights import open_run
+
+WORDS = ("cat", "red", "hat", "rat", "in")
+
+
+def write(path: Path, names: list[str], rows: list[list]) -> Path:
+    """Write a table in the format that the suffix names."""
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows))
+    elif path.suffix == ".tsv":
+        path.write_text("".join("\t".join(map(str, row)) + "\n" for row in [names, *rows]))
+    else:
+        with open(path, "w", newline="") as file:
+            csv.writer(file).writerows([names, *rows])
+    return path
+
+
+def texts(n: int) -> list[list]:
+    return [[f"the {WORDS[i % 5]} was in", "yes" if i % 4 else "no"] for i in range(n)]
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, model_dir):
+    """Run train.py on own data in an empty folder, for one short epoch."""
+    monkeypatch.chdir(tmp_path)
+    common = ["--dataset", "own", "--data_dir", "data", "--model_dir", str(model_dir), "--n_iter", "1"]
+    return lambda task, *more: train.main([*common, "--task", task, *map(str, more)])
+
+
+def settings(desc: str = "own") -> dict:
+    return json.loads(Path(f"save/{desc}/settings.json").read_text())
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_each_format_is_read_and_trains_alike(command, capsys, suffix):
+    write(Path("data", f"train{suffix}"), ["id", "text", "label"], [[i, *row] for i, row in enumerate(texts(40))])
+    write(Path("data", f"test{suffix}"), ["text"], [row[:1] for row in texts(7)])  # without labels
+    assert command("classification", "--submit") == 0
+    out = capsys.readouterr().out
+    # 10 of 40 are "no"; a tenth is held out, the same fraction of each label
+    assert "examples 36 train, 4 valid, 7 test" in out
+    assert "labels   no 9, yes 27; always the most frequent: 75.00% of valid" in out
+    assert out.count("example  label ") == 3 and "_start_ the " in out and " was in _classify_" in out
+    saved = settings()
+    assert (saved["form"], saved["labels"], saved["task"]) == ("classification", ["no", "yes"], "classification")
+    assert Path("submission/own.tsv").read_text().startswith("index\tprediction\n0\t")
+    assert set(line.split("\t")[1] for line in Path("submission/own.tsv").read_text().splitlines()[1:]) <= {"no", "yes"}
+    costs = [json.loads(line)["va_cost"] for line in Path("log/own.jsonl").read_text().splitlines()[1:]]
+    assert np.isfinite(costs).all()
+
+
+def test_files_of_the_three_formats_hold_the_same_examples(command):
+    parameters = []
+    for suffix in (".csv", ".tsv", ".jsonl"):
+        path = write(Path("data", f"train{suffix}"), ["text", "label"], texts(40))
+        assert command("classification") == 0
+        parameters.append(Path("save/own/best_params").read_bytes())
+        path.unlink()
+    assert parameters[0] == parameters[1] == parameters[2]
+
+
+def test_columns_are_renamed(command):
+    write(Path("data/train.csv"), ["stars", "review"], [row[::-1] for row in texts(40)])
+    assert command("classification") == 2
+    assert command("classification", "--columns", "text=review,label=stars") == 0
+    assert settings()["columns"] == "text=review,label=stars"
+
+
+def test_validation_and_test_files_are_used(command, capsys):
+    write(Path("data/train.csv"), ["premise", "hypothesis", "label"], [[a, b, a == b] for a in WORDS for b in WORDS])
+    write(Path("data/valid.tsv"), ["premise", "hypothesis", "label"], [[a, a, True] for a in WORDS])
+    write(Path("data/test.jsonl"), ["premise", "hypothesis", "label"], [[a, a, "True"] for a in WORDS[:3]])
+    assert command("entailment", "--submit") == 0
+    assert "examples 25 train, 5 valid, 3 test" in capsys.readouterr().out
+    assert settings()["labels"] == ["False", "True"]
+
+
+def test_numbers_of_a_similarity_are_scores(command, capsys):
+    rows = [[a, b, round(i * 0.25 - 1, 2)] for i, (a, b) in enumerate(zip(WORDS * 5, sorted(WORDS * 5), strict=True))]
+    write(Path("data/train.csv"), ["text_a", "text_b", "label"], rows)
+    write(Path("data/test.csv"), ["text_a", "text_b"], [row[:2] for row in rows[:4]])
+    assert command("similarity", "--submit", "--n_batch", 4) == 0
+    assert "scores   -1 to 5, mean" in capsys.readouterr().out
+    assert settings()["scores"] == [-1, 5] and settings()["n_out"] == 6
+    log = json.loads(Path("log/own.jsonl").read_text().splitlines()[1])
+    assert {"va_pearson", "va_spearman"} <= log.keys()
+    scores = [line.split("\t")[1] for line in Path("submission/own.tsv").read_text().splitlines()[1:]]
+    assert len(scores) == 4 and all(-1 <= float(s) <= 5 and len(s.partition(".")[2]) == 3 for s in scores)
+    assert open_run("save/own").predict([("cat", "hat")])[0].label != ""
+
+
+def test_two_values_of_a_similarity_are_classes(command):
+    write(Path("data/train.csv"), ["text_a", "text_b", "label"], [[a, b, int(a == b)] for a in WORDS for b in WORDS])
+    assert command("similarity") == 0
+    assert settings()["labels"] == ["0", "1"] and settings()["scores"] is None
+
+
+def test_choices_are_named_by_number_or_by_their_text(command):
+    rows = [[f"the {a}", "cat", "red", "hat", label] for a in WORDS for label in (1, 2, "hat")]
+    names = ["context", "choice_1", "choice_2", "choice_3", "label"]
+    write(Path("data/train.csv"), names, rows)
+    assert command("multiple_choice") == 0
+    assert settings()["labels"] == ["1", "2", "3"]
+    # in JSON examples may differ in how many choices they have
+    Path("data/train.csv").unlink()
+    records = [[f"the {a}", list(WORDS[: 2 + i % 3]), "cat"] for i, a in enumerate(WORDS * 4)]
+    write(Path("data/train.jsonl"), ["context", "choices", "label"], records)
+    assert command("multiple_choice", "--desc", "mixed", "--share_context") == 0
+    assert settings("mixed")["labels"] == ["1", "2", "3", "4"]
+    found = open_run("save/mixed").predict([("the cat", "red", "hat"), ("the cat", "red", "hat", "in", "an", "at")])
+    assert [list(p.probabilities) for p in found] == [["1", "2"], ["1", "2", "3", "4", "5"]]
+
+
+BAD = {
+    "an empty text": ("train.csv", "text,label\nthe cat,yes\n,no\n", "line 3: an empty text"),
+    "no label": ("train.csv", "text,label\nthe cat,yes\nthe hat,\n", "line 3: no label"),
+    "a missing column": ("train.csv", "texts,label\nthe cat,yes\n", "line 1: no column 'text'"),
+    "a short line": ("train.tsv", "text\tlabel\nthe cat\tyes\nthe hat\n", "line 3: 1 columns, 2 are needed"),
+    "an open quote": ("train.csv", 'text,label\n"the cat,yes\n', "not CSV"),
+    "no JSON": ("train.jsonl", '{"text": "a", "label": 1}\n{"text"\n', "line 2: not JSON"),
+    "no object": ("train.jsonl", "3\n", "line 1: not a JSON object"),
+    "a missing field": ("train.jsonl", '{"text": "a"}\n', "line 1: no label"),
+    "Latin-1": ("train.csv", b"text,label\ncaf\xe9,yes\n", "line 2: not UTF-8"),
+    "a NUL byte": ("train.tsv", b"text\tlabel\nthe\0cat\tyes\n", "line 2: a NUL byte"),
+    "one label": ("train.csv", "text,label\nthe cat,yes\nthe hat,yes\n", "every label is 'yes'"),
+    "nothing": ("train.csv", "text,label\n", "holds no examples"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_malformed_own_data_stops_with_file_and_line(command, capsys, what):
+    name, content, message = BAD[what]
+    Path("data").mkdir()
+    Path("data", name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert command("classification") == 2
+    (error,) = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if "error" in line]
+    assert error.startswith("train.py: error: ") and name in error and message in error
+    assert not Path("save/own/best_params").exists()
+
+
+def test_a_label_that_train_lacks_is_named(command, capsys):
+    write(Path("data/train.csv"), ["text", "label"], texts(40))
+    write(Path("data/valid.csv"), ["text", "label"], [["the cat", "yes"], ["the hat", "perhaps"]])
+    assert command("classification") == 2
+    assert "valid.csv, line 3: the label 'perhaps' is not one of no, yes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("label", ["0", "4", "x"])
+def test_a_label_that_is_no_choice_is_named(command, capsys, label):
+    names = ["context", "choice_1", "choice_2", "choice_3", "label"]
+    write(Path("data/train.csv"), names, [["the cat", "red", "hat", "in", 1], ["the cat", "red", "hat", "in", label]])
+    assert command("multiple_choice") == 2
+    assert f"train.csv, line 3: the label {label!r} is neither a number from 1 to 3" in capsys.readouterr().err
+
+
+def test_files_that_are_missing_or_double_are_named(command, capsys):
+    Path("data").mkdir()
+    assert command("classification") == 2
+    write(Path("data/train.csv"), ["text", "label"], texts(8))
+    write(Path("data/train.tsv"), ["text", "label"], texts(8))
+    assert command("classification") == 2
+    missing, double = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert "holds none of train.csv, train.tsv and train.jsonl" in missing
+    assert "holds train.csv and train.tsv. Keep one of them" in double
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--dataset", "own"], ["--task", "classification"], ["--columns", "text=a"], ["--dataset", "own", "--task", "x"]]
+    + [["--dataset", "own", "--task", "entailment", "--columns", "premise"]],
+)
+def test_flags_that_do_not_fit_together_are_refused(flags):
+    with pytest.raises(SystemExit, match="2"):
+        train.main(flags)
+
+
+def test_a_dry_run_reads_a_few_examples(command, capsys):
+    write(Path("data/train.csv"), ["text", "label"], texts(400))
+    assert command("classification", "--max_examples", 20) == 0
+    assert "examples 18 train, 2 valid" in capsys.readouterr().out
+
+
+def test_balanced_weights_make_labels_weigh_the_same(command):
+    assert balanced_weights(np.array([0, 0, 0, 1]), 2).tolist() == pytest.approx([2 / 3, 2])
+    write(Path("data/train.csv"), ["text", "label"], texts(40))
+    assert command("classification", "--class_weights", "balanced") == 0
+    balanced = Path("save/own/best_params").read_bytes()
+    assert command("classification") == 0
+    assert Path("save/own/best_params").read_bytes() != balanced
+    Path("data/train.csv").unlink()
+    write(Path("data/train.csv"), ["context", "choice_1", "choice_2", "label"], [["the cat", "red", "hat", 1]] * 20)
+    assert command("multiple_choice", "--class_weights", "balanced") == 2
+
+
+def test_a_run_that_learns_nothing_says_so(command, capsys):
+    write(Path("data/train.csv"), ["text", "label"], texts(40))
+    assert command("classification", "--lr", 0) == 0
+    assert "warning  valid accuracy" in capsys.readouterr().out
+
+
+def test_long_texts_are_cut_and_counted(command, capsys):
+    rows = [["the cat was in " * (20 if i == 3 else 1), "yes" if i % 2 else "no"] for i in range(20)]
+    write(Path("data/train.csv"), ["text", "label"], rows)
+    assert command("classification", "--n_ctx", 16) == 0
+    out = capsys.readouterr().out
+    assert "n_ctx 16" in out and "1 examples are cut" in out
+
+
+def test_choices_that_do_not_fit_are_refused(command, capsys):
+    names = ["context", "choice_1", "choice_2", "label"]
+    write(
+        Path("data/train.csv"), names, [["the cat", "red", "hat", 1]] * 5 + [["the cat", "the cat was in " * 9, "a", 1]]
+    )
+    assert command("multiple_choice", "--n_ctx", 16) == 2
+    assert "tokens without its context, which is all that may be cut; n_ctx is 16" in capsys.readouterr().err
+
+
+def test_three_lines_of_python_fit_predict_and_save(tmp_path, monkeypatch, model_dir):
+    monkeypatch.chdir(tmp_path)
+    sentences = [f"the {w} was in" for w in WORDS] * 8
+    run = fit(sentences, ["cat" in s for s in sentences], model_dir=str(model_dir), n_iter=1)
+    found = run.predict(sentences[:3])
+    run.save("kept")
+    assert open_run("kept").predict(sentences[:3]) == found
+    assert {p.label for p in found} <= {"False", "True"} and list(found[0].probabilities) == ["False", "True"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["kept", "model"]
+    pairs = [(a, b) for a in WORDS for b in WORDS]
+    run = fit(pairs, [float(len(a) - len(b)) for a, b in pairs], "similarity", model_dir=str(model_dir), n_iter=1)
+    assert -2 <= float(run.predict([("cat", "in")])[0].label) <= 2
+    choices = [("the cat", "red", "hat"), ("the hat", "in", "an", "at")] * 10
+    assert fit(choices, [1, 3] * 10, "multiple_choice", model_dir=str(model_dir), n_iter=1).predict(choices[:1])
+    with pytest.raises(InputError, match="2 texts; a classification example has 1"):
+        fit([("a", "b")], ["x"], model_dir=str(model_dir))
+
+
+def test_unknown_settings_are_refused():
+    with pytest.raises(TypeError, match="learning_rate"):
+        Settings(learning_rate=1)

@@ -1,0 +1,167 @@
+"""The command predict.py: a saved run on new examples, from files and from standard input."""
+
+import csv
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+import predict
+import train
+from datasets import ROCSTORIES_TEST
+from weights import open_run
+
+ROWS = {
+    "classification": [{"text": f"the {w} was in", "label": w} for w in ("cat", "red", "hat") * 14],
+    "entailment": [
+        {"premise": f"the {a}", "hypothesis": f"in {b}", "label": "same" if a == b else "other"}
+        for a in ("cat", "red", "hat", "rat")
+        for b in ("cat", "red", "hat", "rat", "cat", "red", "hat", "rat", "in", "an")
+    ],
+    "similarity": [
+        {"text_a": f"the {a}", "text_b": f"in {b}", "label": i % 5 / 2}
+        for i, (a, b) in enumerate(zip("cat red hat rat in".split() * 8, "cat red hat in".split() * 10, strict=True))
+    ],
+    "multiple_choice": [
+        {"context": f"the {w}", "choices": ["red", "hat", "cat", "an"][: 2 + i % 3], "label": 1 + i % 2}
+        for i, w in enumerate(("cat", "red", "hat", "rat") * 10)
+    ],
+}
+
+
+def write_jsonl(path: Path, records: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch, model_dir):
+    """Fine-tune on own data of a form in an empty folder; the run is named after the form."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(form: str) -> None:
+        folder = tmp_path / form
+        folder.mkdir()
+        for name in ("train", "test"):
+            write_jsonl(folder / f"{name}.jsonl", ROWS[form])
+        flags = ["--dataset", "own", "--task", form, "--data_dir", str(folder), "--desc", form, "--submit"]
+        assert train.main([*flags, "--model_dir", str(model_dir), "--n_iter", "1", "--lr", "1e-2"]) == 0
+
+    return run
+
+
+def command(*flags, text: str | None = None, monkeypatch=None) -> int:
+    if text is not None:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    return predict.main([str(flag) for flag in flags])
+
+
+def answers(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("form", ROWS)
+def test_predictions_are_those_of_train(trained, form):
+    trained(form)
+    test = f"{form}/test.jsonl"
+    assert command("--desc", form, "--input", test, "--output", "out.tsv") == 0
+    assert Path("out.tsv").read_bytes() == Path(f"log/{form}.tsv").read_bytes()
+    for n_batch in (1, 7, 32):
+        assert command("--desc", form, "--input", test, "--output", f"{n_batch}.jsonl", "--n_batch", n_batch) == 0
+    one, seven, many = (answers(Path(f"{n}.jsonl")) for n in (1, 7, 32))
+    expected = [line.split("\t")[1] for line in Path("out.tsv").read_text().splitlines()[1:]]
+    assert [a["label"] for a in one] == [a["label"] for a in seven] == [a["label"] for a in many] == expected
+    for a, b in zip(one, many, strict=True):
+        assert a["probabilities"] == pytest.approx(b["probabilities"], abs=2e-6)
+        assert sum(a["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    if form == "multiple_choice":
+        assert {len(a["probabilities"]) for a in one} == {2, 3, 4}
+
+
+def test_predictions_do_not_depend_on_the_order(trained):
+    trained("entailment")
+    lines = Path("entailment/test.jsonl").read_text().splitlines()
+    Path("back.jsonl").write_text("\n".join(reversed(lines)))
+    for name in ("entailment/test", "back"):
+        assert command("--desc", "entailment", "--input", f"{name}.jsonl", "--output", f"{Path(name).name}.out") == 0
+    forth, back = answers(Path("test.out")), answers(Path("back.out"))
+    for a, b in zip(forth, reversed(back), strict=True):
+        assert a["label"] == b["label"] and a["probabilities"] == pytest.approx(b["probabilities"], abs=2e-6)
+
+
+def test_a_file_of_the_data_set_is_read_as_such(tmp_path, monkeypatch, model_dir, data_dir):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--data_dir", str(data_dir), "--model_dir", str(model_dir), "--n_valid", "10", "--n_batch", "4"]
+    assert train.main([*flags, "--n_iter", "1", "--submit"]) == 0
+    assert command("--input", data_dir / ROCSTORIES_TEST, "--output", "out.tsv") == 0
+    assert Path("out.tsv").read_bytes() == Path("submission/ROCStories.tsv").read_bytes()
+
+
+def test_a_run_alone_suffices_also_when_moved(trained, tmp_path, model_dir, monkeypatch, capfd):
+    trained("classification")
+    shutil.move("save/classification", "elsewhere/moved")
+    shutil.rmtree(model_dir)
+    shutil.rmtree(tmp_path / "save")
+    flags = ["--save_dir", "elsewhere", "--desc", "moved"]
+    assert command(*flags, text='the cat was in\n{"text": "the red was in"}\n', monkeypatch=monkeypatch) == 0
+    first, second = (json.loads(line) for line in capfd.readouterr().out.splitlines()[-2:])
+    assert set(first["probabilities"]) == set(second["probabilities"]) == {"cat", "hat", "red"}
+    expected = open_run("elsewhere/moved").predict(["the cat was in"])[0]
+    assert first["label"] == expected.label
+    assert first["probabilities"] == pytest.approx(expected.probabilities, abs=1e-6)
+
+
+def test_tables_and_renamed_columns_are_read(trained):
+    trained("entailment")
+    with open("new.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["id", "a", "b"], [1, "the cat, in", 'in "cat"'], [2, "the\nred", "hat"]])
+    assert command("--desc", "entailment", "--input", "new.csv", "--output", "no.jsonl") == 2
+    columns = "premise=a,hypothesis=b"
+    assert command("--desc", "entailment", "--input", "new.csv", "--output", "out.jsonl", "--columns", columns) == 0
+    texts = [("the cat, in", 'in "cat"'), ("the\nred", "hat")]
+    assert [a["label"] for a in answers(Path("out.jsonl"))] == [
+        p.label for p in open_run("save/entailment").predict(texts)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("nonsense", "not JSON"),
+        ("[1]", "not a JSON object"),
+        ('{"premise": "x"}', "no field 'hypothesis'"),
+        ('{"premise": "x", "hypothesis": ""}', "an empty text"),
+        ('{"premise": "x", "hypothesis": 3}', "should be a text"),
+    ],
+)
+def test_a_bad_line_is_named_or_skipped(trained, capsys, line, why):
+    trained("entailment")
+    good = Path("entailment/test.jsonl").read_text().splitlines()[:3]
+    Path("bad.jsonl").write_text("\n".join([good[0], line, *good[1:]]) + "\n")
+    Path("out.jsonl").write_text("precious")
+    capsys.readouterr()
+    assert command("--desc", "entailment", "--input", "bad.jsonl", "--output", "out.jsonl") == 2
+    (error,) = [text for text in capsys.readouterr().err.splitlines() if "error" in text]
+    assert error.rpartition("\r")[2].startswith("predict.py: error: bad.jsonl, line 2: ") and why in error
+    assert Path("out.jsonl").read_text() == "precious"
+    assert command("--desc", "entailment", "--input", "bad.jsonl", "--output", "out.jsonl", "--skip_bad") == 0
+    assert len(answers(Path("out.jsonl"))) == 3
+    assert "1 lines left out, the first: bad.jsonl, line 2; 3 predicted" in capsys.readouterr().err
+
+
+def test_what_a_user_can_fix_is_one_line(trained, capsys, tmp_path):
+    trained("classification")
+    (tmp_path / "empty.jsonl").write_text("")
+    capsys.readouterr()
+    for flags in (
+        ["--desc", "unknown"],
+        ["--desc", "classification", "--input", "missing.jsonl"],
+        ["--desc", "classification", "--input", "missing.doc"],
+        ["--desc", "classification", "--input", "empty.jsonl"],
+    ):
+        assert command(*flags) == 2
+        (error,) = [text for text in capsys.readouterr().err.split("\n") if "error" in text]
+        assert "predict.py: error: " in error
