@@ -1,4 +1,4 @@
-"""Write five-sentence stories with a cause and an effect: a corpus for pre-training, a cloze set for fine-tuning.
+"""Write five-sentence stories with a cause and an effect: a corpus for pre-training, a cloze set and four tasks.
 
 Each schema of schemas.txt branches: something in sentences 2 to 4 decides how the story must end. The wrong
 ending of a cloze example is a right ending of another branch, told with the same people and things. Every ending is
@@ -6,10 +6,12 @@ therefore right as often as wrong, and neither the ending by itself, nor its len
 
     python demo/stories.py cloze --out demo/data
     python demo/stories.py corpus --exclude demo/data --out corpus.txt
+    python demo/stories.py tasks --exclude demo/data --out tasks
 """
 
 import argparse
 import csv
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,6 +42,8 @@ HE_WORDS = {word: word for word in SHE_WORDS}
 
 COMMENTS = {"a": "and things looked good", "b": "and things looked bad"}  # branch a ends well, branch b badly
 REMARKS = {True: "Nobody was surprised.", False: "Everybody was surprised."}  # does the ending fit?
+
+N_CORPUS, CORPUS = 80000, {"seed": 1, "comments": 0.4, "remarks": 0.5}  # what the demo's model was pre-trained on
 
 
 @dataclass(frozen=True)
@@ -102,12 +106,21 @@ def tell(template: str, slots: dict[str, str], rng: Random) -> str:
     return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text[0].upper() + text[1:])
 
 
+def fill(schema: Schema, people: dict[str, str], rng: Random) -> dict[str, str]:
+    """Return the slots of a story about these people: those of the people, and a filler for each of the schema's."""
+    return people | {name: choose(fillers, rng) for name, fillers in schema.slots.items()}
+
+
+def tell_context(schema: Schema, branch: str, slots: dict[str, str], rng: Random) -> tuple[str, ...]:
+    """Return the first four sentences."""
+    return tuple(tell(schema.lines.get(branch + n) or schema.lines[n], slots, rng) for n in "1234")
+
+
 def draw(schema: Schema, branch: str, other: str, rng: Random) -> Story:
     """Return a story of one branch; its wrong ending is the one that another branch would have had."""
-    slots = cast(rng) | {name: choose(fillers, rng) for name, fillers in schema.slots.items()}
-    lines = schema.lines
-    context = tuple(tell(lines.get(branch + n) or lines[n], slots, rng) for n in "1234")
-    return Story(context, tell(lines[branch + "5"], slots, rng), tell(lines[other + "5"], slots, rng))
+    slots = fill(schema, cast(rng), rng)
+    context = tell_context(schema, branch, slots, rng)
+    return Story(context, *(tell(schema.lines[b + "5"], slots, rng) for b in (branch, other)))
 
 
 def corpus(
@@ -176,17 +189,154 @@ def read_contexts(folder: Path) -> set[tuple[str, ...]]:
     return contexts
 
 
+# --- four tasks of one's own data ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A story that has not ended yet."""
+
+    schema: Schema
+    branch: str  # a or b
+    slots: dict[str, str]
+    text: str  # four sentences
+
+    def ending(self, outcome: str, feeling: str, rng: Random) -> str:
+        """Return an ending, in which what happens is of one branch and what is felt about it perhaps of the other.
+
+        It is never "so all went well", which would fit every schema.
+        """
+        happens = re.sub(r", and \$(good|bad)\. \| \$(fine|poor)\.$", "", self.schema.lines[outcome + "5"])
+        return tell(f"{happens}, and {FEELINGS[feeling]}.", self.slots, rng)
+
+
+FEELINGS = {"a": "$good", "b": "$bad"}
+OTHER = {"a": "b", "b": "a"}
+
+
+def classification(story: Beginning, label: str, schemas: list[Schema], rng: Random) -> dict:
+    """A whole story: does its ending fit?"""
+    branch = story.branch if label == "fits" else OTHER[story.branch]
+    return {"text": f"{story.text} {story.ending(branch, branch, rng)}", "label": label}
+
+
+def entailment(story: Beginning, label: str, schemas: list[Schema], rng: Random) -> dict:
+    """A beginning, and the right ending, that of the other branch, or the first sentence of another story."""
+    if label == "neutral":
+        schema = rng.choice([schema for schema in schemas if schema.name != story.schema.name])
+        hypothesis = tell(schema.lines["1"], fill(schema, story.slots, rng), rng)
+    else:
+        branch = story.branch if label == "entailment" else OTHER[story.branch]
+        hypothesis = story.ending(branch, branch, rng)
+    return {"premise": story.text, "hypothesis": hypothesis, "label": label}
+
+
+def similarity(story: Beginning, label: str, schemas: list[Schema], rng: Random) -> dict:
+    """The beginning and the ending of stories about the same people and things: could both be of one story?"""
+    branch = story.branch if label == "same story" else OTHER[story.branch]
+    texts = [story.text, story.ending(branch, branch, rng)]
+    rng.shuffle(texts)
+    return {"text_a": texts[0], "text_b": texts[1], "label": label}
+
+
+def multiple_choice(story: Beginning, label: str, schemas: list[Schema], rng: Random) -> dict:
+    """A beginning and four endings: what happens and what is felt about it are both right in only one of them."""
+    choices = [
+        story.ending(outcome, feeling, rng)
+        for outcome in "ab"
+        for feeling in "ab"
+        if (outcome, feeling) != (story.branch, story.branch)
+    ]
+    rng.shuffle(choices)
+    choices.insert(int(label) - 1, story.ending(story.branch, story.branch, rng))
+    return {"context": story.text, "choices": choices, "label": int(label)}
+
+
+OWN_TASKS = {  # name -> how an example is made, its labels, the suffix of its files
+    "classification": (classification, ("fits", "does not fit"), ".csv"),
+    "entailment": (entailment, ("entailment", "contradiction", "neutral"), ".tsv"),
+    "similarity": (similarity, ("same story", "another story"), ".csv"),
+    "multiple_choice": (multiple_choice, ("1", "2", "3", "4"), ".jsonl"),
+}
+
+
+def own_examples(
+    name: str, schemas: list[Schema], seed: int, exclude: set[tuple[str, ...]], sizes: dict[str, int]
+) -> dict[str, list[dict]]:
+    """Return the examples of a task by split; no beginning occurs twice, nor any that is in `exclude`.
+
+    In each split labels occur equally often, and with each label the branches, up to one example; schemas take turns.
+    """
+    make, labels, _ = OWN_TASKS[name]
+    rng = Random(f"{name} {seed}")
+    told = set(exclude)
+
+    def tell_new(schema: Schema, branch: str) -> Beginning:
+        while True:
+            slots = fill(schema, cast(rng), rng)
+            context = tell_context(schema, branch, slots, rng)
+            if context not in told:
+                told.add(context)
+                return Beginning(schema, branch, slots, " ".join(context))
+
+    splits = {}
+    for split, n in sizes.items():
+        deck = [(label, branch) for branch in "ab" for label in labels]
+        examples = []
+        while len(examples) < n:
+            for schema in rng.sample(schemas, len(schemas)):
+                label, branch = deck[len(examples) % len(deck)]
+                examples.append(make(tell_new(schema, branch), label, schemas, rng))
+        splits[split] = examples[:n]
+        rng.shuffle(splits[split])
+    return splits
+
+
+def write_own(path: Path, examples: list[dict]) -> None:
+    """Write examples as a .csv, .tsv or .jsonl file of one's own data."""
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        if path.suffix == ".jsonl":
+            file.writelines(json.dumps(example) + "\n" for example in examples)
+        elif path.suffix == ".tsv":
+            file.writelines("\t".join(fields) + "\n" for fields in (examples[0], *(e.values() for e in examples)))
+        else:
+            writer = csv.DictWriter(file, list(examples[0]))
+            writer.writeheader()
+            writer.writerows(examples)
+
+
+def write_tasks(
+    folder: Path, schemas: list[Schema], seed: int, exclude: set[tuple[str, ...]], sizes: dict[str, int]
+) -> None:
+    """Write a folder for each task, with a file for each split."""
+    for name, (_, _, suffix) in OWN_TASKS.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for split, examples in own_examples(name, schemas, seed, exclude, sizes).items():
+            write_own(folder / name / (split + suffix), examples)
+
+
+def contexts_of(texts: Iterator[str]) -> set[tuple[str, ...]]:
+    """Return the contexts of the stories of a corpus, without the comments in it."""
+    comments = re.compile("|".join(f", {comment}(?=[.])" for comment in COMMENTS.values()))
+    return {tuple(re.split(r"(?<=[.?!]) ", comments.sub("", text))[:4]) for text in texts}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     show_default = argparse.ArgumentDefaultsHelpFormatter
 
     command = commands.add_parser("corpus", help="stories for pre-training, one a line", formatter_class=show_default)
-    command.add_argument("--n_stories", type=int, default=80000, help="lines to write")
-    command.add_argument("--seed", type=int, default=1, help="seed of the stories")
-    command.add_argument("--comments", type=float, default=0.4, help="fraction of sentences with a comment")
+    command.add_argument("--n_stories", type=int, default=N_CORPUS, help="lines to write")
+    command.add_argument("--seed", type=int, default=CORPUS["seed"], help="seed of the stories")
     command.add_argument(
-        "--remarks", type=float, default=0.5, help="fraction of stories with a reaction to their ending"
+        "--comments", type=float, default=CORPUS["comments"], help="fraction of sentences with a comment"
+    )
+    command.add_argument(
+        "--remarks",
+        type=float,
+        default=CORPUS["remarks"],
+        help="fraction of stories with a reaction to their ending",
     )
     command.add_argument("--exclude", type=Path, default=None, help="folder of a cloze set to keep out of the corpus")
     command.add_argument("--out", type=Path, default=Path("corpus.txt"), help="file to write")
@@ -196,6 +346,16 @@ def main() -> None:
     command.add_argument("--n_test", type=int, default=1000, help="test examples")
     command.add_argument("--seed", type=int, default=2, help="seed of the stories")
     command.add_argument("--out", type=Path, default=Path("demo/data"), help="folder to write the two files to")
+
+    command = commands.add_parser("tasks", help="own data of four forms, for train.py", formatter_class=show_default)
+    command.add_argument("--n_train", type=int, default=1500, help="training examples of each task")
+    command.add_argument("--n_valid", type=int, default=300, help="validation examples of each task")
+    command.add_argument("--n_test", type=int, default=500, help="test examples of each task")
+    command.add_argument("--seed", type=int, default=3, help="seed of the stories")
+    command.add_argument(
+        "--exclude", type=Path, default=Path("demo/data"), help="folder of a cloze set to keep out of the tasks"
+    )
+    command.add_argument("--out", type=Path, default=Path("tasks"), help="folder to write a folder for each task to")
     args = parser.parse_args()
 
     schemas = parse_schemas(SCHEMAS.read_text(encoding="utf-8"))
@@ -204,6 +364,12 @@ def main() -> None:
         texts = corpus(schemas, args.seed, exclude, args.comments, args.remarks)
         with open(args.out, "w", encoding="utf-8", newline="\n") as file:
             file.writelines(text + "\n" for text in islice(texts, args.n_stories))
+    elif args.command == "tasks":
+        exclude = read_contexts(args.exclude)
+        pre_training = corpus(schemas, **CORPUS, exclude=exclude)
+        exclude |= contexts_of(islice(pre_training, N_CORPUS))
+        sizes = {"train": args.n_train, "valid": args.n_valid, "test": args.n_test}
+        write_tasks(args.out, schemas, args.seed, exclude, sizes)
     else:
         args.out.mkdir(parents=True, exist_ok=True)
         stories = cloze(schemas, args.seed)
