@@ -53,7 +53,10 @@ class _Dropout(torch.autograd.Function):
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout, 5 times faster on a CPU, where p is rounded to a multiple of 1 / 65536."""
+    """nn.Dropout, 2 to 4 times faster on a CPU, where p is rounded to a multiple of 1 / 65536."""
+
+    # buys 3 % of an update in fp32 and 9 % in bf16 (one core of an AMD EPYC, batch 8), and 1.0 of 8.2 GiB in fp32 and
+    # 0.4 of 6.3 GiB in bf16 at batch 64
 
     def forward(self, x: Tensor) -> Tensor:
         n_dropped = round(self.p * 2**16)
@@ -89,6 +92,7 @@ class _ActivatedLinear(torch.autograd.Function):
 
 def activated_linear(u: Tensor, w: Tensor, b: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
     """Return plain_activated_linear; backward recomputes act(u) instead of storing it."""
+    # buys 0.9 of 8.1 GiB at batch 64 in fp32, where an update takes 1 % longer (one core of an AMD EPYC, batch 8)
     if u.dtype != w.dtype or not torch.is_grad_enabled():  # under autocast storing act(u) takes only 16 bits
         return plain_activated_linear(u, w, b, act)
     return _ActivatedLinear.apply(u, w, b, act)
@@ -109,6 +113,8 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pdrop:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: nn.Dropout) -> Tensor:
     """Return plain_attention; written out for dropout on a CPU, as torch samples its masks slowly there."""
+    # buys 7 % of an update in bf16, nothing in fp32 (one core of an AMD EPYC, batch 8), and 0.7 of 7.9 GiB in fp32 and
+    # 1.3 of 7.2 GiB in bf16 at batch 64
     pdrop = dropout.p if dropout.training else 0.0
     if not pdrop or q.device.type != "cpu":
         return plain_attention(q, k, v, mask, pdrop)
@@ -174,6 +180,7 @@ class _RowLosses(torch.autograd.Function):
 
 def row_losses(states: Tensor, table: Tensor, targets: Tensor, predictions: Tensor, weights: Tensor) -> Tensor:
     """Return plain_row_losses without ever holding all logits (M, V)."""
+    # buys 3.7 of 10.9 GiB in fp32 and 3.2 of 9.1 GiB in bf16 at batch 64; no time (one core of an AMD EPYC, batch 8)
     return _RowLosses.apply(states, table, targets, predictions, weights)
 
 

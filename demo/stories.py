@@ -214,24 +214,19 @@ FEELINGS = {"a": "$good", "b": "$bad"}
 OTHER = {"a": "b", "b": "a"}
 
 
-def classification(story: Beginning, label: str, schemas: list[Schema], rng: Random) -> dict:
+def classification(story: Beginning, label: str, rng: Random) -> dict:
     """A whole story: does its ending fit?"""
     branch = story.branch if label == "fits" else OTHER[story.branch]
     return {"text": f"{story.text} {story.ending(branch, branch, rng)}", "label": label}
 
 
-def entailment(story: Beginning, label: str, schemas: list[Schema], rng: Random) -> dict:
-    """A beginning, and the right ending, that of the other branch, or the first sentence of another story."""
-    if label == "neutral":
-        schema = rng.choice([schema for schema in schemas if schema.name != story.schema.name])
-        hypothesis = tell(schema.lines["1"], fill(schema, story.slots, rng), rng)
-    else:
-        branch = story.branch if label == "entailment" else OTHER[story.branch]
-        hypothesis = story.ending(branch, branch, rng)
-    return {"premise": story.text, "hypothesis": hypothesis, "label": label}
+def entailment(story: Beginning, label: str, rng: Random) -> dict:
+    """A beginning and an ending: the right one, or that of the other branch."""
+    branch = story.branch if label == "entailment" else OTHER[story.branch]
+    return {"premise": story.text, "hypothesis": story.ending(branch, branch, rng), "label": label}
 
 
-def similarity(story: Beginning, label: str, schemas: list[Schema], rng: Random) -> dict:
+def similarity(story: Beginning, label: str, rng: Random) -> dict:
     """The beginning and the ending of stories about the same people and things: could both be of one story?"""
     branch = story.branch if label == "same story" else OTHER[story.branch]
     texts = [story.text, story.ending(branch, branch, rng)]
@@ -239,7 +234,7 @@ def similarity(story: Beginning, label: str, schemas: list[Schema], rng: Random)
     return {"text_a": texts[0], "text_b": texts[1], "label": label}
 
 
-def multiple_choice(story: Beginning, label: str, schemas: list[Schema], rng: Random) -> dict:
+def multiple_choice(story: Beginning, label: str, rng: Random) -> dict:
     """A beginning and four endings: what happens and what is felt about it are both right in only one of them."""
     choices = [
         story.ending(outcome, feeling, rng)
@@ -254,7 +249,7 @@ def multiple_choice(story: Beginning, label: str, schemas: list[Schema], rng: Ra
 
 OWN_TASKS = {  # name -> how an example is made, its labels, the suffix of its files
     "classification": (classification, ("fits", "does not fit"), ".csv"),
-    "entailment": (entailment, ("entailment", "contradiction", "neutral"), ".tsv"),
+    "entailment": (entailment, ("entailment", "contradiction"), ".tsv"),
     "similarity": (similarity, ("same story", "another story"), ".csv"),
     "multiple_choice": (multiple_choice, ("1", "2", "3", "4"), ".jsonl"),
 }
@@ -286,7 +281,7 @@ def own_examples(
         while len(examples) < n:
             for schema in rng.sample(schemas, len(schemas)):
                 label, branch = deck[len(examples) % len(deck)]
-                examples.append(make(tell_new(schema, branch), label, schemas, rng))
+                examples.append(make(tell_new(schema, branch), label, rng))
         splits[split] = examples[:n]
         rng.shuffle(splits[split])
     return splits
