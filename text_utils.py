@@ -2,11 +2,12 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from difflib import SequenceMatcher
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tqdm import tqdm
 
@@ -42,6 +43,108 @@ def split_words(nlp: "Language", text: str) -> list[str]:
     return [word.text.lower() for word in nlp.make_doc(text_standardize(ftfy.fix_text(text)))]
 
 
+# --- where the words stand in the user's own text --------------------------------------------------------------------
+
+Span = tuple[int, int]  # start and end of characters in the text as it was given
+
+
+def join_spans(spans: Iterable[Span | None]) -> Span | None:
+    """Return the span from the first start to the last end, or None where one is None or there is none."""
+    spans = list(spans)
+    return (min(a for a, _ in spans), max(b for _, b in spans)) if spans and None not in spans else None
+
+
+class Word(NamedTuple):
+    """A word, or mark, or newline, as the encoder splits a text; from TextEncoder.words_with_spans."""
+
+    text: str  # in lower case, after the repair
+    ids: list[int]
+    spans: list[Span | None]  # of each token in the text as it was given; None: see character_spans
+
+    @property
+    def span(self) -> Span | None:
+        return join_spans(self.spans)
+
+
+def character_spans(text: str) -> tuple[str, list[Span | None]]:
+    """Return the repaired and standardised text, and the span in `text` that each of its characters comes from.
+
+    A span is None for a space that is not in `text`, and where ftfy's repair of the span by itself would be another
+    one: what it then comes from cannot be told.
+    """
+    repaired, sources = _repair(text)
+    # standardising adds and removes white space only, after the replacements: other characters keep their order
+    found: list[Span | None] = []
+    start, end = len(repaired) - len(repaired.lstrip()), len(repaired.rstrip())
+    for run in re.finditer(r"\S|\s*\n\s*", repaired[start:end]):
+        at = range(start + run.start(), start + run.end())
+        if run[0].isspace():  # newlines and the white space around them: one newline
+            found.append(join_spans(sources[i] for i in at if repaired[i] == "\n"))
+        else:
+            found += [sources[at[0]]] * len(run[0].translate(REPLACEMENTS))
+    standard, spans = text_standardize(repaired), iter(found)
+    return standard, [None if c.isspace() and c != "\n" else next(spans) for c in standard]
+
+
+def _repair(text: str) -> tuple[str, list[Span | None]]:
+    """Return ftfy's repair of a text and the span in `text` that each of its characters comes from."""
+    import ftfy
+
+    repaired = ftfy.fix_text(text)
+    lines, options = re.findall(r"[^\n]*\n|[^\n]+", text), {}
+    fixed = []
+    for line in lines:  # as ftfy does: no more HTML entities after the first line with "<"
+        options = {"unescape_html": False} if "<" in line else options
+        fixed.append(ftfy.fix_text(line, **options))
+    if "".join(fixed) != repaired:  # lines of more than a million characters are cut there
+        lines, fixed, options = [text], [repaired], {}
+    spans: list[Span | None] = []
+    start = 0
+    for line, new in zip(lines, fixed, strict=True):
+        for (a, b), (c, d) in _differences(line, new):
+            pieces = [(a + i, a + i + 1) for i in range(b - a)] if b - a == d - c else []
+            if line[a:b] == new[c:d]:
+                found = pieces
+            elif pieces and all(ftfy.fix_text(line[i:j]) == new[c + i - a] for i, j in pieces):
+                found = pieces
+            else:
+                found = [(a, b) if ftfy.fix_text(line[a:b]) == new[c:d] else None] * (d - c)
+            spans += [span and (start + span[0], start + span[1]) for span in found]
+        start += len(line)
+    return repaired, spans
+
+
+def _equal_words(old: list[str], new: list[str]) -> list[tuple[int, int]]:
+    """Return pairs of indices of words that belong together and are equal, in their order."""
+    import ftfy
+
+    if len(old) == len(new):
+        pairs = list(zip(old, new, strict=True))
+        if all(ftfy.fix_text(a) == b for a, b in set(pairs) if a != b):  # the usual case, and fast for any length
+            return [(i, i) for i, (a, b) in enumerate(pairs) if a == b]
+    blocks = SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks()
+    return [(a + i, b + i) for a, b, n in blocks for i in range(n)]
+
+
+def _differences(old: str, new: str) -> Iterator[tuple[Span, Span]]:
+    """Yield spans of two texts that belong together, equal or not, in their order and without gaps in the new one."""
+    if old == new:
+        yield (0, len(old)), (0, len(new))
+        return
+    old_words, new_words = ([(*m.span(), m[0]) for m in re.finditer(r"\S+", text)] for text in (old, new))
+    pairs = _equal_words([w[2] for w in old_words], [w[2] for w in new_words])
+    i = j = 0
+    ends = (len(old), len(old), ""), (len(new), len(new), "")
+    for (a, b, _), (c, d, _) in [*((old_words[k], new_words[m]) for k, m in pairs), ends]:
+        between = SequenceMatcher(None, old[i:a], new[j:c], autojunk=False)  # compared by characters
+        yield from (((i + k, i + m), (j + p, j + q)) for _, k, m, p, q in between.get_opcodes())
+        yield (a, b), (c, d)
+        i, j = b, d
+
+
+# --- the tokenizer ---------------------------------------------------------------------------------------------------
+
+
 class TextEncoder:
     """The authors' tokenizer: spaCy's rules for English words, then byte-pair merges inside each word.
 
@@ -69,6 +172,7 @@ class TextEncoder:
             )
         self.bpe_ranks = {merge: rank for rank, merge in enumerate(merges)}
         self.cache: dict[str, list[int]] = {}  # word -> ids
+        self.ends: dict[str, list[int]] = {}  # word -> where its tokens end in it
 
     @cached_property
     def nlp(self) -> "Language":
@@ -99,6 +203,35 @@ class TextEncoder:
         for text in tqdm(texts, desc="tokenizing", unit=" texts", ncols=80, leave=False, disable=not verbose):
             rows.append([i for word in split_words(self.nlp, text) for i in self._word_ids(word)])
         return rows
+
+    def encode_with_spans(self, text: str) -> tuple[list[int], list[Span | None]]:
+        """Return the token ids of a text, as encode does, and the span of each token in it: text[start:end].
+
+        Where ftfy has repaired the text, a span is that of the characters as they were, and None where these cannot be
+        told.
+        """
+        words = self.words_with_spans(text)
+        return [i for word in words for i in word.ids], [span for word in words for span in word.spans]
+
+    def words_with_spans(self, text: str) -> list[Word]:
+        """Return the words of a text with their token ids and the span of each token in it."""
+        standard, spans = character_spans(text)
+        words = []
+        for word in self.nlp.make_doc(standard):
+            lower = word.text.lower()
+            # a letter may be longer in lower case
+            sources = [spans[word.idx + i] for i, c in enumerate(word.text) for _ in c.lower()]
+            ends = self._token_ends(lower)
+            of_tokens = [join_spans(sources[a:b]) for a, b in pairwise([0, *ends])]
+            words.append(Word(lower.rstrip(" "), [*self._word_ids(lower)], of_tokens))
+        return words
+
+    def _token_ends(self, word: str) -> list[int]:
+        """Return where each token of a word ends in it; the newline token does before the word's space."""
+        if word not in self.ends:
+            lengths = (len(token) for token in self.bpe(word).removesuffix("</w>").split(" "))
+            self.ends[word] = list(accumulate(lengths))
+        return self.ends[word]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of token ids: lower-case words and marks, separated by spaces."""
