@@ -1,0 +1,244 @@
+"""Hidden states and attention weights: equal to the network's own, and where they stand in the user's text."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from features import Features, attention_weights, features, hidden_states, pooled_features, read_row
+from scoring import pack
+from utils import InputError
+from weights import open_model, open_run
+
+TEXT = "The cat was IN the hat, don’t!"
+WORDS = ["The", "cat", "was", "IN", "the", "hat", ",", "do", "n’t", "!"]
+
+
+@pytest.fixture
+def opened(model_dir):
+    model, encoder = open_model(model_dir, return_probs=False)
+    with torch.no_grad():
+        for name, p in model.named_parameters():  # so that attention is far from uniform
+            p.fill_(1) if name.endswith(".g") else p.mul_(25)
+    return model, encoder
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, model_dir, data_dir):
+    monkeypatch.chdir(tmp_path)
+    flags = f"--data_dir {data_dir} --model_dir {model_dir} --n_valid 10 --n_batch 4 --n_iter 1 --desc tuned"
+    assert train.main(flags.split()) == 0
+    return open_run("save/tuned")
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def test_tokens_and_words_of_a_text(opened):
+    row = read_row(*opened, TEXT)
+    assert row.ids == opened[1].encode([TEXT], verbose=False)[0]
+    assert [word.text.lower() for word in row.words] == [word.lower() for word in WORDS]
+    for unit in (*row.tokens, *row.words):
+        assert unit.source == 0 and TEXT[slice(*unit.span)]
+    assert all(TEXT[slice(*word.span)] == word.text for word in row.words)
+    for word, end in zip(row.words, row.word_ends, strict=True):
+        assert row.tokens[end].span[1] == word.span[1] and row.tokens[end].text.endswith("</w>")
+    of_token = row.word_of_token()
+    assert of_token == sorted(of_token) and set(of_token) == set(range(len(row.words)))
+    assert [of_token[end] for end in row.word_ends] == list(range(len(row.words)))
+
+
+def test_a_fine_tuned_run_reads_special_tokens_which_are_words_of_their_own(run):
+    row = read_row(run.model, run.encoder, ("the cat", "in Red"))
+    assert [(word.text, word.source) for word in row.words] == [
+        ("_start_", None),
+        *(("the", 0), ("cat", 0)),
+        ("_delimiter_", None),
+        *(("in", 1), ("Red", 1)),
+        ("_classify_", None),
+    ]
+    assert row.words[5].span == (3, 6)
+    n_vocab = len(run.encoder.encoder)
+    assert [i for i in row.ids if i >= n_vocab] == [n_vocab, n_vocab + 1, n_vocab + 2]
+    one = read_row(run.model, run.encoder, "the cat")
+    assert [word.text for word in one.words] == ["_start_", "the", "cat", "_classify_"]
+
+
+@pytest.mark.parametrize(
+    "text, message", [("", "holds no tokens"), (" \n", "holds no tokens"), ("x " * 65, "65 tokens")]
+)
+def test_texts_without_tokens_and_too_long_ones_are_refused(opened, text, message):
+    with pytest.raises(InputError, match=message):
+        features(*opened, ["the cat", text])
+
+
+def test_two_texts_are_for_fine_tuned_runs(opened):
+    with pytest.raises(ValueError, match="2 texts: only a fine-tuned network"):
+        features(*opened, [("the cat", "the hat")])
+
+
+# --- hidden states ---------------------------------------------------------------------------------------------------
+
+
+def layers_of(model, ids: list[int]) -> list[torch.Tensor]:
+    """Return the embeddings and what each block gives out (T, C), block by block."""
+    packing = pack(model.transformer, [[ids]])
+    with torch.no_grad():
+        found = [model.transformer.embed(packing.tokens).sum(-2)]
+        for block in model.transformer.h:
+            found.append(block(found[-1], packing))
+    return found
+
+
+def test_states_of_every_layer_are_the_networks_own(opened):
+    model, encoder = opened
+    texts = [TEXT, "red", "the cat was in"]
+    for text in texts:
+        expected = layers_of(model, read_row(model, encoder, text).ids)
+        for layer in (0, 1, 2, -1, -2, -3):
+            found = features(model, encoder, texts, layer, n_batch=2)[texts.index(text)]
+            torch.testing.assert_close(found.states, expected[layer], atol=1e-5, rtol=0)
+    x = pack(model.transformer, [[read_row(model, encoder, TEXT).ids]])
+    torch.testing.assert_close(found := features(model, encoder, [TEXT])[0].states, model.transformer(x).detach())
+    assert not found.requires_grad
+
+
+@pytest.mark.parametrize("layer", [3, -4])
+def test_a_layer_that_there_is_not_is_refused(opened, layer):
+    with pytest.raises(ValueError, match=f"layer {layer}: the network has 0"):
+        features(*opened, [TEXT], layer)
+
+
+def test_the_state_of_a_word_is_that_of_its_last_token(opened):
+    (tokens,), (words,) = (features(*opened, [TEXT], per=per) for per in ("token", "word"))
+    assert [unit.text for unit in words.units] == [TEXT[slice(*unit.span)] for unit in words.units]
+    ends = [i for i, unit in enumerate(tokens.units) if unit.text.endswith("</w>")]
+    assert torch.equal(words.states, tokens.states[ends])
+    assert words.states.shape == (len(words.units), 16)
+
+
+def test_a_fixed_context_is_so_many_words_and_no_more(opened):
+    model, encoder = opened
+    words = read_row(model, encoder, TEXT).words
+    for n in (0, 2, 100):
+        (found,) = features(model, encoder, [TEXT], per="word", n_context=n, n_batch=3)
+        assert found.units == words
+        for i in range(len(words)):
+            part = TEXT[words[max(0, i - n)].span[0] : words[i].span[1]]
+            alone = hidden_states(model, [read_row(model, encoder, part).ids])[0][-1]
+            torch.testing.assert_close(found.states[i], alone, atol=1e-5, rtol=0)
+    long = "red cat in " * 40  # more than the network has positions for
+    (found,) = features(model, encoder, [long], per="word", n_context=3)
+    assert len(found.units) == 120
+    torch.testing.assert_close(found.states[5], found.states[119], atol=1e-5, rtol=0)
+
+
+def test_a_fixed_context_begins_with_start_in_a_fine_tuned_run(run):
+    (found,) = features(run.model, run.encoder, ["the cat"], per="word", n_context=5)
+    (whole,) = features(run.model, run.encoder, ["the cat"], per="word")
+    torch.testing.assert_close(found.states, whole.states[1:3], atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="a fixed context is of one text"):
+        features(run.model, run.encoder, [("a", "b")], per="word", n_context=5)
+
+
+@pytest.mark.parametrize("options", [{"per": "sentence"}, {"per": "token", "n_context": 2}])
+def test_other_units_are_refused(opened, options):
+    with pytest.raises(ValueError, match="per is 'token' or 'word'"):
+        features(*opened, [TEXT], **options)
+
+
+def test_pooled_states(opened, run):
+    texts = [TEXT, "red", "the cat was in"]
+    states = [f.states for f in features(*opened, texts, 1)]
+    torch.testing.assert_close(pooled_features(*opened, texts, 1), torch.stack([s.mean(0) for s in states]))
+    torch.testing.assert_close(pooled_features(*opened, texts, 1, "last"), torch.stack([s[-1] for s in states]))
+
+    pairs = [("the cat", "in red"), ("an ant", "was")]
+    tuned = features(run.model, run.encoder, pairs)
+    own = [[u.source is not None for u in f.units] for f in tuned]
+    for pool, expected in {
+        "mean": [f.states[is_own].mean(0) for f, is_own in zip(tuned, own, strict=True)],
+        "last": [f.states[-2] for f in tuned],
+        "classify": [f.states[-1] for f in tuned],
+    }.items():
+        torch.testing.assert_close(pooled_features(run.model, run.encoder, pairs, pool=pool), torch.stack(expected))
+    for pool, message in (("classify", "needs a fine-tuned run"), ("max", "is not 'mean'")):
+        with pytest.raises(ValueError, match=message):
+            pooled_features(*opened, texts, pool=pool)
+
+
+def test_the_classify_state_is_what_the_task_head_reads(run):
+    story, endings = "the cat was in", ["the hat", "red"]
+    pooled = pooled_features(run.model, run.encoder, [(story, ending) for ending in endings], pool="classify")
+    with torch.no_grad():
+        probabilities = run.model.task_head.linear(pooled).squeeze(1).softmax(0)
+    (prediction,) = run.predict([(story, *endings)])
+    assert list(prediction.probabilities.values()) == pytest.approx(probabilities.tolist(), abs=1e-5)
+
+
+# --- attention -------------------------------------------------------------------------------------------------------
+
+
+def test_attention_weights_sum_to_1_and_give_the_blocks_own_attention(opened):
+    model, encoder = opened
+    found, caught = attention_weights(model, encoder, TEXT), {}
+    t = len(found.row.ids)
+    assert found.weights.shape == (2, 2, t, t)
+    torch.testing.assert_close(found.weights.sum(-1), torch.ones(2, 2, t), atol=1e-5, rtol=0)
+    assert (found.weights.triu(1) == 0).all() and (found.weights >= 0).all()
+    assert found.weights[0, 0, -1].std() > 0.02  # not uniform
+
+    hooks = []
+    for i, block in enumerate(model.transformer.h):
+        for name, module in (("qkv", block.attn.c_attn), ("out", block.attn)):
+            catch = lambda module, inputs, output, key=(name, i): caught.__setitem__(key, output)  # noqa: E731
+            hooks.append(module.register_forward_hook(catch))
+    with torch.no_grad():
+        model.transformer(pack(model.transformer, [[found.row.ids]]))
+        for i, block in enumerate(model.transformer.h):
+            v = caught["qkv", i].chunk(3, 1)[2].unflatten(1, (2, -1)).transpose(0, 1)  # (H, T, D)
+            merged = (found.weights[i] @ v).transpose(0, 1).flatten(1)
+            torch.testing.assert_close(block.attn.c_proj(merged), caught["out", i], atol=1e-5, rtol=0)
+
+
+def test_attention_to_words_sums_over_their_tokens(run):
+    found = attention_weights(run.model, run.encoder, ("the cat", "in blue"))
+    words, row = found.to_words(), found.row
+    assert words.shape == (2, 2, len(row.words)) and row.words[-1].text == "_classify_"
+    torch.testing.assert_close(words.sum(-1), torch.ones(2, 2), atol=1e-5, rtol=0)
+    starts = [0, *(end + 1 for end in row.word_ends)]
+    for w, (start, end) in enumerate(zip(starts, row.word_ends, strict=False)):
+        torch.testing.assert_close(words[..., w], found.weights[:, :, -1, start : end + 1].sum(-1))
+    assert max(np.diff(row.word_ends)) > 1  # some word has several tokens
+    assert found.to_words(0)[..., 0].eq(1).all()  # the first token attends to itself
+
+
+def test_hooks_are_removed(opened):
+    features(*opened, [TEXT])
+    features(*opened, [TEXT], 0)
+    attention_weights(*opened, TEXT)
+    with pytest.raises(InputError):
+        attention_weights(*opened, "")
+    for module in opened[0].modules():
+        assert not module._forward_hooks and not module._forward_pre_hooks
+
+
+def test_hooks_work_on_every_module_that_has_parameters(run):
+    called = set()
+    for name, module in run.model.named_modules():
+        module.register_forward_hook(lambda module, inputs, output, name=name: called.add(name))
+    row = read_row(run.model, run.encoder, "the cat")
+    x = pack(run.model.transformer, [[row.ids]]).x
+    with torch.no_grad():
+        run.model(x)
+    own = {name for name, module in run.model.named_modules() if [*module.parameters(recurse=False)]}
+    tied = {"transformer.embed", "lm_head.decoder"}  # the embedding matrix, which dropout is applied to as a whole
+    assert own - called == tied and "transformer.h.1.mlp.c_proj" in called
+
+
+def test_training_mode_makes_no_difference(opened):
+    found = [features(opened[0].train(mode), opened[1], [TEXT])[0] for mode in (True, False)]
+    assert isinstance(found[0], Features) and torch.equal(found[0].states, found[1].states)
+    assert math.isfinite(found[0].states.sum().item())
