@@ -161,9 +161,10 @@ class TextEncoder:
     """
 
     def __init__(self, encoder_path: str | os.PathLike, bpe_path: str | os.PathLike):
-        self.encoder = _read_encoder(Path(encoder_path))
+        self.files = Path(encoder_path), Path(bpe_path)  # that it was read from
+        self.encoder = _read_encoder(self.files[0])
         self.decoder = {i: token for token, i in self.encoder.items()}
-        merges = _read_merges(Path(bpe_path))
+        merges = _read_merges(self.files[1])
         unknown = next((merge for merge in merges if "".join(merge) not in self.encoder), None)
         if unknown:
             raise InputError(

@@ -151,7 +151,6 @@ def zero_shot(
 def zero_shot_on(
     model: nn.Module,
     encoder: TextEncoder,
-    vocabulary: tuple[str | os.PathLike, str | os.PathLike],
     heuristic: str,
     dataset: str,
     data_dir: str | os.PathLike,
@@ -165,12 +164,13 @@ def zero_shot_on(
     """Return in words what zero_shot finds on the files of a data set; a line for each split.
 
     Args:
-        vocabulary: paths of the encoder's two files.
         dataset, data_dir, form, columns, n_valid, seed: --dataset, --data_dir, --task, ... of train.py.
     """
     folder = Path(data_dir)
     task = find_task(dataset, folder, form, parse_columns(columns))
-    splits = read_splits(task, folder, encoder, vocabulary, n_valid=n_valid, seed=seed, n_ctx=model.transformer.n_ctx)
+    splits = read_splits(
+        task, folder, encoder, encoder.files, n_valid=n_valid, seed=seed, n_ctx=model.transformer.n_ctx
+    )
     lines = []
     for name, (n, metrics) in zero_shot(model, encoder, splits, heuristic, n_batch).items():
         figures = ", ".join(f"{METRICS[key].title} {value:.2f} %" for key, value in metrics.items())

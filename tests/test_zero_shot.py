@@ -12,7 +12,6 @@ import torch
 from sklearn.metrics import matthews_corrcoef
 
 from datasets import TASKS, find_task
-from shards import BPE_FILE, ENCODER_FILE
 from splits import Splits, read_splits
 from utils import InputError
 from weights import open_model
@@ -27,10 +26,9 @@ def opened(model_dir):
     return model, encoder
 
 
-def splits_of(opened, model_dir: Path, dataset: str, folder: Path, form: str | None = None, n_valid: int = 5) -> Splits:
-    vocabulary = model_dir / ENCODER_FILE, model_dir / BPE_FILE
+def splits_of(opened, dataset: str, folder: Path, form: str | None = None, n_valid: int = 5) -> Splits:
     task = find_task(dataset, folder, form)
-    return read_splits(task, folder, opened[1], vocabulary, n_valid=n_valid, seed=1, n_ctx=64)
+    return read_splits(task, folder, opened[1], opened[1].files, n_valid=n_valid, seed=1, n_ctx=64)
 
 
 def logs(model, ids: list[int], n_words: int) -> np.ndarray:
@@ -84,9 +82,9 @@ def test_a_continuation_without_tokens_is_never_the_answer(opened):
 # --- the heuristics --------------------------------------------------------------------------------------------------
 
 
-def test_choice_takes_the_largest_mean_given_the_story(opened, model_dir, data_dir):
+def test_choice_takes_the_largest_mean_given_the_story(opened, data_dir):
     model, encoder = opened
-    splits = splits_of(opened, model_dir, "rocstories", data_dir)
+    splits = splits_of(opened, "rocstories", data_dir)
     found = zero_shot(model, encoder, splits, "choice", n_batch=3)
     right, n_words = [], len(encoder.encoder)
     for i in range(len(splits.test)):
@@ -108,9 +106,9 @@ def write_reading(folder: Path) -> Path:
     return folder
 
 
-def test_choice_of_reading_is_given_article_and_question(opened, model_dir, tmp_path):
+def test_choice_of_reading_is_given_article_and_question(opened, tmp_path):
     model, encoder = opened
-    splits = splits_of(opened, model_dir, "race", write_reading(tmp_path))
+    splits = splits_of(opened, "race", write_reading(tmp_path))
     right, n_words = [], len(encoder.encoder)
     for i in range(len(splits.valid)):
         article, question, *choices = splits.valid.encoded.texts(i)
@@ -132,9 +130,9 @@ def write_glue(folder: Path, n: int = 12) -> Path:
     return folder
 
 
-def test_sentiment_compares_positive_and_negative_after_very(opened, model_dir, tmp_path):
+def test_sentiment_compares_positive_and_negative_after_very(opened, tmp_path):
     model, encoder = opened
-    splits = splits_of(opened, model_dir, "sst2", write_glue(tmp_path / "glue"))
+    splits = splits_of(opened, "sst2", write_glue(tmp_path / "glue"))
     very, negative, positive = encoder.encode(["very", "negative", "positive"], verbose=False)
     right, n_words = [], len(encoder.encoder)
     for i in range(len(splits.valid)):
@@ -146,17 +144,17 @@ def test_sentiment_compares_positive_and_negative_after_very(opened, model_dir, 
     assert set(found) == {"train", "valid"}  # the published test set has no labels
 
 
-def test_sentiment_needs_its_words_in_the_vocabulary(opened, model_dir, tmp_path):
+def test_sentiment_needs_its_words_in_the_vocabulary(opened, tmp_path):
     model, encoder = opened
-    splits = splits_of(opened, model_dir, "sst2", write_glue(tmp_path / "glue"))
+    splits = splits_of(opened, "sst2", write_glue(tmp_path / "glue"))
     encoder.cache["positive"] = [0, 0]
     with pytest.raises(InputError, match="the vocabulary lacks letters of 'positive'"):
         zero_shot(model, encoder, splits, "sentiment")
 
 
-def test_acceptability_is_the_mean_log_probability_above_a_threshold_of_train(opened, model_dir, tmp_path):
+def test_acceptability_is_the_mean_log_probability_above_a_threshold_of_train(opened, tmp_path):
     model, encoder = opened
-    splits = splits_of(opened, model_dir, "cola", write_glue(tmp_path / "glue"))
+    splits = splits_of(opened, "cola", write_glue(tmp_path / "glue"))
     scores = mean_log_probabilities(model, encoder, splits.valid)
     n_words = len(encoder.encoder)
     for i, value in enumerate(scores):
@@ -188,8 +186,8 @@ def test_a_threshold_of_one_label_or_one_score_is_a_number():
     "heuristic, message",
     [("choice", "choice takes a multiple choice; SST-2 is classification with 2 labels"), ("acceptability", None)],
 )
-def test_a_heuristic_says_what_it_is_for(opened, model_dir, tmp_path, heuristic, message):
-    splits = splits_of(opened, model_dir, "sst2", write_glue(tmp_path / "glue"))
+def test_a_heuristic_says_what_it_is_for(opened, tmp_path, heuristic, message):
+    splits = splits_of(opened, "sst2", write_glue(tmp_path / "glue"))
     if message:
         with pytest.raises(InputError, match=message):
             zero_shot(*opened, splits, heuristic)
@@ -198,15 +196,14 @@ def test_a_heuristic_says_what_it_is_for(opened, model_dir, tmp_path, heuristic,
         zero_shot(*opened, three, heuristic)
 
 
-def test_own_data_are_answered_in_words(opened, model_dir, tmp_path):
+def test_own_data_are_answered_in_words(opened, tmp_path):
     (folder := tmp_path / "own").mkdir()
     for name, n in (("train", 6), ("valid", 4)):
         with open(folder / f"{name}.csv", "w", newline="") as file:
             csv.writer(file).writerows(
                 [("text", "label"), *[("the cat", "negative"), ("a hat", "positive")] * (n // 2)]
             )
-    vocabulary = model_dir / ENCODER_FILE, model_dir / BPE_FILE
-    lines = zero_shot_on(*opened, vocabulary, "sentiment", "own", folder, "classification")
+    lines = zero_shot_on(*opened, "sentiment", "own", folder, "classification")
     assert [line.split(": ")[0] for line in lines] == [
         "Own data, train, 6 examples, zero-shot sentiment",
         "Own data, valid, 4 examples, zero-shot sentiment",
