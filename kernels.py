@@ -101,14 +101,23 @@ def activated_linear(u: Tensor, w: Tensor, b: Tensor, act: Callable[[Tensor], Te
 # --- attention -------------------------------------------------------------------------------------------------------
 
 
+def causal_mask(q: Tensor, k: Tensor) -> Tensor:
+    """Return a mask (L, L or more), True where a slot of q attends to one of k; the last slots of both are the same."""
+    return torch.ones(q.size(2), k.size(2), dtype=torch.bool, device=q.device).tril(k.size(2) - q.size(2))
+
+
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pdrop: float) -> Tensor:
     """Return softmax(q k' / sqrt(D)) v (H, S, L, D), with dropout of the attention weights.
 
     Args:
+        q: of L slots, the last ones of those that k and v have (H, S, L or more, D).
         mask: (S, L, L), True where a slot attends to another; None: causal.
         pdrop: probability that an attention weight is dropped.
     """
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=pdrop, is_causal=mask is None)
+    if mask is None and 1 < q.size(2) < k.size(2):
+        mask = causal_mask(q, k)
+    is_causal = mask is None and q.size(2) > 1  # a single query, the last slot, attends to all
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=pdrop, is_causal=is_causal)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: nn.Dropout) -> Tensor:
@@ -118,7 +127,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: nn.
     pdrop = dropout.p if dropout.training else 0.0
     if not pdrop or q.device.type != "cpu":
         return plain_attention(q, k, v, mask, pdrop)
-    mask = torch.ones(q.size(2), q.size(2), dtype=torch.bool).tril() if mask is None else mask
+    mask = causal_mask(q, k) if mask is None else mask
     scores = (q @ k.transpose(-2, -1)).div_(math.sqrt(q.size(-1)))  # (H, S, L, L)
     scores = scores.add_(torch.zeros(mask.shape, dtype=scores.dtype).masked_fill_(~mask, -math.inf))
     return dropout(scores.softmax(-1)) @ v

@@ -7,6 +7,7 @@ train.py at commit a69b5c4; "FIDELITY n" is the detail with number n in FIDELITY
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,6 +72,24 @@ class Conv1D(nn.Module):
         return torch.addmm(self.b, x, self.w) if act is None else activated_linear(x, self.w, self.b, act)
 
 
+class KeyValueCache:
+    """The keys and values of a block's earlier tokens, for up to n_slots tokens in each of S sequences.
+
+    Generation alone uses it, without gradients: the tokens computed next attend to these too.
+    """
+
+    def __init__(self, like: Tensor, n_head: int, n_sequences: int, n_slots: int):
+        self.k, self.v = like.new_empty(2, n_head, n_sequences, n_slots, like.size(-1) // n_head)  # (H, S, n_slots, D)
+        self.n_used = 0
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store keys and values (H, S, L, D) and return all so far; the first may be of one sequence, for all S."""
+        new = slice(self.n_used, self.n_used + k.size(2))
+        self.k[:, :, new], self.v[:, :, new] = k, v
+        self.n_used = new.stop
+        return (self.k[:, :, : new.stop], self.v[:, :, : new.stop]) if new.start else (k, v)
+
+
 class Attention(nn.Module):
     """Causal multi-head self-attention; one matrix product gives queries, keys and values."""
 
@@ -85,8 +104,10 @@ class Attention(nn.Module):
         self.resid_dropout = Dropout(cfg.resid_pdrop)
         self.register_load_state_dict_pre_hook(_remove_mask_buffer)
 
-    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+    def forward(self, x: Tensor, packing: Packing, cache: KeyValueCache | None = None) -> Tensor:
         q, k, v = packing.to_sequences(self.c_attn(x).unflatten(1, (3, self.n_head, -1)))  # (H, S, L, D)
+        if cache is not None:
+            k, v = cache.append(k, v)
         a = attention(q, k, v, packing.mask, self.attn_dropout)
         return self.resid_dropout(self.c_proj(packing.to_tokens(a).flatten(1)))  # (N, C)
 
@@ -116,8 +137,8 @@ class Block(nn.Module):
         self.mlp = MLP(cfg)
         self.ln_2 = LayerNorm(cfg.n_embd)
 
-    def forward(self, x: Tensor, packing: Packing) -> Tensor:
-        n = self.ln_1(x + self.attn(x, packing))
+    def forward(self, x: Tensor, packing: Packing, cache: KeyValueCache | None = None) -> Tensor:
+        n = self.ln_1(x + self.attn(x, packing, cache))
         return self.ln_2(n + self.mlp(n))
 
 
@@ -144,12 +165,19 @@ class TransformerModel(nn.Module):
         """Return the embedding matrix (V, C) after dropout: one mask, shared by the input and the LM head (TF:165)."""
         return self.drop(self.embed.weight)
 
-    def forward(self, x: Tensor | Packing, table: Tensor | None = None) -> Tensor:
+    def new_caches(self, n_sequences: int) -> list[KeyValueCache]:
+        """Return empty caches, one a block, for n_sequences of up to n_ctx tokens each."""
+        return [KeyValueCache(self.embed.weight, block.attn.n_head, n_sequences, self.n_ctx) for block in self.h]
+
+    def forward(
+        self, x: Tensor | Packing, table: Tensor | None = None, caches: Sequence[KeyValueCache] | None = None
+    ) -> Tensor:
         """Return the hidden states (B*K, T, C) of x, or (N, C) of a packed batch.
 
         Args:
             x: token ids and position ids (..., T, 2), or a Packing of them.
             table: embedding matrix after dropout, from `dropped_table`, to share with the LM head; None: a new one.
+            caches: from `new_caches`; x, without padding, continues the sequences they hold and is added to them.
 
         Raises ValueError when x is longer than n_ctx.
         """
@@ -160,11 +188,11 @@ class TransformerModel(nn.Module):
             )
         table = self.dropped_table() if table is None else table
         h = F.embedding(packing.tokens, table).sum(-2)  # (N, C): token + position
-        for block in self.h:
+        for block, cache in zip(self.h, caches or [None] * len(self.h), strict=True):
             if self.checkpoint_activations and self.training:
                 h = checkpoint(block, h, packing, use_reentrant=False)
             else:
-                h = block(h, packing)
+                h = block(h, packing, cache)
         return h if packing is x else packing.unpack(h)
 
 
