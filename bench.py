@@ -47,7 +47,7 @@ from opt import OpenAIAdam
 from packing import Packing
 from processes import Ranks, autocast, join_ranks, keep_freed_memory, provenance
 from settings import COUNT, HelpFormatter, number
-from shards import BPE_FILE, ENCODER_FILE
+from shards import vocabulary_files
 from splits import Splits, values_of_labels
 from text_utils import TextEncoder
 from training import make_parts, update
@@ -63,7 +63,7 @@ N_PRODUCTS = 5  # matrix products of a turn, of which the median counts
 
 def read_stories(model_dir: Path, data_dir: Path) -> tuple[list[Rows], int]:
     """Return the rows of the valid and of the test file, cut as train.py does, and the vocabulary size."""
-    vocabulary, task = (str(model_dir / ENCODER_FILE), str(model_dir / BPE_FILE)), TASKS["rocstories"]
+    vocabulary, task = tuple(map(str, vocabulary_files(model_dir))), TASKS["rocstories"]
     encoder, folder = TextEncoder(*vocabulary), task.find(data_dir)
     _, sizes = network(Settings(model_dir=str(model_dir)), n_vocab := len(encoder.encoder))
     rows = []

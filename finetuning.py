@@ -26,7 +26,16 @@ from packing import Packing
 from processes import Ranks, Stop, autocast, describe_device, join_ranks, pick_precision
 from readers import OWN_FIELDS, parse_columns
 from settings import Settings, fixed_on_resume
-from shards import BPE_FILE, ENCODER_FILE, FolderSizes, load_openai_pretrained_model, read_sizes
+from shards import (
+    BPE_FILE,
+    ENCODER_FILE,
+    FolderSizes,
+    is_model,
+    load_openai_pretrained_model,
+    read_sizes,
+    vocabulary_files,
+    weight_files,
+)
 from splits import Splits, describe, majority, read_splits
 from text_utils import TextEncoder
 from training import Training
@@ -43,7 +52,7 @@ def network(settings: Settings, n_vocab: int) -> tuple[Config, FolderSizes | Non
     """
     model_dir = find(settings.model_dir)
     loads = settings.n_transfer >= 0
-    sizes = read_sizes(model_dir) if loads or (model_dir / "params_shapes.json").exists() else None
+    sizes = read_sizes(model_dir) if loads or is_model(model_dir) else None
     if loads and n_vocab != sizes.n_vocab:
         raise InputError(
             f"{settings.encoder_path} has {n_vocab} tokens, the weights in {model_dir} are for {sizes.n_vocab}. "
@@ -214,7 +223,7 @@ class Run:
         files = [path for path in files if path.is_file()]
         files += [Path(settings.encoder_path), Path(settings.bpe_path)]
         if settings.n_transfer >= 0:
-            files += sorted(find(settings.model_dir).glob("params_?.npy"))
+            files += weight_files(find(settings.model_dir))
         return (
             fixed_on_resume(settings)
             | dataclasses.asdict(prepared.cfg)

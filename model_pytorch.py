@@ -236,14 +236,14 @@ class TaskHead(nn.Module):
         """
         x = x.unsqueeze(1) if x.dim() == 3 else x
         is_clf = (x[..., 0] == self.clf_token).flatten(0, 1)  # (B*K, T)
-        if not (found := is_clf.any(1)).all():
+        if not torch.compiler.is_exporting() and not (found := is_clf.any(1)).all():
             row = int(found.int().argmin())
             raise ValueError(
                 f"example {row // x.size(1)}, choice {row % x.size(1)} holds no classify token (id {self.clf_token}): "
                 "end every row with it"
             )
         first = is_clf.int().argmax(1)
-        return h[torch.arange(len(h), device=h.device), first].unflatten(0, x.shape[:2])
+        return h[torch.arange(h.size(0), device=h.device), first].unflatten(0, x.shape[:2])
 
 
 class ClfHead(TaskHead):

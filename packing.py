@@ -47,6 +47,9 @@ class Packing:
         real = torch.ones(ids.shape[:3]) if m is None else m.reshape(ids.shape[:3])
         real = real.to(ids.device).bool()
         self.shape = (ids.size(0) * n_choices, ids.size(2))  # (B*K, T)
+        if torch.compiler.is_exporting():  # no size may follow from values: every token in its own slot, without targets
+            self.tokens, self.sequences, self.is_dense, self.mask = ids.flatten(0, 2), self.shape, True, None
+            return
 
         # a sequence: the common prefix, then the rest of each row; slots are numbered across sequences
         lengths = real.sum(2)  # (S, K)

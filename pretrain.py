@@ -234,7 +234,8 @@ def run(settings: Settings) -> None:
             pre_training.train(stop)
         if not ranks.is_first:
             return
-        save_openai_model(pre_training.model.transformer, pre_training.n_vocab, pre_training.model_dir)
+        transformer, n_vocab = pre_training.model.transformer, pre_training.n_vocab
+        save_openai_model(transformer, n_vocab, pre_training.model_dir, settings.config().afn)
         draw_perplexity(pre_training.log_dir / f"{settings.desc}.jsonl")
         seconds = time.monotonic() - started
         print(f"done in {seconds:.0f} s, {peak_memory(ranks.device)}; the model is in {pre_training.model_dir}")

@@ -11,7 +11,7 @@ from datasets import TASKS
 from model_pytorch import ACTIVATIONS, DEFAULT_CONFIG, Config
 from opt import SCHEDULES
 from readers import OWN_FIELDS, parse_columns
-from shards import BPE_FILE, ENCODER_FILE
+from shards import BPE_FILE, ENCODER_FILE, vocabulary_files
 from utils import find
 
 S = TypeVar("S")
@@ -53,12 +53,19 @@ def required(help: str, parse: Callable | None = None) -> Any:
     return dataclasses.field(metadata={"help": help, "type": parse})
 
 
+def positional(help: str, choices: Container[str] | None = None) -> Any:
+    """Return a dataclass field that is given without a flag, by its place on the command line."""
+    return dataclasses.field(metadata={"help": help, "choices": choices, "positional": True})
+
+
 def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
-    """Add a flag for each field of a dataclass of settings."""
+    """Add a flag for each field of a dataclass of settings, and the positional arguments."""
     # the command's own flags first, then those it has in common with others
     for field in sorted(dataclasses.fields(settings), key=lambda field: field.name not in settings.__annotations__):
         given = {name: value for name, value in field.metadata.items() if value is not None}
-        if field.default is False:
+        if given.pop("positional", False):
+            parser.add_argument(field.name, **given)
+        elif field.default is False:
             parser.add_argument(f"--{field.name}", action="store_true", **given)
         elif field.default is dataclasses.MISSING:
             parser.add_argument(f"--{field.name}", required=True, **given)
@@ -85,6 +92,9 @@ def check_name(desc: str) -> None:
 # --- groups of settings that commands have in common -----------------------------------------------------------------
 
 
+SIZES = ("n_embd", "n_head", "n_layer", "afn")  # what a model folder tells
+
+
 @dataclass(frozen=True, kw_only=True)
 class NetworkSettings:
     """The fields of `Config`; sizes left out are taken from the model folder."""
@@ -98,11 +108,13 @@ class NetworkSettings:
     attn_pdrop: float = setting(DEFAULT_CONFIG.attn_pdrop, "dropout rate of the attention weights", FRACTION)
     resid_pdrop: float = setting(DEFAULT_CONFIG.resid_pdrop, "dropout rate of the attention and MLP outputs", FRACTION)
     clf_pdrop: float = setting(DEFAULT_CONFIG.clf_pdrop, "dropout rate of the state the task head reads", FRACTION)
-    afn: str = setting(DEFAULT_CONFIG.afn, "activation of the MLP", choices=ACTIVATIONS)
+    afn: str | None = setting(
+        None, f"activation of the MLP; default: as in --model_dir, else {DEFAULT_CONFIG.afn}", choices=ACTIVATIONS
+    )
 
     def config(self, sizes=DEFAULT_CONFIG) -> Config:
         """Return the network's settings; sizes that are None are taken from `sizes`. Raises ValueError."""
-        chosen = {name: getattr(self, name) or getattr(sizes, name) for name in ("n_embd", "n_head", "n_layer")}
+        chosen = {name: getattr(self, name) or getattr(sizes, name) for name in SIZES}
         if chosen["n_embd"] % chosen["n_head"]:
             raise ValueError(
                 f"--n_embd {chosen['n_embd']} is not a multiple of --n_head {chosen['n_head']}. Change one of them."
@@ -171,15 +183,15 @@ class Settings(MachineSettings, NetworkSettings, AdamSettings):
     class_weights: str = setting("none", "balanced: rare labels weigh more in the loss", choices=("none", "balanced"))
     desc: str | None = setting(None, "name of the run, in the names of its files; default: the dataset's name")
     data_dir: str = setting("data/", "folder of the task's files")
-    model_dir: str = setting("model/", "folder of the pre-trained model in the authors' format")
-    encoder_path: str | None = setting(None, f"vocabulary; default: {ENCODER_FILE} in --model_dir")
-    bpe_path: str | None = setting(None, f"byte-pair merges; default: {BPE_FILE} in --model_dir")
+    model_dir: str = setting("model/", "folder of the pre-trained model, in the authors' format or Hugging Face's")
+    encoder_path: str | None = setting(None, f"vocabulary; default: {ENCODER_FILE} or vocab.json in --model_dir")
+    bpe_path: str | None = setting(None, f"byte-pair merges; default: {BPE_FILE} or merges.txt in --model_dir")
     log_dir: str = setting("log/", "folder for <desc>.jsonl (log), .tsv (predictions) and .png (curves)")
     save_dir: str = setting("save/", "folder for <desc>/: best_params, settings.json, vocabulary, checkpoints")
     submission_dir: str = setting("submission/", "folder for the predictions to hand in")
     submit: bool = setting(False, "predict the test set with the parameters best on valid")
     analysis: bool = setting(False, "print valid and test results and draw the curves; needs --submit")
-    verify: bool = setting(False, "check that the files of --model_dir are the authors', and stop")
+    verify: bool = setting(False, "check that files and answers of --model_dir are the authors', and stop")
     seed: int = setting(42, "seed of all random numbers", number(int, 0, 2**32 - 1))
     n_iter: int = setting(3, "epochs", COUNT)
     n_batch: int = setting(8, "examples per device and batch; an update in the paper has 32", COUNT)
@@ -195,10 +207,10 @@ class Settings(MachineSettings, NetworkSettings, AdamSettings):
 
     def __post_init__(self):
         """Fill in the paths that follow from others. Raises ValueError for settings that contradict each other."""
-        model_dir = find(self.model_dir)
+        encoder_path, bpe_path = vocabulary_files(find(self.model_dir))
         object.__setattr__(self, "desc", self.dataset if self.desc is None else self.desc)
-        object.__setattr__(self, "encoder_path", self.encoder_path or str(model_dir / ENCODER_FILE))
-        object.__setattr__(self, "bpe_path", self.bpe_path or str(model_dir / BPE_FILE))
+        object.__setattr__(self, "encoder_path", self.encoder_path or str(encoder_path))
+        object.__setattr__(self, "bpe_path", self.bpe_path or str(bpe_path))
         check_name(self.desc)
         if self.analysis and not self.submit:
             raise ValueError("--analysis reads the predictions that --submit writes: give both")

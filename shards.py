@@ -1,4 +1,4 @@
-"""Model folders in the authors' format: params_shapes.json and ten .npy shards, read, written and verified."""
+"""Model folders: in the authors' format (params_shapes.json, ten .npy shards) read, written, verified; others read."""
 
 import hashlib
 import math
@@ -10,6 +10,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from exchange import (
+    ACTIVATIONS,
+    MERGES_FILE,
+    VOCAB_FILE,
+    authors_arrays,
+    is_hugging_face,
+    n_tokens,
+    read_config,
+    read_tensors,
+    weights_file,
+)
 from utils import InputError, find, read_json, replacing, write_json
 
 ENCODER_FILE, BPE_FILE = "encoder_bpe_40000.json", "vocab_40000.bpe"
@@ -42,6 +53,7 @@ class FolderSizes:
     n_embd: int
     n_head: int
     n_layer: int
+    afn: str = "gelu"  # activation
 
     def shapes(self) -> list[list[int]]:
         """Return the shapes of the arrays in the authors' order: positions, tokens, then twelve a block."""
@@ -52,19 +64,41 @@ class FolderSizes:
         return [[self.n_positions, c], [self.n_vocab, c]] + (attn + ln + mlp + ln) * self.n_layer
 
 
-def read_sizes(path: str | os.PathLike) -> FolderSizes:
-    """Return the sizes of the network in a model folder, from its params_shapes.json and hparams.json.
+def is_model(folder: Path) -> bool:
+    """Return whether a folder holds a model, in the authors' format or Hugging Face's."""
+    return (folder / "params_shapes.json").exists() or is_hugging_face(folder)
 
-    Raises InputError when the shapes are missing or are not those of such a network.
+
+def vocabulary_files(folder: Path) -> tuple[Path, Path]:
+    """Return the paths of a model folder's vocabulary and merges, which both formats have under their own names."""
+    names = (VOCAB_FILE, MERGES_FILE) if is_hugging_face(folder) else (ENCODER_FILE, BPE_FILE)
+    return folder / names[0], folder / names[1]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of a model folder that hold its weights."""
+    return [weights_file(folder)] if is_hugging_face(folder) else sorted(folder.glob("params_?.npy"))
+
+
+def read_sizes(path: str | os.PathLike) -> FolderSizes:
+    """Return the sizes of the network in a model folder.
+
+    In the authors' format they follow from params_shapes.json and hparams.json, in Hugging Face's from config.json and
+    vocab.json. Raises InputError when a file is missing or is not of such a network.
     """
-    shapes = read_json(path := Path(path) / "params_shapes.json")
+    if is_hugging_face(folder := Path(path)):
+        config = read_config(folder)
+        sizes = {name: config[name] for name in ("n_positions", "n_embd", "n_head", "n_layer", "afn")}
+        return FolderSizes(n_vocab=n_tokens(folder, config), **sizes)
+    shapes = read_json(path := folder / "params_shapes.json")
     hparams = path.with_name("hparams.json")
     try:
-        n_head = read_json(hparams)["n_head"] if hparams.exists() else 12  # the one size that no shape tells
+        told = read_json(hparams) if hparams.exists() else {}
+        n_head, afn = told.get("n_head", 12), told.get("afn", "gelu")  # what no shape tells
         (n_positions, n_embd), (n_vocab, _) = shapes[:2]
-        sizes = FolderSizes(n_vocab, n_positions, n_embd, n_head, n_layer=(len(shapes) - 2) // 12)
-        fits = sizes.shapes() == shapes and n_embd % n_head == 0
-    except (TypeError, ValueError, KeyError, ZeroDivisionError):
+        sizes = FolderSizes(n_vocab, n_positions, n_embd, n_head, n_layer=(len(shapes) - 2) // 12, afn=afn)
+        fits = sizes.shapes() == shapes and n_embd % n_head == 0 and afn in ACTIVATIONS.values()
+    except (AttributeError, TypeError, ValueError, ZeroDivisionError):
         fits = False
     if not fits:
         raise InputError(
@@ -81,17 +115,18 @@ def load_openai_pretrained_model(
     n_transfer: int = 12,
     path: str | os.PathLike = "./model/",
 ) -> int:
-    """Copy weights in the authors' format into a transformer and return how many blocks were copied.
+    """Copy the weights of a model folder into a transformer and return how many blocks were copied.
 
-    The special rows are initialised as TF:410 does: N(0, 0.02) from NumPy's global stream.
+    The special rows are initialised as TF:410 does: N(0, 0.02) from NumPy's global stream. Tokens that were added to a
+    Hugging Face folder are left out.
 
     Args:
         model: a TransformerModel; all checks come before its first parameter changes.
         n_ctx: position rows of the model; -1: as many as the folder has.
         n_special: special rows of the model; -1: all rows that are neither tokens nor positions.
         n_transfer: blocks to copy, at most all; 0: the embedding matrix only; -1: nothing.
-        path: folder with params_shapes.json and params_0.npy .. params_9.npy; a relative path that does not exist
-            below the current directory is looked up beside the scripts.
+        path: folder with params_shapes.json and params_0.npy .. params_9.npy, or a Hugging Face folder; a relative
+            path that does not exist below the current directory is looked up beside the scripts.
 
     Raises:
         InputError: a file is missing or damaged, holds NaN or infinity, or its sizes are not the model's.
@@ -117,37 +152,26 @@ def load_openai_pretrained_model(
             f"{path}: {sizes.n_vocab} tokens + {n_special} special + {n_ctx} positions are not the model's {vocab} "
             "rows. Build the model with that many."
         )
-    paths = [path / f"params_{i}.npy" for i in range(N_SHARDS)]
-    n_found, n_expected = sum(len(_open_shard(shard)) for shard in paths), sum(map(math.prod, sizes.shapes()))
-    if n_found != n_expected:
-        raise InputError(
-            f"{path}: params_0.npy .. params_9.npy hold {n_found:,} values, params_shapes.json asks for "
-            f"{n_expected:,}. Fetch them again."
-        )
-
+    # all checks come before the first tensor changes
+    if is_hugging_face(path):
+        arrays = authors_arrays(path, read_tensors(path), sizes.shapes())
+    else:
+        _check_shards(path, sizes)
     n_transfer = min(n_transfer, sizes.n_layer, len(model.h))
     with torch.no_grad():
-        # the arrays follow each other across the shards: each tensor is filled from where its array starts
-        table = model.embed.weight
-        tokens, special, positions = table.split([sizes.n_vocab, n_special, n_ctx])
+        tokens, special, positions = model.embed.weight.split([sizes.n_vocab, n_special, n_ctx])
         tensors = [positions, tokens, *model.h[:n_transfer].parameters()]
-        array_starts = np.cumsum([0] + [math.prod(shape) for shape in sizes.shapes()])
-        shard_start = 0
-        for shard in paths:
-            values = torch.from_numpy(_open_shard(shard, check=False))  # one shard in memory at a time
-            for tensor, array_start in zip(tensors, array_starts, strict=False):
-                start = max(array_start, shard_start)
-                end = min(array_start + tensor.numel(), shard_start + len(values))
-                if start < end:
-                    source = values[start - shard_start : end - shard_start]
-                    tensor.view(-1)[start - array_start : end - array_start].copy_(source)
-            shard_start += len(values)
+        if is_hugging_face(path):
+            for tensor, array in zip(tensors, arrays, strict=False):
+                tensor.copy_(array[: len(tensor)])
+        else:
+            _fill_from_shards(path, sizes, tensors)
         special.copy_(torch.from_numpy(np.random.randn(n_special, n_embd) * 0.02))
     return n_transfer
 
 
-def save_openai_model(model: nn.Module, n_vocab: int, path: str | os.PathLike) -> None:
-    """Write a transformer as a model folder in the authors' format, with the hparams.json that tells n_head.
+def save_openai_model(model: nn.Module, n_vocab: int, path: str | os.PathLike, afn: str = "gelu") -> None:
+    """Write a transformer as a model folder in the authors' format, with a hparams.json for what no shape tells.
 
     Special-token embeddings are not saved; loading initialises them anew.
 
@@ -166,7 +190,39 @@ def save_openai_model(model: nn.Module, n_vocab: int, path: str | os.PathLike) -
         with replacing(path / f"params_{i}.npy") as file:
             np.save(file, part)
     write_json(path / "params_shapes.json", sizes.shapes())
-    write_json(path / "hparams.json", {"n_head": sizes.n_head})
+    # absent beside the authors' own weights, which have twelve heads and gelu
+    hparams = {"n_head": sizes.n_head} | ({"afn": afn} if afn != "gelu" else {})
+    if hparams == {"n_head": 12}:
+        (path / "hparams.json").unlink(missing_ok=True)
+    else:
+        write_json(path / "hparams.json", hparams)
+
+
+def _check_shards(path: Path, sizes: FolderSizes) -> None:
+    """Raise InputError unless the shards of a folder hold as many finite values as the shapes ask for."""
+    n_found = sum(len(_open_shard(path / f"params_{i}.npy")) for i in range(N_SHARDS))
+    n_expected = sum(map(math.prod, sizes.shapes()))
+    if n_found != n_expected:
+        raise InputError(
+            f"{path}: params_0.npy .. params_9.npy hold {n_found:,} values, params_shapes.json asks for "
+            f"{n_expected:,}. Fetch them again."
+        )
+
+
+def _fill_from_shards(path: Path, sizes: FolderSizes, tensors: list[torch.Tensor]) -> None:
+    """Copy the first arrays of a folder into tensors, which may have fewer rows."""
+    # the arrays follow each other across the shards: each tensor is filled from where its array starts
+    array_starts = np.cumsum([0] + [math.prod(shape) for shape in sizes.shapes()])
+    shard_start = 0
+    for i in range(N_SHARDS):
+        values = torch.from_numpy(_open_shard(path / f"params_{i}.npy", check=False))  # one shard in memory at a time
+        for tensor, array_start in zip(tensors, array_starts, strict=False):
+            start = max(array_start, shard_start)
+            end = min(array_start + tensor.numel(), shard_start + len(values))
+            if start < end:
+                source = values[start - shard_start : end - shard_start]
+                tensor.view(-1)[start - array_start : end - array_start].copy_(source)
+        shard_start += len(values)
 
 
 def _open_shard(path: Path, check: bool = True) -> np.ndarray:
@@ -198,13 +254,18 @@ def git_blob_id(path: Path) -> str:
 
 
 def verify_authors_files(folder: Path) -> None:
-    """Print for each file of the authors' model folder whether it is theirs. Raises InputError if any is not."""
-    bad = []
-    for name, blob_id in AUTHORS_BLOB_IDS.items():
-        path = folder / name
+    """Print for each file of the authors' model folder whether it is theirs. Raises InputError if any is not.
+
+    Of a Hugging Face folder, the two vocabulary files.
+    """
+    bad, blob_ids = [], {folder / name: blob_id for name, blob_id in AUTHORS_BLOB_IDS.items()}
+    if is_hugging_face(folder):
+        ids = (AUTHORS_BLOB_IDS[ENCODER_FILE], AUTHORS_BLOB_IDS[BPE_FILE])
+        blob_ids = dict(zip(vocabulary_files(folder), ids, strict=True))
+    for path, blob_id in blob_ids.items():
         verdict = "missing" if not path.exists() else "ok" if git_blob_id(path) == blob_id else "differs"
         print(f"{verdict:8} {path}")
         if verdict != "ok":
-            bad.append(f"{name} ({verdict})")
+            bad.append(f"{path.name} ({verdict})")
     if bad:
         raise InputError(f"{folder}: not the authors' files: {', '.join(bad)}. Fetch them again.")

@@ -142,6 +142,41 @@ def _differences(old: str, new: str) -> Iterator[tuple[Span, Span]]:
         i, j = b, d
 
 
+# --- from words back to readable text --------------------------------------------------------------------------------
+
+ATTACHED = re.compile(r"[.,:;?!)\]}%]+|/+|''|n't|'(s|m|d|ll|re|ve)")  # to the word before
+OPENING = re.compile(r"[(\[{$#]+|/+|``")  # the next word is attached to these
+SPLIT_BY_RULE = {("gon", "na"), ("wan", "na"), ("got", "ta")}  # one word, which spaCy's rules take apart
+
+
+class WordJoiner:
+    """Words one by one -> each with the space that belongs before it, as a reader expects.
+
+    Marks, n't, 's and the like are attached to the word before; of quotes every other one opens, and a new line begins
+    with none open. So the words it 's " fine " , she said become: it's "fine", she said
+    """
+
+    def __init__(self):
+        self.before = "\n"  # the word before
+        self.is_attaching = True  # nothing comes between the word before and the next one
+        self.open_quotes: set[str] = set()
+
+    def __call__(self, word: str) -> str:
+        closes = word in self.open_quotes or (word == "'" and self.before.endswith("s"))
+        is_attached = self.is_attaching or closes or word == "\n" or ATTACHED.fullmatch(word)
+        is_attached = is_attached or (self.before, word) in SPLIT_BY_RULE
+        self.is_attaching = word == "\n" or bool(OPENING.fullmatch(word))
+        if word == "\n":
+            self.open_quotes = set()
+        elif closes:
+            self.open_quotes.discard(word)
+        elif word in ('"', "'"):
+            self.open_quotes.add(word)
+            self.is_attaching = True
+        self.before = word
+        return word if is_attached else " " + word
+
+
 # --- the tokenizer ---------------------------------------------------------------------------------------------------
 
 
@@ -237,6 +272,15 @@ class TextEncoder:
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of token ids: lower-case words and marks, separated by spaces."""
         return "".join(self.decoder[int(i)] for i in ids).replace("</w>", " ").rstrip(" ")
+
+    def words(self, ids: Iterable[int]) -> list[str]:
+        """Return the words of token ids; the last one may be incomplete."""
+        words = "".join(self.decoder[int(i)] for i in ids).split("</w>")
+        return words if words[-1] else words[:-1]
+
+    def readable(self, ids: Iterable[int]) -> str:
+        """Return the text of token ids, in lower case, with marks attached to words: it's "fine", she said."""
+        return "".join(map(WordJoiner(), self.words(ids)))
 
     def _word_ids(self, word: str) -> list[int]:
         if word not in self.cache:

@@ -15,7 +15,7 @@ from inference import answers, predict, written_answers
 from inputs import CUTS, FORMS, Rows, special_tokens
 from model_pytorch import DEFAULT_CONFIG, Config, DoubleHeadModel, LMModel
 from processes import Ranks
-from shards import BPE_FILE, ENCODER_FILE, load_openai_pretrained_model, read_sizes
+from shards import BPE_FILE, ENCODER_FILE, load_openai_pretrained_model, read_sizes, vocabulary_files
 from text_utils import TextEncoder
 from utils import InputError, find, make_output_folder, read_json, replacing, sha256
 
@@ -24,20 +24,23 @@ def open_model(folder: str | os.PathLike, return_probs: bool = True) -> tuple[LM
     """Return the language model in a model folder, in evaluation mode, and its tokenizer.
 
     Args:
-        folder: in the authors' format; a relative path is looked up in the working folder, then beside the scripts.
+        folder: in the authors' format or Hugging Face's, whose added tokens are left out; a relative path is looked up
+            here and then beside the scripts.
         return_probs: whether the model returns probabilities (B, T, V), else logits.
 
     Raises:
         InputError: a file is missing or damaged, or the files do not belong together.
     """
     folder = find(folder)
-    sizes, encoder = read_sizes(folder), TextEncoder(folder / ENCODER_FILE, folder / BPE_FILE)
+    sizes, vocabulary = read_sizes(folder), vocabulary_files(folder)
+    encoder = TextEncoder(*vocabulary)
     if len(encoder.encoder) != sizes.n_vocab:
         raise InputError(
-            f"{folder / ENCODER_FILE} has {len(encoder.encoder)} tokens, the weights are for {sizes.n_vocab}. "
+            f"{vocabulary[0]} has {len(encoder.encoder)} tokens, the weights are for {sizes.n_vocab}. "
             "Take both from one model."
         )
-    cfg = dataclasses.replace(DEFAULT_CONFIG, n_embd=sizes.n_embd, n_head=sizes.n_head, n_layer=sizes.n_layer)
+    same = {name: getattr(sizes, name) for name in ("n_embd", "n_head", "n_layer", "afn")}
+    cfg = dataclasses.replace(DEFAULT_CONFIG, **same)
     model = LMModel(cfg, sizes.n_vocab + sizes.n_positions, sizes.n_positions, return_probs)
     load_openai_pretrained_model(model.transformer, path=folder, n_transfer=sizes.n_layer)
     return model.eval(), encoder

@@ -1,0 +1,631 @@
+"""Hugging Face folders: round trips, the same numbers as transformers, training from one, and what is refused."""
+
+import importlib.util
+import json
+import math
+import pickle
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.export import Dim, export
+
+import convert
+import train
+from exchange import array_names, classifier_weights
+from finetuning import fit
+from inputs import FORMS, N_SPECIAL, pad_rows, position_rows, special_tokens
+from model_pytorch import DEFAULT_CONFIG, LayerNorm, LMModel, load_openai_pretrained_model
+from shards import FolderSizes, read_sizes, save_openai_model
+from text_utils import TextEncoder
+from utils import InputError
+from weights import SavedRun, open_model, open_run
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "demo/model"
+TEXT = "Anna had a big history exam on Monday. She went over each chapter twice."
+needs_transformers = [
+    pytest.mark.skipif(not importlib.util.find_spec("transformers"), reason="requirements-bench.txt is not installed"),
+    pytest.mark.filterwarnings("ignore"),
+]
+
+
+def marked(*marks):
+    """Return a decorator that sets several marks."""
+
+    def mark(test):
+        for each in marks:
+            test = each(test)
+        return test
+
+    return mark
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def to_hf(src: Path, out: Path) -> Path:
+    assert convert.main(["to_hf", str(src), str(out)]) == 0
+    return out
+
+
+def from_hf(src: Path, out: Path) -> Path:
+    assert convert.main(["from_hf", str(src), str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def demo_hf(tmp_path_factory) -> Path:
+    return to_hf(DEMO, tmp_path_factory.mktemp("demo") / "hf")
+
+
+@pytest.fixture
+def hf_dir(model_dir, tmp_path) -> Path:
+    """The small model as a Hugging Face folder."""
+    return to_hf(model_dir, tmp_path / "hf")
+
+
+# --- round trips -----------------------------------------------------------------------------------------------------
+
+
+def test_a_model_folder_comes_back_bit_identical(demo_hf, tmp_path):
+    assert contents(from_hf(demo_hf, tmp_path / "back")) == contents(DEMO)
+    assert (demo_hf / "vocab.json").read_bytes() == (DEMO / "encoder_bpe_40000.json").read_bytes()
+    assert (demo_hf / "merges.txt").read_bytes() == (DEMO / "vocab_40000.bpe").read_bytes()
+
+
+def test_a_folder_like_the_authors_gets_no_further_file(tmp_path, model_dir):
+    (model_dir / "hparams.json").unlink()  # twelve heads, gelu
+    n_vocab = len(json.loads((model_dir / "encoder_bpe_40000.json").read_text()))
+    shapes = FolderSizes(n_vocab, n_positions=8, n_embd=24, n_head=12, n_layer=1).shapes()
+    values = np.random.default_rng(0).normal(size=sum(map(math.prod, shapes))).astype(np.float32)
+    (model_dir / "params_shapes.json").write_text(json.dumps(shapes))
+    for i, part in enumerate(np.array_split(values, 10)):
+        np.save(model_dir / f"params_{i}.npy", part)
+    back = from_hf(to_hf(model_dir, tmp_path / "hf"), tmp_path / "back")
+    assert contents(back) == contents(model_dir)
+
+
+@pytest.mark.parametrize("afn", ["relu", "swish"])
+def test_another_activation_is_kept(model_dir, tmp_path, afn):
+    (model_dir / "hparams.json").write_text(json.dumps({"n_head": 2, "afn": afn}))
+    hf = to_hf(model_dir, tmp_path / "hf")
+    assert read_sizes(hf).afn == json.loads((hf / "config.json").read_text())["afn"] == afn
+    back = from_hf(hf, tmp_path / "back")
+    assert contents(back) == contents(model_dir)
+    x = torch.zeros(1, 3, 2, dtype=torch.long)
+    logits = {folder: open_model(folder, return_probs=False)[0](x) for folder in (model_dir, hf, back)}
+    assert torch.equal(logits[model_dir], logits[hf]) and torch.equal(logits[model_dir], logits[back])
+    (model_dir / "hparams.json").write_text(json.dumps({"n_head": 2}))
+    assert not torch.equal(logits[hf], open_model(model_dir, return_probs=False)[0](x))
+
+
+@pytest.mark.parametrize("value", ["tanh", 3, ["gelu"]])
+def test_an_unknown_activation_of_hparams_is_refused(model_dir, value):
+    (model_dir / "hparams.json").write_text(json.dumps({"n_head": 2, "afn": value}))
+    with pytest.raises(InputError, match="hparams.json"):
+        read_sizes(model_dir)
+
+
+# --- the files that others wrote -------------------------------------------------------------------------------------
+
+
+def rewrite(folder: Path, rename, **changes) -> None:
+    """Write the weights as pytorch_model.bin, under other names, and remove the safetensors."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save({rename(name): value for name, value in tensors.items()} | changes, folder / "pytorch_model.bin")
+
+
+def bare(name: str) -> str:
+    return name.removeprefix("transformer.")
+
+
+def of_2018(name: str) -> str:
+    for ours, theirs in (("ln_1.weight", "ln_1.g"), ("ln_1.bias", "ln_1.b"), ("c_fc.weight", "c_fc.w")):
+        name = name.replace(ours, theirs)
+    return bare(name)
+
+
+@pytest.mark.parametrize("rename", [str, bare, of_2018], ids=["transformer.", "bare", "2018"])
+def test_names_of_all_times_are_read(hf_dir, model_dir, rename):
+    mask = torch.ones(1, 1, 64, 64).tril()
+    rewrite(hf_dir, rename, **{rename("transformer.h.0.attn.bias"): mask, "transformer.position_ids": torch.arange(64)})
+    x = torch.randint(40, (2, 5, 2))
+    with torch.no_grad():
+        assert torch.equal(open_model(hf_dir)[0](x), open_model(model_dir)[0](x))
+
+
+def test_weights_of_the_old_file_format_and_of_16_bits_are_read(hf_dir, model_dir):
+    tensors = {name: value.bfloat16() for name, value in load_file(hf_dir / "model.safetensors").items()}
+    (hf_dir / "model.safetensors").unlink()
+    torch.save(tensors, hf_dir / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    table = open_model(hf_dir)[0].transformer.embed.weight
+    expected = open_model(model_dir)[0].transformer.embed.weight
+    assert table.dtype == torch.float32 and torch.equal(table, expected.bfloat16().float())
+
+
+def test_only_the_tied_decoder_is_there(hf_dir, model_dir):
+    tensors = load_file(hf_dir / "model.safetensors")
+    tensors["lm_head.weight"] = tensors.pop("transformer.tokens_embed.weight")  # as a DoubleHeads model is saved
+    save_file(tensors, hf_dir / "model.safetensors")
+    assert torch.equal(
+        open_model(hf_dir)[0].transformer.embed.weight, open_model(model_dir)[0].transformer.embed.weight
+    )
+
+
+def test_added_tokens_are_left_out_of_a_language_model(hf_dir, model_dir, tmp_path, capsys):
+    tensors, config = load_file(hf_dir / "model.safetensors"), json.loads((hf_dir / "config.json").read_text())
+    name = "transformer.tokens_embed.weight"
+    tensors[name] = torch.cat([tensors[name], torch.ones(2, 16)])
+    save_file(tensors, hf_dir / "model.safetensors")
+    (hf_dir / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 2}))
+    back = from_hf(hf_dir, tmp_path / "back")
+    assert contents(back) == contents(model_dir)
+    assert "2 added ones are left out" in capsys.readouterr().out
+
+
+# --- training from one -----------------------------------------------------------------------------------------------
+
+
+def test_training_from_either_format_gives_the_same_parameters(model_dir, hf_dir, data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = f"--data_dir {data_dir} --n_valid 10 --n_batch 4 --n_iter 1 --lr 1e-3".split()
+    for name, folder in (("authors", model_dir), ("hf", hf_dir)):
+        assert train.main([*flags, "--desc", name, "--model_dir", str(folder)]) == 0
+    saved = [load_file(tmp_path / "save" / name / "best_params") for name in ("authors", "hf")]
+    assert saved[0].keys() == saved[1].keys()
+    assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
+    shutil.rmtree(hf_dir)
+    settings = json.loads((tmp_path / "save/hf/settings.json").read_text())
+    assert {"model.safetensors", "vocab.json", "merges.txt"} <= settings["digests"].keys()
+    story = ("the cat was in", "red", "the cat")
+    assert open_run(tmp_path / "save/hf").predict([story]) == open_run(tmp_path / "save/authors").predict([story])
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+EXAMPLES = {
+    "classification": "the cat was in red",
+    "entailment": ("the cat was in", "the red cat"),
+    "similarity": ("the cat was in", "the red cat"),
+    "multiple_choice": ("the cat was in", "red", "a cat"),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> dict[str, SavedRun]:
+    """A run of each form, from the demo's model."""
+    folder, found = tmp_path_factory.mktemp("runs"), {}
+    for form, example in EXAMPLES.items():
+        texts = example if isinstance(example, tuple) else (example,)
+        examples = [(" ".join([texts[0]] + ["and anna"] * (i % 5)), *texts[1:]) for i in range(20)]
+        labels = [1 + i % 2 if form == "multiple_choice" else "nay yea well".split()[i % 3] for i in range(20)]
+        labels = ["yea" if label == "well" else label for label in labels] if form == "similarity" else labels
+        settings = {"model_dir": str(DEMO), "n_iter": 2, "lr": 3e-3, "n_batch": 4, "n_valid": 4}
+        run = fit([e[0] if len(e) == 1 else e for e in examples], labels, form, **settings)
+        run.save(folder / form)
+        found[form] = open_run(folder / form)
+    return found
+
+
+@pytest.mark.parametrize("form", ["classification", "entailment", "multiple_choice"])
+def test_a_run_comes_back_with_the_same_predictions(runs, form, tmp_path):
+    run = runs[form]
+    hf = to_hf(run.folder, tmp_path / "hf")
+    back = open_run(from_hf(hf, tmp_path / "back"))
+    (expected,), (found,) = run.predict([EXAMPLES[form]]), back.predict([EXAMPLES[form]])
+    assert found.label == expected.label
+    assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-6)
+    for name in ("form", "cut", "labels", "n_ctx", "n_ctx_allowed", "n_vocab", "clf_pdrop", "n_head"):
+        assert back.settings[name] == run.settings[name]
+    ours, theirs = dict(run.model.transformer.named_parameters()), dict(back.model.transformer.named_parameters())
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    config = json.loads((hf / "config.json").read_text())
+    assert config["vocab_size"] == run.settings["n_vocab"] + N_SPECIAL and config["pad_token_id"] == 0
+    transformer = open_model(hf)[0].transformer  # as a language model, without the three added tokens
+    assert torch.equal(transformer.h[0].ln_1.g, run.model.transformer.h[0].ln_1.g)
+    assert len(transformer.embed.weight) == run.settings["n_vocab"] + run.settings["n_ctx"]
+
+
+def test_the_head_of_a_similarity_is_left_out_and_said_so(runs, tmp_path, capsys):
+    hf = to_hf(runs["similarity"].folder, tmp_path / "hf")
+    assert "OpenAIGPTLMHeadModel" in (out := capsys.readouterr().out) and "without its head" in out
+    assert not any("score" in name or "choice" in name for name in load_file(hf / "model.safetensors"))
+    assert not (from_hf(hf, tmp_path / "back") / "settings.json").exists()  # the transformer alone
+
+
+def test_a_bias_becomes_part_of_the_weights_where_it_can():
+    torch.manual_seed(0)
+    linear, ln = nn.Linear(16, 3), LayerNorm(16)
+    h = torch.randn(50, 16)
+    assert classifier_weights(linear, ln) is None  # b is 0: nothing in h is constant
+    with torch.no_grad():
+        ln.g.uniform_(0.5, 2)
+        ln.b.normal_()
+    expected = linear(ln(h))
+    torch.testing.assert_close(ln(h) @ classifier_weights(linear, ln).T, expected, atol=1e-5, rtol=0)
+    with torch.no_grad():
+        ln.b.copy_((ln.b / ln.g - (ln.b / ln.g).mean() + 1e-5) * ln.g)  # a constant far too small
+    assert classifier_weights(linear, ln) is None
+    with torch.no_grad():
+        linear.bias.zero_()
+    assert torch.equal(classifier_weights(linear, ln), linear.weight)
+
+
+DAMAGED_RUNS = {
+    "another form": {"form": "multiple_choice"},
+    "a form that none has": {"form": "poetry"},
+    "a form without a head": {"form": "similarity"},
+    "another number of labels": {"n_out": 7},
+    "no cut": {"cut": "none"},
+    "words for numbers": {"n_out": "many"},
+}
+
+
+@pytest.mark.parametrize("change", DAMAGED_RUNS.values(), ids=DAMAGED_RUNS)
+def test_settings_of_another_run_are_refused(runs, tmp_path, capsys, change):
+    hf = to_hf(runs["classification"].folder, tmp_path / "hf")
+    config = json.loads((hf / "config.json").read_text())
+    config["fine_tuned"] |= change
+    (hf / "config.json").write_text(json.dumps(config))
+    assert_refused(["from_hf", str(hf), str(tmp_path / "back")], "config.json.*not of one run", capsys)
+    config["fine_tuned"] = "none"
+    (hf / "config.json").write_text(json.dumps(config))
+    assert_refused(["from_hf", str(hf), str(tmp_path / "back")], "config.json.*not of one run", capsys)
+
+
+# --- torch.export ----------------------------------------------------------------------------------------------------
+
+
+def rows_of(run: SavedRun, example: tuple[str, ...] | str, n_tokens: int) -> torch.Tensor:
+    """Return x (1, K, T, 2) of an example, padded."""
+    texts = (example,) if isinstance(example, str) else example
+    ids = run.encoder.encode(list(texts), verbose=False)
+    rows = FORMS[run.settings["form"]].rows(ids, special_tokens(run.settings["n_vocab"]))
+    return torch.from_numpy(pad_rows([rows], run.settings["n_vocab"], n_tokens)[0])
+
+
+@pytest.mark.parametrize("form", EXAMPLES)
+def test_an_exported_model_gives_the_same_logits(runs, form, tmp_path):
+    run = runs[form]
+    x = rows_of(run, EXAMPLES[form], 12).repeat(3, 1, 1, 1)
+    path = tmp_path / "model.pt2"
+    torch.export.save(export(run.model, (x,), dynamic_shapes=({0: Dim("B")},)), path)
+    exported = torch.export.load(path).module()
+    with torch.no_grad():
+        for batch in (x, x[:1], x.repeat(2, 1, 1, 1)):
+            for expected, found in zip(run.model(batch), exported(batch), strict=True):
+                torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+# --- a notebook of the early PyTorch port ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("top_k", [0, 5])
+def test_calls_of_the_early_pytorch_port_run_unmodified(tmp_path, monkeypatch, top_k):
+    shutil.copytree(DEMO, tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+
+    class Args:  # its command line
+        n_embd, n_head, n_layer, afn = 96, 3, 4, "gelu"
+        embd_pdrop = attn_pdrop = resid_pdrop = clf_pdrop = 0.1
+
+    text_encoder = TextEncoder("model/encoder_bpe_40000.json", "model/vocab_40000.bpe")
+    n_vocab, n_special, n_ctx = len(text_encoder.encoder), 0, 128
+    lm_model = LMModel(Args(), n_vocab + n_special + n_ctx, n_ctx, return_probs=True)
+    load_openai_pretrained_model(lm_model.transformer, n_ctx=n_ctx, n_special=n_special)
+    lm_model.to(torch.device("cpu"))
+    lm_model.eval()
+
+    tokens = np.array(text_encoder.encode([TEXT]))
+    positions = np.arange(n_vocab + n_special, n_vocab + n_special + tokens.shape[-1])[None]
+    batch = torch.tensor(np.stack([tokens, positions], axis=-1), dtype=torch.long)
+    words = []
+    for _ in range(12):
+        lm_probs = lm_model(batch)
+        if top_k == 0:
+            next_idx = torch.multinomial(lm_probs[:, -1, :], 1)
+        else:
+            values, indices = lm_probs[:, -1, :].topk(top_k)
+            next_idx = indices.gather(-1, torch.multinomial(values, 1))
+        words.append(text_encoder.decoder[next_idx.item()].replace("</w>", ""))
+        next_x = torch.cat((next_idx, batch[:, -1:, 1] + 1), -1).unsqueeze(1)
+        batch = torch.cat((batch, next_x), 1)
+    assert len(words) == 12 and all(words) and DEFAULT_CONFIG.n_layer == 12
+
+
+# --- the same numbers as transformers --------------------------------------------------------------------------------
+
+
+def compare_language_models(ours: LMModel, n_vocab: int, folder: Path, ids: list[int], n_greedy: int) -> None:
+    """Assert that hidden states, logits and greedy tokens are those of transformers."""
+    from transformers import OpenAIGPTLMHeadModel
+
+    theirs, info = OpenAIGPTLMHeadModel.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values()) and theirs.config.n_head == ours.transformer.h[0].attn.n_head
+    tokens = torch.tensor([ids])
+    x = torch.from_numpy(position_rows(tokens.numpy(), n_vocab))
+    with torch.no_grad():
+        found = theirs.eval()(tokens, output_hidden_states=True)
+        torch.testing.assert_close(ours.transformer(x), found.hidden_states[-1], atol=1e-5, rtol=0)
+        # float32 rounds logits of 16 and more by 1e-6 at each step: there 1e-5 is relative, in float64 absolute
+        torch.testing.assert_close(ours(x)[..., :n_vocab], found.logits, atol=1e-5, rtol=1e-5)
+        logits = theirs.double()(tokens).logits
+        torch.testing.assert_close(ours.double()(x)[..., :n_vocab], logits, atol=1e-5, rtol=0)
+        theirs.float(), ours.float()
+        greedy = list(ids)
+        for _ in range(n_greedy):
+            x = torch.from_numpy(position_rows(np.array([greedy]), n_vocab))
+            greedy.append(int(ours(x)[0, -1, :n_vocab].argmax()))
+        options = {"max_new_tokens": n_greedy, "do_sample": False, "pad_token_id": 0}
+        assert theirs.generate(tokens, **options)[0].tolist() == greedy
+
+
+@marked(*needs_transformers)
+def test_the_demo_computes_what_transformers_computes(demo_hf):
+    ours, encoder = open_model(demo_hf, return_probs=False)
+    (ids,) = encoder.encode([TEXT], verbose=False)
+    compare_language_models(ours, len(encoder.encoder), demo_hf, ids, 40)
+
+
+@pytest.mark.slow
+@marked(*needs_transformers)
+def test_the_full_sizes_compute_what_transformers_computes(tmp_path, real_model_dir):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("encoder_bpe_40000.json", "vocab_40000.bpe", "params_shapes.json"):
+        shutil.copy(real_model_dir / name, folder)
+    values = np.random.default_rng(0).standard_normal(116_534_784, dtype=np.float32) * np.float32(0.02)
+    for i, part in enumerate(np.array_split(values, 10)):
+        np.save(folder / f"params_{i}.npy", part)
+    del values
+    hf = to_hf(folder, tmp_path / "hf")
+    model, encoder = open_model(hf, return_probs=False)
+    (ids,) = encoder.encode([TEXT], verbose=False)
+    compare_language_models(model, 40478, hf, ids, 8)
+    del model
+    back = from_hf(hf, tmp_path / "back")
+    for path in folder.iterdir():
+        assert path.read_bytes() == (back / path.name).read_bytes(), path.name
+    assert len(list(back.iterdir())) == len(list(folder.iterdir()))
+
+
+@marked(*needs_transformers)
+def test_multiple_choice_logits_are_those_of_transformers(runs, tmp_path):
+    from transformers import OpenAIGPTDoubleHeadsModel
+
+    run = runs["multiple_choice"]
+    hf = to_hf(run.folder, tmp_path / "hf")
+    theirs, info = OpenAIGPTDoubleHeadsModel.from_pretrained(hf, output_loading_info=True)
+    assert not any(info.values())
+    x = rows_of(run, EXAMPLES["multiple_choice"], 16)
+    classify = special_tokens(run.settings["n_vocab"]).classify
+    with torch.no_grad():
+        lm_logits, expected = run.model(x)
+        found = theirs.eval()(x[..., 0], mc_token_ids=(x[..., 0] == classify).int().argmax(-1).long())
+        torch.testing.assert_close(found.mc_logits, expected, atol=1e-5, rtol=0)
+        n_rows = theirs.config.vocab_size
+        found = found.logits[0, :, :-1].flatten(0, 1)
+        torch.testing.assert_close(found, lm_logits[:, :n_rows], atol=1e-5, rtol=0)
+    # saved by them, it comes back as a run
+    theirs.save_pretrained(tmp_path / "theirs")
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(hf / name, tmp_path / "theirs")
+    back = open_run(from_hf(tmp_path / "theirs", tmp_path / "back"))
+    assert back.predict([EXAMPLES["multiple_choice"]]) == run.predict([EXAMPLES["multiple_choice"]])
+
+
+@marked(*needs_transformers)
+@pytest.mark.parametrize("form", ["classification", "entailment"])
+def test_class_logits_and_the_pipeline_of_transformers(runs, tmp_path, form):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    run = runs[form]
+    hf = to_hf(run.folder, tmp_path / "hf")
+    theirs, info = AutoModelForSequenceClassification.from_pretrained(hf, output_loading_info=True)
+    assert not any(info.values()) and run.model.task_head.linear.bias.abs().max() > 1e-4
+    assert list(theirs.config.id2label.values()) == run.settings["labels"]
+    tokenizer = AutoTokenizer.from_pretrained(hf)
+    texts = EXAMPLES[form] if form == "entailment" else (EXAMPLES[form],)
+    longer = tuple(text + " and anna" for text in texts)
+    batch = tokenizer(*([a, b] for a, b in zip(texts, longer, strict=True)), padding=True, return_tensors="pt")
+    x = torch.cat([rows_of(run, e, batch["input_ids"].size(1)) for e in (texts, longer)])
+    assert torch.equal(batch["input_ids"], x[:, 0, :, 0])  # these words are split alike; the rows are ours
+    with torch.no_grad():
+        found = theirs.eval()(**batch).logits
+        torch.testing.assert_close(found, run.model(x)[1], atol=1e-5, rtol=0)
+
+
+@marked(*needs_transformers)
+def test_their_tokenizer_of_a_language_model_adds_nothing(demo_hf):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(demo_hf)
+    encoder = open_model(demo_hf)[1]
+    assert len(tokenizer) == len(encoder.encoder)
+    assert tokenizer(TEXT)["input_ids"] == encoder.encode([TEXT], verbose=False)[0]
+    assert tokenizer("☃")["input_ids"] == [0]
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def assert_refused(arguments: list[str], message: str, capsys) -> None:
+    """Assert exit code 2 and one line that says what is wrong."""
+    capsys.readouterr()
+    assert convert.main(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and re.search(message, lines[0]), lines
+
+
+class Touch:
+    """Pickled, a command to make a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def evil_pickle(folder: Path) -> None:
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"h": Touch(folder / "executed")}))
+
+
+def evil_zip(folder: Path) -> None:
+    torch.save({"h": Touch(folder / "executed")}, folder / "pytorch_model.bin")
+
+
+def evil_old(folder: Path) -> None:
+    path = folder / "pytorch_model.bin"
+    torch.save({"h": Touch(folder / "executed")}, path, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize("write", [evil_pickle, evil_zip, evil_old])
+def test_an_evil_pickle_is_refused_and_never_executed(hf_dir, tmp_path, capsys, write, data_dir, monkeypatch):
+    (hf_dir / "model.safetensors").unlink()
+    write(hf_dir)
+    assert_refused(["from_hf", str(hf_dir), str(tmp_path / "o")], "pytorch_model.bin is not a valid file", capsys)
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["--model_dir", str(hf_dir), "--data_dir", str(data_dir), "--n_valid", "10"]) == 2
+    assert not (hf_dir / "executed").exists()
+    assert not (tmp_path / "o").exists()
+
+
+def config(**changes):
+    def damage(folder: Path) -> None:
+        path = folder / "config.json"
+        values = json.loads(path.read_text()) | changes
+        path.write_text(json.dumps({name: value for name, value in values.items() if value is not None}))
+
+    return damage
+
+
+def tensors(**changes):
+    """Return a damage: other tensors in the safetensors; None removes one."""
+
+    def damage(folder: Path) -> None:
+        values = load_file(folder / "model.safetensors") | {name.replace("__", "."): t for name, t in changes.items()}
+        save_file({name: t for name, t in values.items() if t is not None}, folder / "model.safetensors")
+
+    return damage
+
+
+def binary(value):
+    """Return a damage: a pytorch_model.bin that holds a value."""
+
+    def damage(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        torch.save(value, folder / "pytorch_model.bin")
+
+    return damage
+
+
+def text(name: str, content: bytes):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def without(name: str):
+    return lambda folder: (folder / name).unlink()
+
+
+def halve(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def add_word(folder: Path) -> None:
+    encoder = json.loads((folder / "vocab.json").read_text())
+    (folder / "vocab.json").write_text(json.dumps(encoder | {"zzz": len(encoder)}))
+
+
+BLOCK = "transformer__h__0__ln_1__weight"
+DAMAGES = {
+    "gpt2": (config(model_type="gpt2"), "config.json: model_type is 'gpt2', not 'openai-gpt'"),
+    "no model type": (config(model_type=None), "model_type is None"),
+    "a list": (text("config.json", b"[]"), "config.json: model_type is None"),
+    "no JSON": (text("config.json", b"{"), "config.json cannot be read as JSON"),
+    "no config": (without("config.json"), "config.json is missing"),
+    "words": (config(n_layer="many"), "config.json: sizes are whole numbers"),
+    "no blocks": (config(n_layer=0), "config.json: sizes are whole numbers"),
+    "heads": (config(n_head=3), "not a multiple of n_head 3"),
+    "activation": (config(afn="tanh"), "config.json: the activation 'tanh'"),
+    "activations": (config(afn=["gelu"]), "config.json: the activation"),
+    "epsilon": (config(layer_norm_epsilon=1e-6), "layer_norm_epsilon is 1e-06"),
+    "more blocks": (config(n_layer=3), "model.safetensors: h.2.attn.c_attn.weight is missing"),
+    "fewer blocks": (config(n_layer=1), "model.safetensors: h.1.* is not of this network"),
+    "features": (config(n_embd=32), "model.safetensors: positions_embed.weight is"),
+    "positions": (config(n_positions=32), "positions_embed.weight is"),
+    "rows": (config(vocab_size=10), "vocab.json has"),
+    "no vocabulary": (without("vocab.json"), "vocab.json is missing"),
+    "no merges": (without("merges.txt"), "merges.txt is missing"),
+    "vocabulary": (add_word, "vocab.json has .* tokens, the weights are for"),
+    "vocabulary of a list": (text("vocab.json", b"[1]"), "vocab.json has no tokens"),
+    "no weights": (without("model.safetensors"), "model.safetensors is missing, and so is pytorch_model.bin"),
+    "half": (halve, "model.safetensors is not a valid file"),
+    "empty": (text("model.safetensors", b""), "model.safetensors is not a valid file"),
+    "garbage": (text("model.safetensors", b"\xff" * 100), "model.safetensors is not a valid file"),
+    "a block": (tensors(**{BLOCK: None}), "h.0.ln_1.weight is missing"),
+    "a shape": (tensors(**{BLOCK: torch.ones(15)}), r"h.0.ln_1.weight is \[15\]"),
+    "whole numbers": (tensors(**{BLOCK: torch.ones(16).int()}), "h.0.ln_1.weight holds values that are not finite"),
+    "NaN": (tensors(**{BLOCK: torch.full((16,), torch.nan)}), "h.0.ln_1.weight holds values that are not finite"),
+    "no table": (tensors(transformer__tokens_embed__weight=None), "tokens_embed.weight is missing"),
+    "untied": (tensors(lm_head__weight=torch.ones(95, 16)), "lm_head.weight differs from the embedding matrix"),
+    "a tensor": (binary(torch.ones(3)), "pytorch_model.bin holds a Tensor"),
+    "numbers": (binary({"h": 3}), "pytorch_model.bin: 'h' is not a tensor"),
+    "numbered": (binary({3: torch.ones(3)}), "pytorch_model.bin: 3 is not a tensor"),
+    "sparse": (binary({"h": torch.ones(2, 2).to_sparse()}), "pytorch_model.bin"),
+    "a view of terabytes": (binary({"h": torch.ones(1).expand(10**6, 10**6)}), "'h' is not a tensor of numbers"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*invariant checks")
+@pytest.mark.parametrize("damage, message", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_folder_is_refused_with_one_line(hf_dir, tmp_path, capsys, damage, message):
+    damage(hf_dir)
+    assert_refused(["from_hf", str(hf_dir), str(tmp_path / "out")], message, capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_mistakes_of_the_command(hf_dir, model_dir, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    assert_refused(["to_hf", str(hf_dir), out], "is a Hugging Face folder already", capsys)
+    assert_refused(["from_hf", str(model_dir), out], "is not a Hugging Face folder", capsys)
+    assert_refused(["to_hf", str(tmp_path / "none"), out], "params_shapes.json is missing", capsys)
+    assert_refused(["from_hf", str(tmp_path / "none"), out], "is not a Hugging Face folder", capsys)
+    assert_refused(["to_hf", str(model_dir), str(hf_dir)], "holds config.json already", capsys)
+    assert_refused(["from_hf", str(hf_dir), str(model_dir)], "holds params_shapes.json already", capsys)
+    (tmp_path / "file").write_text("")
+    assert_refused(["to_hf", str(model_dir), str(tmp_path / "file")], "cannot be written to", capsys)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/settings.json").write_text("{}")
+    assert_refused(["to_hf", str(tmp_path / "run"), out], "not the settings of a fine-tuned run", capsys)
+    for arguments in (["to_hf"], ["to_tf", "a", "b"], ["to_hf", "a", "b", "c"]):
+        with pytest.raises(SystemExit) as stop:
+            convert.main(arguments)
+        assert stop.value.code == 2
+
+
+def test_names_of_arrays_are_in_the_authors_order(tmp_path):
+    names = array_names(2)
+    assert len(names) == 2 + 2 * 12 and names[2] == "h.0.attn.c_attn.weight" and names[-1] == "h.1.ln_2.bias"
+    model, _ = open_model(write_model(tmp_path / "model"))
+    ours = [name for name, _ in model.transformer.h.named_parameters()]
+    ends = {"w": "weight", "g": "weight", "b": "bias"}
+    assert [f"h.{n[:-1]}{ends[n[-1]]}" for n in ours] == names[2:]
+
+
+def test_an_activation_other_than_gelu_is_written_beside_the_shapes(tmp_path, model_dir):
+    model, encoder = open_model(model_dir)
+    (tmp_path / "relu").mkdir()
+    save_openai_model(model.transformer, len(encoder.encoder), tmp_path / "relu", "relu")
+    assert read_sizes(tmp_path / "relu").afn == "relu"
