@@ -13,8 +13,8 @@ from inputs import transform_roc  # noqa: F401  a public name of this file
 from processes import Stop, join_ranks, keep_freed_memory, make_deterministic, peak_memory
 from results import analyse
 from settings import parse
-from shards import verify_authors_files
 from utils import exit_code, find
+from verify import verify
 
 
 def run(settings: Settings) -> None:
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     settings = parse(Settings, "Fine-tune the transformer on a task, as the authors did.", argv)
     if settings.verify:
-        return exit_code("train.py", lambda: verify_authors_files(find(settings.model_dir)), "nothing was changed")
+        return exit_code("train.py", lambda: verify(find(settings.model_dir)), "nothing was changed")
     return exit_code("train.py", lambda: run(settings), "--resume goes on")
 
 
