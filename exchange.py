@@ -103,8 +103,8 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         if not is_plain or tensor.nbytes > tensor.untyped_storage().nbytes():  # a view may claim any size
             raise InputError(f"{path}: {name!r} is not a tensor of numbers. Fetch it again.")
         name, end = name.removeprefix("transformer."), name.rpartition(".")[2]
-        if name.endswith((".attn.bias", ".attn.b", ".attn.masked_bias", "position_ids")):  # the causal mask, not a weight
-            continue
+        if name.endswith((".attn.bias", ".attn.b", ".attn.masked_bias", "position_ids")):
+            continue  # the causal mask and the numbers of the positions are no weights
         name = name.removesuffix(end) + {"w": "weight", "g": "weight", "b": "bias"}.get(end, end)  # as in 2018
         if not tensor.is_floating_point() or not tensor.isfinite().all():
             raise InputError(f"{path}: {name} holds values that are not finite numbers. Fetch it again.")

@@ -47,7 +47,7 @@ class Packing:
         real = torch.ones(ids.shape[:3]) if m is None else m.reshape(ids.shape[:3])
         real = real.to(ids.device).bool()
         self.shape = (ids.size(0) * n_choices, ids.size(2))  # (B*K, T)
-        if torch.compiler.is_exporting():  # no size may follow from values: every token in its own slot, without targets
+        if torch.compiler.is_exporting():  # no size may follow from values: every token in its own slot, no targets
             self.tokens, self.sequences, self.is_dense, self.mask = ids.flatten(0, 2), self.shape, True, None
             return
 
