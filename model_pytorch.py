@@ -165,9 +165,9 @@ class TransformerModel(nn.Module):
         """Return the embedding matrix (V, C) after dropout: one mask, shared by the input and the LM head (TF:165)."""
         return self.drop(self.embed.weight)
 
-    def new_caches(self, n_sequences: int) -> list[KeyValueCache]:
-        """Return empty caches, one a block, for n_sequences of up to n_ctx tokens each."""
-        return [KeyValueCache(self.embed.weight, block.attn.n_head, n_sequences, self.n_ctx) for block in self.h]
+    def new_caches(self, n_sequences: int, n_slots: int) -> list[KeyValueCache]:
+        """Return empty caches, one a block, for n_sequences of up to n_slots tokens each."""
+        return [KeyValueCache(self.embed.weight, block.attn.n_head, n_sequences, n_slots) for block in self.h]
 
     def forward(
         self, x: Tensor | Packing, table: Tensor | None = None, caches: Sequence[KeyValueCache] | None = None
