@@ -1,0 +1,184 @@
+"""Continue a text: `python generate.py --model_dir DIR --prompt TEXT`, or with a fine-tuned run `--run save/DESC`.
+
+Without --prompt and --prompt_file each line of standard input is a prompt. Words are written to standard output as they
+come, the speed to standard error. Of several samples the first is written as it comes, the others after it.
+
+`--score FILE` instead writes a table of the file's words, with their surprisal, to standard output (scoring.py) and its
+perplexity to standard error; `--zero_shot choice --dataset NAME --data_dir DIR` answers the examples of a data set as
+section 5 of the paper does.
+"""
+
+import itertools
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from finetuning import DATASETS
+from generation import stream_text
+from model_pytorch import DoubleHeadModel, LMModel
+from processes import Ranks, keep_freed_memory
+from readers import OWN_FIELDS, parse_columns
+from scoring import score_file, summary
+from settings import COUNT, NOT_NEGATIVE, number, parse, setting
+from text_utils import TextEncoder
+from utils import InputError, exit_code, find
+from weights import open_model, open_run
+from zero_shot import HEURISTICS, zero_shot_on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The flags."""
+
+    model_dir: str | None = setting(None, "folder of a pre-trained model; default: model/")
+    run: str | None = setting(None, "folder of a fine-tuned run, save/<desc>, instead of --model_dir")
+    prompt: str | None = setting(None, "text to continue")
+    prompt_file: str | None = setting(None, "file with the text to continue, in UTF-8")
+    n_tokens: int = setting(100, "tokens of each sample, at most", COUNT)
+    temperature: float = setting(1.0, "divides the logits; 0: always the most probable token", NOT_NEGATIVE)
+    top_k: int = setting(40, "sample among so many of the most probable tokens; 0: all", number(int, 0))
+    top_p: float = setting(
+        1.0, "sample among the most probable tokens that sum to this probability", number(float, 0, 1)
+    )
+    repetition_penalty: float = setting(1.0, "makes tokens that occurred less probable; 1: not", number(float, 1))
+    seed: int = setting(42, "of the random numbers", number(int, 0, 2**32 - 1))
+    n_samples: int = setting(1, "continuations of the prompt, computed together", COUNT)
+    stop: str | None = setting(None, "end a sample before this text; default: only after --n_tokens")
+    score: str | None = setting(None, "text file to score instead, in UTF-8")
+    stride: int | None = setting(
+        None, "of --score: tokens from one window of n_ctx tokens to the next; default: half of n_ctx", COUNT
+    )
+    all_rows: bool = setting(
+        False, "of --score: normalise over special tokens and positions too, as the training loss does"
+    )
+    zero_shot: str | None = setting(
+        None,
+        "answer the examples of --dataset instead: choice (of the highest mean log-probability), sentiment ('very' "
+        "positive or negative) or acceptability (mean log-probability, threshold fitted on train)",
+        choices=HEURISTICS,
+    )
+    dataset: str = setting("rocstories", "of --zero_shot, as of train.py", choices=DATASETS)
+    data_dir: str = setting("data/", "of --zero_shot: folder of the data set's files")
+    task: str | None = setting(None, "of --zero_shot: form of --dataset own", choices=OWN_FIELDS)
+    n_valid: int = setting(374, "of --zero_shot: examples taken for validation where there is no file of them", COUNT)
+    columns: str | None = setting(None, "of --zero_shot: names of columns of --dataset own, as text=review")
+
+    def __post_init__(self):
+        """Raise ValueError for settings that contradict each other."""
+        for pair in (("model_dir", "run"), ("prompt", "prompt_file")):
+            if None not in (getattr(self, name) for name in pair):
+                raise ValueError(f"--{pair[0]} and --{pair[1]} exclude each other: give one")
+        if self.score is not None and self.zero_shot:
+            raise ValueError("--score and --zero_shot exclude each other: give one")
+        if (self.dataset == "own") != (self.task is not None):
+            raise ValueError("--task is the form of --dataset own: give both or neither")
+        parse_columns(self.columns)
+        if self.stop == "":
+            raise ValueError("--stop is empty: leave it out")
+
+
+def read_prompts(settings: Settings) -> Iterator[tuple[bytes, str]]:
+    """Yield the prompt of the flags, or each line of standard input, and where it stands. Raises InputError."""
+    if settings.prompt is not None:
+        yield os.fsencode(settings.prompt), "--prompt"
+    elif settings.prompt_file is not None:
+        try:
+            content = Path(settings.prompt_file).read_bytes()
+        except OSError as error:
+            raise InputError(f"{settings.prompt_file} cannot be read ({error.strerror}). Name another file.") from None
+        yield content, settings.prompt_file
+    else:
+        for i in itertools.count(1):
+            if not (line := ask()):
+                break
+            if line.strip():
+                yield line, f"standard input, line {i}"
+
+
+def ask() -> bytes:
+    """Return the next line of standard input, empty at its end."""
+    if sys.stdin.isatty():
+        print("> ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.buffer.readline()
+
+
+def decoded(content: bytes, where: str) -> str:
+    """Return the text of bytes in UTF-8. Raises InputError for others."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where} is not UTF-8 (byte {error.start + 1}). Convert it.") from None
+
+
+def answer(
+    settings: Settings, model: LMModel | DoubleHeadModel, encoder: TextEncoder, prompt: str, generator: torch.Generator
+) -> None:
+    """Write the continuations of a prompt, and the speed. Raises InputError."""
+    names = ("temperature", "top_k", "top_p", "repetition_penalty", "n_samples")
+    how = {name: getattr(settings, name) for name in names} | {"generator": generator}
+    how["stops"] = [settings.stop] if settings.stop else []
+    how["note"] = lambda text: print(f"\ngenerate.py: {text}", file=sys.stderr)
+    steps = stream_text(model, encoder, prompt, settings.n_tokens, **how)
+
+    # the first sample as it comes
+    heading = f"--- sample {{}} of {settings.n_samples}"
+    others, n_tokens, start = [""] * (settings.n_samples - 1), 0, time.perf_counter()
+    if others:
+        print(heading.format(1))
+    for first, *rest in steps:
+        print(first or "", end="", flush=True)
+        others = [text + (more or "") for text, more in zip(others, rest, strict=True)]
+        n_tokens += sum(text is not None for text in (first, *rest))
+    seconds = time.perf_counter() - start
+    print()
+
+    # the others
+    for i, text in enumerate(others, 2):
+        print(heading.format(i), text, sep="\n", flush=True)
+    print(f"{n_tokens} tokens in {seconds:.1f} s, {n_tokens / seconds:.1f} tokens/s", file=sys.stderr)
+
+
+def run(settings: Settings) -> None:
+    """Generate. Raises InputError for what the user can fix."""
+    keep_freed_memory()
+    if settings.run is not None:
+        saved = open_run(settings.run)
+        model, encoder = saved.model, saved.encoder
+    else:
+        model, encoder = open_model("model/" if settings.model_dir is None else settings.model_dir)
+    device = Ranks().device
+    model, generator = model.to(device), torch.Generator(device).manual_seed(settings.seed)
+    if settings.score is not None:
+        found = score_file(model, encoder, settings.score, sys.stdout, settings.stride, settings.all_rows)
+        sizes = len(encoder.encoder), len(model.transformer.embed.weight)
+        print(summary(found, *sizes, settings.all_rows), file=sys.stderr)
+        return
+    if settings.zero_shot:
+        data = settings.dataset, find(settings.data_dir), settings.task, settings.columns
+        split = {"n_valid": settings.n_valid, "seed": settings.seed}
+        print("\n".join(zero_shot_on(model, encoder, settings.zero_shot, *data, **split)))
+        return
+    is_asking = settings.prompt is None and settings.prompt_file is None and sys.stdin.isatty()
+    for content, where in read_prompts(settings):
+        try:
+            answer(settings, model, encoder, decoded(content, where), generator)
+        except InputError as error:
+            if not is_asking:
+                raise
+            print(f"generate.py: {error}", file=sys.stderr)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    settings = parse(Settings, "Continue a text.", argv)
+    return exit_code("generate.py", partial(run, settings), "the text is incomplete")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
