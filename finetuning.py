@@ -33,7 +33,6 @@ from shards import (
     is_model,
     load_openai_pretrained_model,
     read_sizes,
-    vocabulary_files,
     weight_files,
 )
 from splits import Splits, describe, majority, read_splits

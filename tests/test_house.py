@@ -24,13 +24,14 @@ FILES = {path.stem: path for path in sorted(ROOT.glob("*.py"))}
 # a file imports only from the layers above its own line
 LAYERS = [
     {"utils"},
+    {"exchange"},
     {"kernels", "packing", "opt", "text_utils", "processes", "shards", "readers"},
     {"model_pytorch", "corpus", "checkpoint", "datasets"},
     {"loss", "settings", "encoding"},
     {"inputs"},
-    {"inference", "splits", "measures", "figures"},
-    {"training", "weights", "results"},
-    {"finetuning"},
+    {"inference", "splits", "measures", "figures", "generation"},
+    {"training", "weights", "results", "scoring"},
+    {"finetuning", "zero_shot", "features", "verify"},
     {"train", "predict", "pretrain", "generate", "convert", "analysis", "bench"},
 ]
 COMMANDS = LAYERS[-1]
