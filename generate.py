@@ -19,13 +19,12 @@ from pathlib import Path
 
 import torch
 
-from finetuning import DATASETS
 from generation import stream_text
 from model_pytorch import DoubleHeadModel, LMModel
 from processes import Ranks, keep_freed_memory
 from readers import OWN_FIELDS, parse_columns
 from scoring import score_file, summary
-from settings import COUNT, NOT_NEGATIVE, number, parse, setting
+from settings import COUNT, DATASETS, NOT_NEGATIVE, number, parse, setting
 from text_utils import TextEncoder
 from utils import InputError, exit_code, find
 from weights import open_model, open_run

@@ -75,7 +75,7 @@ def test_the_model_and_the_files_below_it_import_no_package_but_torch_and_numpy(
         found |= todo
         reached |= set().union(*(imports(FILES[name].read_text(), False) & FILES.keys() for name in todo))
     packages = set().union(*(imports(FILES[name].read_text(), False) for name in reached))
-    assert reached == {"model_pytorch", "kernels", "packing", "shards", "utils"}
+    assert reached == {"model_pytorch", "kernels", "packing", "shards", "exchange", "utils"}
     assert packages - sys.stdlib_module_names - FILES.keys() == {"torch", "numpy"}
 
 

@@ -28,7 +28,7 @@ def test_every_flag_named_exists(monkeypatch, capsys):
         with pytest.raises(SystemExit):
             importlib.import_module(command).main(["--help"])
         own = set(re.findall(r"^ +(--\w+)", capsys.readouterr().out, re.MULTILINE))
-        assert own, command
+        assert own or command == "convert", command  # which has only positional arguments
         known |= own
     named = set(re.findall(r"(?<![\w-])--\w+", README))
     assert named and named <= known | {
