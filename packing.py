@@ -34,7 +34,7 @@ class Packing:
             count. None: all K rows are choices.
     """
 
-    MULTIPLE = 4  # N (where there are free slots) and M are padded to it: CPU products in bfloat16 are up to 1/6 faster
+    MULTIPLE = 4  # N (where there are free slots) and M are padded to it; for CPU products in bfloat16
 
     def __init__(
         self, x: Tensor, m: Tensor | None = None, share_context: bool = False, n_choices: Tensor | None = None

@@ -215,9 +215,9 @@ OTHER = {"a": "b", "b": "a"}
 
 
 def classification(story: Beginning, label: str, rng: Random) -> dict:
-    """A whole story: does its ending fit?"""
-    branch = story.branch if label == "fits" else OTHER[story.branch]
-    return {"text": f"{story.text} {story.ending(branch, branch, rng)}", "label": label}
+    """A whole story: does it end well or badly? Which of the two follows from the story's branch."""
+    ending = story.ending(story.branch, story.branch, rng)
+    return {"text": f"{story.text} {ending}", "label": {"a": "well", "b": "badly"}[story.branch]}
 
 
 def entailment(story: Beginning, label: str, rng: Random) -> dict:
@@ -248,7 +248,7 @@ def multiple_choice(story: Beginning, label: str, rng: Random) -> dict:
 
 
 OWN_TASKS = {  # name -> how an example is made, its labels, the suffix of its files
-    "classification": (classification, ("fits", "does not fit"), ".csv"),
+    "classification": (classification, ("well", "badly"), ".csv"),
     "entailment": (entailment, ("entailment", "contradiction"), ".tsv"),
     "similarity": (similarity, ("same story", "another story"), ".csv"),
     "multiple_choice": (multiple_choice, ("1", "2", "3", "4"), ".jsonl"),
