@@ -29,7 +29,7 @@ from inputs import CUTS, FORMS, N_SPECIAL, special_tokens
 from model_pytorch import Config, DoubleHeadModel
 from settings import parse, positional
 from shards import BPE_FILE, ENCODER_FILE, read_sizes, save_openai_model, vocabulary_files
-from utils import InputError, digests, exit_code, find, make_output_folder, replacing, write_json
+from utils import InputError, copy_file, digests, exit_code, find, make_output_folder, write_json
 from weights import SavedRun, open_model, open_run
 
 MULTIPLE_CHOICE, CLASSIFIER = "OpenAIGPTDoubleHeadsModel", "OpenAIGPTForSequenceClassification"
@@ -172,8 +172,7 @@ def copy_vocabulary(src: Path, out: Path) -> list[Path]:
     """Copy vocabulary and merges, byte for byte, under the authors' names."""
     copies = [out / ENCODER_FILE, out / BPE_FILE]
     for source, copy in zip(vocabulary_files(src), copies, strict=True):
-        with replacing(copy) as file:
-            file.write(source.read_bytes())
+        copy_file(source, copy)
     return copies
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -47,7 +48,11 @@ class Encoded:
         return [self.ids[start:end].tolist() for start, end in zip(starts, ends, strict=True)]
 
     def largest_id(self) -> int:
-        """Return the largest token id, reading a chunk at a time."""
+        """Return the largest token id, found once, reading a chunk at a time."""
+        return self._largest_id
+
+    @cached_property
+    def _largest_id(self) -> int:
         chunks = (self.ids[start : start + 2**22] for start in range(0, len(self.ids), 2**22))
         return max((int(chunk.max()) for chunk in chunks), default=0)
 

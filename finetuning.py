@@ -38,7 +38,7 @@ from shards import (
 from splits import Splits, describe, majority, read_splits
 from text_utils import TextEncoder
 from training import Training
-from utils import InputError, digests, find, make_output_folder, replacing
+from utils import InputError, copy_file, digests, find, make_output_folder, replacing
 from weights import SavedRun, open_run
 
 # --- what a run trains -----------------------------------------------------------------------------------------------
@@ -270,8 +270,7 @@ class Run:
             (self.log_dir / f"{self.settings.desc}{suffix}").unlink(missing_ok=True)
         vocabulary = {ENCODER_FILE: self.settings.encoder_path, BPE_FILE: self.settings.bpe_path}
         for name, source in vocabulary.items():
-            with replacing(self.save_dir / name) as file:
-                file.write(Path(source).read_bytes())
+            copy_file(Path(source), self.save_dir / name)
         self.training.open_log(self.log_dir / f"{self.settings.desc}.jsonl", notes=list(self.splits.notes))
 
     def measure(self, _, pause) -> dict[str, float]:

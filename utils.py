@@ -115,6 +115,12 @@ def write_json(path: Path, value: Any, indent: int | None = None) -> None:
         file.write(json.dumps(value, indent=indent).encode())
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file, whole or not at all."""
+    with replacing(target) as file:
+        file.write(source.read_bytes())
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:

@@ -17,7 +17,7 @@ from model_pytorch import DEFAULT_CONFIG, Config, DoubleHeadModel, LMModel
 from processes import Ranks
 from shards import BPE_FILE, ENCODER_FILE, load_openai_pretrained_model, read_sizes, vocabulary_files
 from text_utils import TextEncoder
-from utils import InputError, find, make_output_folder, read_json, replacing, sha256
+from utils import InputError, copy_file, find, make_output_folder, read_json, sha256
 
 
 def open_model(folder: str | os.PathLike, return_probs: bool = True) -> tuple[LMModel, TextEncoder]:
@@ -127,8 +127,7 @@ class SavedRun:
         """Copy the run, without its checkpoints, to a folder that open_run can read."""
         make_output_folder(folder := Path(folder))
         for name in ("settings.json", ENCODER_FILE, BPE_FILE, "best_params", "best_params.sha256"):
-            with replacing(folder / name) as file:
-                file.write((self.folder / name).read_bytes())
+            copy_file(self.folder / name, folder / name)
 
 
 def open_run(folder: str | os.PathLike) -> SavedRun:
