@@ -170,18 +170,18 @@ class Transcript:
         if self.has_ended:
             return None
         self.has_ended = token is None or is_last
-        self.word += self.encoder.decoder[token] if token is not None else ""
+        self.word += self.encoder.text_of(token) if token is not None else ""
         if self.word and (self.has_ended or self.word.endswith("</w>")):
-            joined = self.join(self.word.removesuffix("</w>"))
+            joined = self.join(self.encoder.spelled(self.word.removesuffix("</w>")))
             self.text += joined if self.text else joined.lstrip(" ")
             self.word = ""
-        found = [at for stop in self.stops if (at := self.text.find(stop)) >= 0]
+        found = [at for stop in self.stops if (at := self.text.lower().find(stop)) >= 0]
         if found:
             self.text, self.has_ended = self.text[: min(found)], True
         n_held = 0  # characters that may be the beginning of a stop text
         if not self.has_ended:
             beginnings = (stop[:n] for stop in self.stops for n in range(1, len(stop)))
-            n_held = max((len(b) for b in beginnings if self.text.endswith(b)), default=0)
+            n_held = max((len(b) for b in beginnings if self.text.lower().endswith(b)), default=0)
         shown, self.n_shown = self.text[self.n_shown : len(self.text) - n_held], len(self.text) - n_held
         return shown
 

@@ -147,6 +147,9 @@ def _differences(old: str, new: str) -> Iterator[tuple[Span, Span]]:
 ATTACHED = re.compile(r"[.,:;?!)\]}%]+|/+|''|n't|'(s|m|d|ll|re|ve)")  # to the word before
 OPENING = re.compile(r"[(\[{$#]+|/+|``")  # the next word is attached to these
 SPLIT_BY_RULE = {("gon", "na"), ("wan", "na"), ("got", "ta")}  # one word, which spaCy's rules take apart
+# What an unknown token stood for cannot be told. This sign is encoded as unknown again: the authors' vocabulary lacks
+# it (but has U+FFFD), and spaCy's rules split no word at it.
+UNKNOWN = "\N{WHITE MEDIUM SQUARE}"
 
 
 class WordJoiner:
@@ -163,7 +166,10 @@ class WordJoiner:
 
     def __call__(self, word: str) -> str:
         closes = word in self.open_quotes or (word == "'" and self.before.endswith("s"))
-        is_attached = self.is_attaching or closes or word == "\n" or ATTACHED.fullmatch(word)
+        # no mark is split off again from the sign for unknown, nor dots from dots
+        stays_apart = self.before.endswith(UNKNOWN) or (self.before.endswith(".") and word.startswith("."))
+        follows = ATTACHED.fullmatch(word) and not stays_apart
+        is_attached = self.is_attaching or closes or word == "\n" or follows
         is_attached = is_attached or (self.before, word) in SPLIT_BY_RULE
         self.is_attaching = word == "\n" or bool(OPENING.fullmatch(word))
         if word == "\n":
@@ -209,6 +215,7 @@ class TextEncoder:
         self.bpe_ranks = {merge: rank for rank, merge in enumerate(merges)}
         self.cache: dict[str, list[int]] = {}  # word -> ids
         self.ends: dict[str, list[int]] = {}  # word -> where its tokens end in it
+        self.splits: dict[tuple[str, ...], bool] = {}  # a text and words -> whether it is split into these
 
     @cached_property
     def nlp(self) -> "Language":
@@ -270,17 +277,40 @@ class TextEncoder:
         return self.ends[word]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of token ids: lower-case words and marks, separated by spaces."""
-        return "".join(self.decoder[int(i)] for i in ids).replace("</w>", " ").rstrip(" ")
+        """Return the text of token ids: words as `words` returns them, and marks, separated by spaces.
+
+        Encoding it gives the ids of an encoded text again; only within a word with an unknown token it may not.
+        """
+        words, attached = self.words(ids), set()
+        for i in range(len(words)):  # to the words before, where only so it is split off again: i 'm -> i'm
+            n = next((n for n in range(min(i, 2) + 1) if self._is_split_into(words[i - n : i + 1])), 0)
+            attached |= {*range(i - n + 1, i + 1)}
+        return "".join(" " * (i not in attached) + word for i, word in enumerate(words))[1:].rstrip(" ")
 
     def words(self, ids: Iterable[int]) -> list[str]:
-        """Return the words of token ids; the last one may be incomplete."""
-        words = "".join(self.decoder[int(i)] for i in ids).split("</w>")
-        return words if words[-1] else words[:-1]
+        """Return the words of token ids, as `spelled` returns them; the last one may be incomplete."""
+        words = "".join(self.text_of(int(i)) for i in ids).split("</w>")
+        return [self.spelled(word) for word in (words if words[-1] else words[:-1])]
 
     def readable(self, ids: Iterable[int]) -> str:
-        """Return the text of token ids, in lower case, with marks attached to words: it's "fine", she said."""
+        """Return the text of token ids as `words` returns it, with marks attached to words: it's "fine", she said."""
         return "".join(map(WordJoiner(), self.words(ids)))
+
+    def text_of(self, token: int) -> str:
+        """Return a token as the vocabulary has it, and UNKNOWN, the end of a word, for the unknown one."""
+        return UNKNOWN + "</w>" if self.decoder[token] == "<unk>" else self.decoder[token]
+
+    def spelled(self, word: str) -> str:
+        """Return a word in lower case, or with the capitals without which spaCy's rules split it: Mr., U.S.A."""
+        forms = (word, word.capitalize(), word.upper())
+        return next((form for form in forms if self._is_split_into([form])), word)
+
+    def _is_split_into(self, words: list[str]) -> bool:
+        """Return whether words without spaces between them are split into these words again."""
+        text, lower = "".join(words), [word.lower() for word in words]
+        if (text, *lower) not in self.splits:
+            self.splits[text, *lower] = split_words(self.nlp, text) == lower
+        return self.splits[text, *lower]
 
     def _word_ids(self, word: str) -> list[int]:
         if word not in self.cache:

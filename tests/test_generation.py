@@ -248,6 +248,7 @@ READABLE = {
     "gon na wan na got ta": "gonna wanna gotta",
     'a . \n " b \n " c " d': 'a.\n"b\n"c" d',
     "\n a": "\na",
+    "mr. ... and u.s.a. .": "Mr. ... and U.S.A. .",
     ", a": ", a",
     "": "",
 }
@@ -279,6 +280,18 @@ def test_an_incomplete_word_is_readable_too(words_encoder):
     ids = [aa, *ids_of(words_encoder, "dog ,"), aa, bb]
     assert words_encoder.words(ids) == ["aadog", ",", "aabb"]
     assert words_encoder.readable(ids) == "aadog, aabb"
+
+
+def test_an_unknown_token_is_a_sign_that_no_mark_is_attached_to(words_encoder):
+    aa, mark, dog = words_encoder.encoder["aa"], *ids_of(words_encoder, ", dog")
+    assert words_encoder.readable([0, mark, aa, 0, dog, 0]) == "◻ , aa◻ dog ◻"
+    assert shown(words_encoder, [aa, 0, mark], []) == ["", "aa◻", " ,"]
+
+
+def test_capitals_end_a_sample_as_other_letters_do(words_encoder):
+    ids = ids_of(words_encoder, "dog mr. dog")
+    assert shown(words_encoder, ids, []) == ["dog", " Mr.", " dog"]
+    assert "".join(filter(None, shown(words_encoder, ids, ["mr. dog"]))) == "dog "
 
 
 def test_readable_stories_are_encoded_to_the_same_ids(demo):
