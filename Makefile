@@ -1,8 +1,8 @@
 # `make demo` and `make test` set up the environment they need; `make test-gpu` needs a CUDA device; `make lint` checks
-# format and style.
+# format and style; `make test-lm-eval` installs lm-evaluation-harness too.
 PYTHON ?= python3
 
-.PHONY: demo glue test test-slow test-gpu lint always
+.PHONY: demo glue test test-slow test-gpu test-lm-eval lint always
 
 demo: .venv/installed
 	.venv/bin/python train.py --desc demo --model_dir demo/model --data_dir demo/data --lr 2e-4 --n_batch 2 --n_iter 3 --submit --analysis
@@ -52,6 +52,9 @@ test-slow: .venv/installed-dev
 test-gpu: .venv/installed-dev
 	.venv/bin/python -m pytest -m gpu -rs
 
+test-lm-eval: .venv/installed-lm-eval
+	.venv/bin/python -m pytest tests/test_lm_eval_adapter.py -rs
+
 lint: .venv/installed-dev
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
@@ -63,4 +66,8 @@ lint: .venv/installed-dev
 
 .venv/installed-dev: requirements-dev.txt .venv/installed
 	.venv/bin/pip install -q --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+.venv/installed-lm-eval: requirements-lm-eval.txt .venv/installed-dev
+	.venv/bin/pip install -q --disable-pip-version-check -r requirements-lm-eval.txt
 	touch $@

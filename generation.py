@@ -189,7 +189,7 @@ class Transcript:
 def stream_text(
     model: LMModel | DoubleHeadModel,
     encoder: TextEncoder,
-    prompt: str,
+    prompt: str | Sequence[int],
     n_tokens: int,
     *,
     n_samples: int = 1,
@@ -203,7 +203,7 @@ def stream_text(
 
     Args:
         model, encoder: from weights.open_model, or the attributes of what weights.open_run returns.
-        prompt: at most n_ctx tokens; not repeated in what is yielded.
+        prompt: text or token ids, at most n_ctx tokens; not repeated in what is yielded.
         n_tokens: of each sample, at most.
         n_samples: computed together.
         stops: a sample ends before any of these texts; the case of letters does not matter.
@@ -213,7 +213,7 @@ def stream_text(
     """
     special, n_ctx = special_tokens(n_vocab := len(encoder.encoder)), model.transformer.n_ctx
     start, ends = ([special.start], special[1:]) if isinstance(model, DoubleHeadModel) else ([], ())
-    ids = encode_prompt(encoder, prompt, n_ctx - len(start))
+    ids = encode_prompt(encoder, prompt, n_ctx - len(start)) if isinstance(prompt, str) else list(prompt)
     transcripts = [Transcript(encoder, ids, [stop.lower() for stop in stops if stop]) for _ in range(n_samples)]
     how |= dict(n_samples=n_samples, n_allowed=n_vocab, stop_ids=ends)
 
@@ -227,7 +227,7 @@ def stream_text(
 
 
 def generate_text(
-    model: LMModel | DoubleHeadModel, encoder: TextEncoder, prompt: str, n_tokens: int, **how
+    model: LMModel | DoubleHeadModel, encoder: TextEncoder, prompt: str | Sequence[int], n_tokens: int, **how
 ) -> list[str]:
     """Return what follows a prompt, a text a sample; the arguments are those of `stream_text`."""
     steps = list(stream_text(model, encoder, prompt, n_tokens, **how))

@@ -13,6 +13,7 @@ from typing import IO
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inference import progress_bar
@@ -44,11 +45,27 @@ def next_log_probabilities(transformer: TransformerModel, packing: Packing, n_wo
     Args:
         n_words: normalise over so many rows of the embedding matrix, the first ones; None: over all.
     """
+    return _log_probabilities(_predictors(transformer, packing), transformer.embed.weight[:n_words], packing)
+
+
+@torch.no_grad()
+def next_tokens(transformer: TransformerModel, packing: Packing, n_words: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return what next_log_probabilities does, and whether each token is the most probable one, true on padding."""
+    states, table = _predictors(transformer, packing), transformer.embed.weight[:n_words]
+    best = torch.cat([F.linear(chunk, table).argmax(1) for chunk in states.split(256)])  # (M,)
+    is_best = torch.cat([best == packing.targets, best.new_ones(1, dtype=torch.bool)])
+    return _log_probabilities(states, table, packing), is_best[packing.predictions]
+
+
+def _predictors(transformer: TransformerModel, packing: Packing) -> Tensor:
+    """Return the states from which the tokens of the rows but the first are predicted (M, C)."""
     transformer.eval()
-    states = transformer(packing).index_select(0, packing.predictors)  # (M, C)
+    return transformer(packing).index_select(0, packing.predictors)
+
+
+def _log_probabilities(states: Tensor, table: Tensor, packing: Packing) -> Tensor:
     m = len(packing.targets)
     each = torch.arange(m, device=states.device)[:, None]  # row_losses, with each prediction as a row of its own
-    table = transformer.embed.weight[:n_words]
     losses = row_losses(states, table, packing.targets, each, torch.ones_like(each, dtype=states.dtype))  # (M,)
     return torch.cat([-losses, losses.new_zeros(1)])[packing.predictions]
 

@@ -32,7 +32,7 @@ LAYERS = [
     {"inference", "splits", "measures", "figures", "generation"},
     {"training", "weights", "results", "scoring"},
     {"finetuning", "zero_shot", "features", "verify"},
-    {"train", "predict", "pretrain", "generate", "convert", "analysis", "bench"},
+    {"train", "predict", "pretrain", "generate", "convert", "analysis", "bench", "lm_eval_adapter"},
 ]
 COMMANDS = LAYERS[-1]
 LIBRARY = sorted(set().union(*LAYERS[:-1]))
