@@ -371,7 +371,7 @@ def fit(
                 record["choices"] = texts[1:]
             elif len(texts) != len(names):
                 raise InputError(f"{texts!r} is {len(texts)} texts; a {task} example has {len(names)}.")
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(record, default=lambda value: value.item()) + "\n")  # NumPy's numbers
     folders = {name: str(folder / name) for name in ("log_dir", "save_dir", "submission_dir")}
     chosen = Settings(dataset="own", task=task, data_dir=str(folder), **folders | settings)
     with join_ranks() as ranks, closing(Run(chosen, ranks)) as run, Stop(ranks) as stop:

@@ -1,0 +1,56 @@
+"""example.ipynb runs from top to bottom, and the outputs that it is stored with are whole and clean."""
+
+import json
+import os
+from pathlib import Path
+
+import matplotlib
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PATH = ROOT / "example.ipynb"
+
+
+@pytest.fixture(scope="module")
+def cells() -> list[dict]:
+    return [cell for cell in json.loads(PATH.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+
+
+def test_every_cell_runs(cells, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    matplotlib.use("Agg")
+    names = {}
+    for n, cell in enumerate(cells, 1):
+        exec(compile("".join(cell["source"]), f"{PATH.name}, cell {n}", "exec"), names)
+    plt = names["plt"]
+    assert len(plt.get_fignums()) == 4 and all(plt.figure(n).axes for n in plt.get_fignums())
+    plt.close("all")
+
+    probabilities = names["prediction"].probabilities  # of the last story: she trained
+    assert probabilities["2"] > 0.5
+    worse = names["story"].format("She told her coach that training was boring.")
+    assert names["run"].predict([(worse, *names["endings"])])[0].label == "1"
+    assert names["points"].shape == (180, 2)
+    assert float(names["probabilities"].sum()) > 0.9
+
+
+def test_the_new_story_is_in_no_file(cells):
+    (source,) = ("".join(cell["source"]) for cell in cells if "endings = [" in "".join(cell["source"]))
+    names = {}
+    exec(source.split("for sentence")[0], names)
+    files = [path for path in (ROOT / "demo").rglob("*") if path.suffix in (".csv", ".txt", ".py")]
+    texts = [path.read_text(encoding="utf-8") for path in files]
+    assert len(texts) > 3
+    for part in (names["story"].split(". ")[0], *names["endings"]):
+        assert not any(part in text for text in texts), part
+
+
+def test_stored_outputs_are_of_one_clean_run(cells):
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
+    assert all(output.get("name") != "stderr" and output["output_type"] != "error" for output in outputs)
+    texts = "".join("".join(output.get("text", "")) for output in outputs)
+    assert len(texts) > 1000 and "\nwarning " not in texts
+    assert f"{os.sep}home" not in texts and f"{os.sep}tmp" not in texts and f"{os.sep}root" not in texts
+    assert PATH.stat().st_size < 200_000
