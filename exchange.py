@@ -6,6 +6,7 @@ authors' two vocabulary files byte for byte. Special tokens are added tokens the
 
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             found = load_file(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(action="ignore"):  # of pickles that torch did not write
+                found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the bytes of a damaged file lead to
         reason = (str(error).strip() or type(error).__name__).split("\n")[0].split(". ")[0]
         raise InputError(

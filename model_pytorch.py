@@ -187,7 +187,9 @@ class TransformerModel(nn.Module):
                 f"the input has {packing.shape[1]} tokens, the model has positions for {self.n_ctx}: cut the input"
             )
         table = self.dropped_table() if table is None else table
-        h = F.embedding(packing.tokens, table).sum(-2)  # (N, C): token + position
+        # without dropout `embed` itself, so that forward hooks on it work
+        rows = self.embed(packing.tokens) if table is self.embed.weight else F.embedding(packing.tokens, table)
+        h = rows.sum(-2)  # (N, C): token + position
         for block, cache in zip(self.h, caches or [None] * len(self.h), strict=True):
             if self.checkpoint_activations and self.training:
                 h = checkpoint(block, h, packing, use_reentrant=False)
@@ -215,7 +217,7 @@ class LMHead(nn.Module):
     def forward(self, h: Tensor, table: Tensor | None = None) -> Tensor:
         """Return logits (B*K*(T-1), V), or (B*K, T, V) without `trunc_and_reshape`; `table` as in TransformerModel."""
         h = h[:, :-1].flatten(0, 1) if self.trunc_and_reshape else h
-        return F.linear(h, self.decoder.weight if table is None else table)
+        return self.decoder(h) if table is None or table is self.decoder.weight else F.linear(h, table)
 
 
 class TaskHead(nn.Module):

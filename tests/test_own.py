@@ -241,7 +241,9 @@ def test_three_lines_of_python_fit_predict_and_save(tmp_path, monkeypatch, model
     run = fit(pairs, [float(len(a) - len(b)) for a, b in pairs], "similarity", model_dir=str(model_dir), n_iter=1)
     assert -2 <= float(run.predict([("cat", "in")])[0].label) <= 2
     choices = [("the cat", "red", "hat"), ("the hat", "in", "an", "at")] * 10
-    assert fit(choices, np.array([1, 3] * 10), "multiple_choice", model_dir=str(model_dir), n_iter=1).predict(choices[:1])
+    assert fit(choices, np.array([1, 3] * 10), "multiple_choice", model_dir=str(model_dir), n_iter=1).predict(
+        choices[:1]
+    )
     with pytest.raises(InputError, match="2 texts; a classification example has 1"):
         fit([("a", "b")], ["x"], model_dir=str(model_dir))
 
