@@ -249,7 +249,7 @@ def test_the_choices_of_an_example_share_one_mask_of_features():
 # ---- hooks ----
 
 WITH_PARAMETERS = ["attn.c_attn", "attn.c_proj", "ln_1", "mlp.c_fc", "mlp.c_proj", "ln_2"]  # of a block
-# With dropout the embedding matrix is read as a matrix, after one dropout: neither its module nor the tied one is called.
+# With dropout the embedding matrix is read as a matrix: neither its module nor the tied one is called.
 TIED = ["transformer.embed", "lm_head.decoder"]
 
 

@@ -39,6 +39,9 @@ def test_every_flag_named_exists(monkeypatch, capsys):
         "--log",
         "--tokens",
         "--nproc_per_node",
+        "--model",
+        "--model_args",
+        "--tasks",
     }, named - known
 
 
