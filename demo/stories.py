@@ -318,6 +318,7 @@ def contexts_of(texts: Iterator[str]) -> set[tuple[str, ...]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--schemas", type=Path, default=SCHEMAS, help="file of schemas; default: the demo's")
     commands = parser.add_subparsers(dest="command", required=True)
     show_default = argparse.ArgumentDefaultsHelpFormatter
 
@@ -353,7 +354,7 @@ def main() -> None:
     command.add_argument("--out", type=Path, default=Path("tasks"), help="folder to write a folder for each task to")
     args = parser.parse_args()
 
-    schemas = parse_schemas(SCHEMAS.read_text(encoding="utf-8"))
+    schemas = parse_schemas(args.schemas.read_text(encoding="utf-8"))
     if args.command == "corpus":
         exclude = read_contexts(args.exclude) if args.exclude else set()
         texts = corpus(schemas, args.seed, exclude, args.comments, args.remarks)

@@ -60,6 +60,21 @@ def test_another_seed_gives_other_stories(tmp_path: Path, folder: Path) -> None:
     assert len(known & set((tmp_path / "corpus.txt").read_text().splitlines())) < 3
 
 
+def test_the_other_schemas_tell_stories_in_other_words(tmp_path: Path, folder: Path) -> None:
+    village = ("--schemas", str(DEMO / "village.txt"))
+    run(tmp_path, *village, "cloze", "--n_valid", "60", "--n_test", "30", "--out", "data")
+    run(tmp_path, *village, "corpus", "--n_stories", "600", "--exclude", "data")
+    told, known = (path.read_text().splitlines() for path in (tmp_path / "corpus.txt", folder / "corpus.txt"))
+    remarks = tuple(stories.REMARKS.values())
+    for line in told:
+        assert len(re.findall(r"[.?!](?= |$)", line)) == 5 + line.endswith(remarks), line
+        assert not re.search(r"[$|{}]", line), line
+    words = [set(re.findall(r"[a-z]+", " ".join(lines).lower())) for lines in (told, known)]
+    assert len(words[0] - words[1]) > len(words[0]) / 2
+    (_, *valid), (_, *test) = rows(tmp_path, "valid"), rows(tmp_path, "test")
+    assert (len(valid), len(test)) == (60, 30) and not {tuple(r[1:5]) for r in valid} & {tuple(r[1:5]) for r in test}
+
+
 def test_layout(folder: Path) -> None:
     for split, n_rows in (("valid", 1871), ("test", 1000)):
         header, *body = rows(folder, split)
