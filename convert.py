@@ -30,7 +30,7 @@ from model_pytorch import Config, DoubleHeadModel
 from settings import parse, positional
 from shards import BPE_FILE, ENCODER_FILE, read_sizes, save_openai_model, vocabulary_files
 from utils import InputError, copy_file, digests, exit_code, find, make_output_folder, write_json
-from weights import SavedRun, open_model, open_run
+from weights import SavedRun, is_run, open_model, open_run
 
 MULTIPLE_CHOICE, CLASSIFIER = "OpenAIGPTDoubleHeadsModel", "OpenAIGPTForSequenceClassification"
 HEADS = {"multiple_choice": MULTIPLE_CHOICE, "reading": MULTIPLE_CHOICE}
@@ -63,7 +63,7 @@ def to_hugging_face(src: Path, out: Path) -> None:
     """Write a model folder or a run as a Hugging Face folder. Raises InputError."""
     if is_hugging_face(src):
         raise InputError(f"{src} is a Hugging Face folder already.")
-    if (src / "best_params").exists() or (src / "settings.json").exists():
+    if is_run(src):
         write_run(open_run(src), out)
         return
     model, encoder = open_model(src)

@@ -37,7 +37,7 @@ from shards import (
 )
 from splits import Splits, describe, majority, read_splits
 from text_utils import TextEncoder
-from training import Training
+from training import Training, summary_writer
 from utils import InputError, copy_file, digests, find, make_output_folder, replacing
 from weights import SavedRun, open_run
 
@@ -142,6 +142,8 @@ class Run:
 
     def __init__(self, settings: Settings, ranks: Ranks):
         self.settings, self.ranks = settings, ranks
+        if settings.tensorboard:
+            summary_writer()  # refuses now what would fail after the preparation
         self.log_dir, self.save_dir = Path(settings.log_dir), Path(settings.save_dir) / settings.desc
         self.submission_dir = Path(settings.submission_dir)
         for folder in [self.log_dir, self.save_dir] + [self.submission_dir] * settings.submit:
@@ -271,7 +273,8 @@ class Run:
         vocabulary = {ENCODER_FILE: self.settings.encoder_path, BPE_FILE: self.settings.bpe_path}
         for name, source in vocabulary.items():
             copy_file(Path(source), self.save_dir / name)
-        self.training.open_log(self.log_dir / f"{self.settings.desc}.jsonl", notes=list(self.splits.notes))
+        path, notes = self.log_dir / f"{self.settings.desc}.jsonl", list(self.splits.notes)
+        self.training.open_log(path, self.settings.tensorboard, notes=notes)
 
     def measure(self, _, pause) -> dict[str, float]:
         """Return cost and metrics on the first n_valid examples of train, and on valid."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import at_least_float32, row_losses
-from model_pytorch import DoubleHeadModel
+from model_pytorch import DoubleHeadModel, LMModel
 from packing import Packing
 
 
@@ -38,6 +38,12 @@ def packed_losses(model: DoubleHeadModel, packing: Packing, y: Tensor, lm_coef: 
         return task_losses(task_logits, y), None
     lm = lm_losses(h, table, packing)
     return task_losses(task_logits, y), lm if packing.is_choice is None else lm[packing.is_choice.flatten()]
+
+
+def sequence_losses(model: LMModel, packing: Packing) -> Tensor:
+    """Return the mean next-token cross entropy (nats) of each sequence (B,)."""
+    table = model.transformer.dropped_table()
+    return lm_losses(model.transformer(packing, table), table, packing)
 
 
 def task_losses(logits: Tensor, y: Tensor) -> Tensor:

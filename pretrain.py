@@ -1,13 +1,15 @@
 """Pre-train the transformer on raw text (paper, section 4.1): `python pretrain.py --corpus FILE --model_dir DIR`.
 
-The folder written has the authors' format: `python train.py --model_dir DIR` fine-tunes from it.
+The folder written has the authors' format: `python train.py --model_dir DIR` fine-tunes from it. With --init_from the
+language model of another folder is adapted to the text.
 """
 
 import math
 import sys
 import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,8 @@ from torch import Tensor, nn
 
 from corpus import learn_vocabulary, tokenize
 from inputs import position_rows
-from loss import lm_losses
-from model_pytorch import DEFAULT_CONFIG, LMModel
+from loss import sequence_losses
+from model_pytorch import ACTIVATIONS, DEFAULT_CONFIG, LMModel
 from opt import OpenAIAdam
 from packing import Packing
 from processes import (
@@ -28,6 +30,7 @@ from processes import (
     join_ranks,
     keep_freed_memory,
     make_deterministic,
+    matrix_rate,
     peak_memory,
     pick_precision,
     restarted,
@@ -37,6 +40,7 @@ from settings import (
     COUNT,
     FRACTION,
     NOT_NEGATIVE,
+    SIZES,
     AdamSettings,
     MachineSettings,
     NetworkSettings,
@@ -47,10 +51,14 @@ from settings import (
     required,
     setting,
 )
-from shards import BPE_FILE, ENCODER_FILE, save_openai_model
+from shards import BPE_FILE, ENCODER_FILE, FolderSizes, save_openai_model
 from text_utils import TextEncoder
-from training import Training
-from utils import InputError, digests, exit_code, make_output_folder, sha256
+from training import Speed, Training, count_operations, summary_writer
+from utils import InputError, copy_file, digests, exit_code, make_output_folder, sha256
+from weights import copy_weights, open_transformer, parameter_files
+from zero_shot import parse_probes, read_probes
+
+N_CTX = 512  # tokens in a sequence, as the paper has them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +67,17 @@ class Settings(MachineSettings, NetworkSettings, AdamSettings):
 
     corpus: str = required("text file in UTF-8")
     model_dir: str = required("folder to write, in the authors' format; a vocabulary in it is used")
+    init_from: str | None = setting(
+        None, "folder of a model or of a fine-tuned run to start from, with its vocabulary; default: random weights"
+    )
     desc: str = setting("pretrain", "name of the run, in the names of its files")
     log_dir: str = setting("log/", "folder for <desc>.jsonl (log) and <desc>.png (curves)")
     save_dir: str = setting("save/", "folder for <desc>/ with the tokens and the checkpoints")
     seed: int = setting(42, "of all random numbers", number(int, 0, 2**32 - 1))
     n_merges: int = setting(40000, "byte-pair merges to learn", COUNT)
-    n_ctx: int = setting(512, "tokens in a sequence", number(int, 2))
+    n_ctx: int | None = setting(
+        None, f"tokens in a sequence; default: as many as --init_from has positions, else {N_CTX}", number(int, 2)
+    )
     n_iter: int = setting(100, "epochs", COUNT)
     n_batch: int = setting(64, "sequences per device and batch", COUNT)
     valid_share: float = setting(0.01, "fraction of the sequences, at the end of the text, to hold out", FRACTION)
@@ -77,14 +90,47 @@ class Settings(MachineSettings, NetworkSettings, AdamSettings):
     checkpoint_every: int = setting(
         1000, "updates between two checkpoints in --save_dir; 0: only at the end of each epoch", number(int, 0)
     )
-    n_embd: int = setting(DEFAULT_CONFIG.n_embd, "features", COUNT)
-    n_head: int = setting(DEFAULT_CONFIG.n_head, "attention heads", COUNT)
-    n_layer: int = setting(DEFAULT_CONFIG.n_layer, "blocks", COUNT)
+    probe: str | None = setting(
+        None, "zero-shot figures of each log: HEURISTIC:DATASET:FOLDER,... such as choice:rocstories:demo/data"
+    )
+    probe_examples: int = setting(200, "validation examples of each probe, at most", COUNT)
+    n_embd: int | None = setting(None, f"features; default: as in --init_from, else {DEFAULT_CONFIG.n_embd}", COUNT)
+    n_head: int | None = setting(
+        None, f"attention heads; default: as in --init_from, else {DEFAULT_CONFIG.n_head}", COUNT
+    )
+    n_layer: int | None = setting(None, f"blocks; default: as in --init_from, else {DEFAULT_CONFIG.n_layer}", COUNT)
+    afn: str | None = setting(
+        None, f"activation of the MLP; default: as in --init_from, else {DEFAULT_CONFIG.afn}", choices=ACTIVATIONS
+    )
 
     def __post_init__(self):
         """Raise ValueError for settings that contradict each other."""
         check_name(self.desc)
-        self.config()
+        parse_probes(self.probe)
+        if self.init_from is None:
+            self.config()
+
+    def completed(self, sizes: FolderSizes | None) -> "Settings":
+        """Return the settings with the sizes that were left out: those of --init_from, else the paper's.
+
+        Raises InputError where a flag and --init_from differ.
+        """
+        if sizes is None:
+            names = {name: getattr(DEFAULT_CONFIG, name) for name in ("n_embd", "n_head", "n_layer")}
+            given = {name: getattr(self, name) for name in names}
+            return replace(self, n_ctx=self.n_ctx or N_CTX, **{n: given[n] or names[n] for n in names})
+        for name in SIZES:
+            if getattr(self, name) not in (None, getattr(sizes, name)):
+                raise InputError(
+                    f"{self.init_from} has {name} {getattr(sizes, name)}, not {getattr(self, name)}. "
+                    f"Leave out --{name}."
+                )
+        if self.n_ctx and self.n_ctx > sizes.n_positions:
+            raise InputError(
+                f"{self.init_from} has {sizes.n_positions} positions, fewer than --n_ctx {self.n_ctx}. Lower --n_ctx."
+            )
+        n_ctx = self.n_ctx or sizes.n_positions
+        return replace(self, n_ctx=n_ctx, **{name: getattr(sizes, name) for name in SIZES})
 
 
 class PreTraining(nn.Module):
@@ -98,17 +144,15 @@ class PreTraining(nn.Module):
         return sequence_losses(self.model, packing).mean()
 
 
-def sequence_losses(model: LMModel, packing: Packing) -> Tensor:
-    """Return the mean next-token cross entropy (nats) of each sequence (B,)."""
-    table = model.transformer.dropped_table()
-    return lm_losses(model.transformer(packing, table), table, packing)
-
-
 class Run:
     """A pre-training run: everything up to its first update, and then train()."""
 
     def __init__(self, settings: Settings, ranks: Ranks):
-        self.settings, self.ranks = settings, ranks
+        if settings.tensorboard:
+            summary_writer()  # refuses now what would fail after the preparation
+        initial, encoder, sizes = open_transformer(settings.init_from) if settings.init_from else (None,) * 3
+        self.settings = settings = settings.completed(sizes)
+        self.ranks = ranks
         corpus, self.model_dir, self.log_dir = Path(settings.corpus), Path(settings.model_dir), Path(settings.log_dir)
         self.vocabulary = self.model_dir / ENCODER_FILE, self.model_dir / BPE_FILE
         self.save_dir = Path(settings.save_dir) / settings.desc
@@ -117,6 +161,11 @@ class Run:
         begun = (settings.resume or restarted()) and any(self.save_dir.glob("checkpoint_*"))
         if not begun and (self.model_dir / "params_0.npy").exists():
             raise InputError(f"{self.model_dir} holds weights already. Name another --model_dir.")
+
+        # the vocabulary of the model to start from
+        if encoder is not None:
+            with ranks.first_alone():
+                self.keep_vocabulary(encoder)
 
         # text -> sequences of ids; the other processes find the first one's files
         with ranks.first_alone():
@@ -134,22 +183,32 @@ class Run:
             )
         training_set, self.held_out = sequences[:n_train], sequences[n_train:]
 
+        # what is measured at each log beside the perplexity
+        n_positions, self.encoder = sizes.n_positions if sizes else settings.n_ctx, TextEncoder(*self.vocabulary)
+        with ranks.first_alone():  # the others then find its cache
+            self.probes = read_probes(settings.probe, self.encoder, n_positions, settings.probe_examples)
+
         # the network and its optimiser
         torch.manual_seed(settings.seed)
-        cfg = settings.config()
-        self.model = LMModel(cfg, self.n_vocab + settings.n_ctx, settings.n_ctx).to(ranks.device)
+        self.cfg = settings.config()
+        self.model = LMModel(self.cfg, self.n_vocab + n_positions, n_positions)
+        if initial is not None:
+            copy_weights(initial, self.model.transformer, self.n_vocab)
+        else:
+            with torch.no_grad():
+                for matrix in (p for p in self.model.parameters() if p.dim() > 1):
+                    matrix *= settings.init_std / 0.02  # they are initialised N(0, 0.02), as the paper says
+        self.model.to(ranks.device)
         self.model.transformer.checkpoint_activations = settings.checkpoint_activations
-        with torch.no_grad():
-            for matrix in (p for p in self.model.parameters() if p.dim() > 1):
-                matrix *= settings.init_std / 0.02  # they are initialised N(0, 0.02), as the paper says
         schedule = {"schedule": "warmup_cosine", "warmup": settings.lr_warmup / t_total, "t_total": t_total}
         optimizer = OpenAIAdam(self.model.parameters(), **settings.adam(), **schedule)
         optimizer.preallocate()
         torch.manual_seed(settings.seed + ranks.rank)  # different dropout masks per process
 
         # the training
-        precision = pick_precision(settings.precision, ranks.device)
+        self.precision = precision = pick_precision(settings.precision, ranks.device)
         self.autocast = autocast(precision, ranks.device)
+        weights = parameter_files(settings.init_from) if settings.init_from else []
         shared = {"precision": precision, "n_vocab": self.n_vocab, "t_total": t_total, "n_processes": ranks.size}
         self.training = Training(
             model=self.model,
@@ -160,13 +219,13 @@ class Run:
             epoch_order=lambda epoch: self.order(epoch, n_train, n_update),
             measure=self.measure,
             is_log_due=lambda updates: updates % settings.log_every == 0 or updates == t_total,
-            log_format="{n_epochs} {n_updates} perplexity: train {tr_ppl:.3f}, held out {va_ppl:.3f}",
+            log_format=self.log_format("{n_epochs} {n_updates} perplexity: train {tr_ppl:.3f}, held out {va_ppl:.3f}"),
             n_batch=settings.n_batch,
             accumulate=settings.accumulate,
             n_iter=settings.n_iter,
             per_epoch=per_epoch,
             folder=self.save_dir,
-            settings=fixed_on_resume(settings) | shared | {"digests": digests([corpus, *self.vocabulary])},
+            settings=fixed_on_resume(settings) | shared | {"digests": digests([corpus, *self.vocabulary, *weights])},
             checkpoint_every=settings.checkpoint_every,
             resume=settings.resume,
             ranks=ranks,
@@ -176,9 +235,10 @@ class Run:
             held_out = f"{n_train:,} + {len(self.held_out)} sequences of {settings.n_ctx}"
             print(f"device   {describe_device(precision, ranks)}")
             print(f"tokens   {len(tokens):,}, vocabulary {self.n_vocab:,}: {held_out}")
-            print(f"network  {cfg.n_layer} blocks, {cfg.n_embd} features, {cfg.n_head} heads")
+            source = f"; weights of {settings.init_from}" if settings.init_from else ""
+            print(f"network  {self.cfg.n_layer} blocks, {self.cfg.n_embd} features, {self.cfg.n_head} heads{source}")
             print(f"plan     {plan}, {self.training.updates} of them done")
-        self.training.open_log(self.log_dir / f"{settings.desc}.jsonl", n_train=n_train)
+        self.training.open_log(self.log_dir / f"{settings.desc}.jsonl", settings.tensorboard, n_train=n_train)
 
     def read_tokens(self, corpus: Path) -> tuple[np.ndarray, int]:
         """Return the ids of the corpus and the vocabulary size; both files are made where they are missing."""
@@ -186,6 +246,18 @@ class Run:
             learn_vocabulary(corpus, self.settings.n_merges, *self.vocabulary)
         encoder = TextEncoder(*self.vocabulary)
         return tokenize(corpus, encoder, "".join(map(sha256, self.vocabulary)), self.save_dir), len(encoder.encoder)
+
+    def keep_vocabulary(self, encoder: TextEncoder) -> None:
+        """Copy the vocabulary of --init_from to the model folder. Raises InputError where there is another one."""
+        pairs = list(zip(encoder.files, self.vocabulary, strict=True))
+        for source, copy in pairs:
+            if copy.exists() and sha256(copy) != sha256(source):
+                raise InputError(
+                    f"{copy} differs from {source}, the vocabulary of --init_from. Name another --model_dir."
+                )
+        for source, copy in pairs:
+            if not copy.exists():
+                copy_file(source, copy)
 
     def order(self, epoch: int, n_train: int, n_update: int) -> np.ndarray:
         """Return an epoch's order, which follows from its number; those of one update are in the order of the text."""
@@ -211,11 +283,30 @@ class Run:
                     costs[start : start + len(batch)] = sequence_losses(self.model, self.packed(batch)).float().cpu()
             pause()
         cost = ranks.gather(costs)[: len(self.held_out)].mean().item()
-        return {"tr_ppl": math.exp(training_cost), "va_ppl": math.exp(cost)}
+        figures = {"tr_ppl": math.exp(training_cost), "va_ppl": math.exp(cost)}
+        for probe in self.probes:
+            with self.autocast:
+                value = probe.measure(self.model, self.encoder) if ranks.is_first else math.nan
+            figures[probe.name] = ranks.gather(torch.tensor([value]))[0].item()
+            pause()
+        return figures
+
+    def log_format(self, text: str) -> str:
+        """Return the format string of the line printed at each log, given that of the perplexities."""
+        probes = ", ".join(f"{probe.name} {{{probe.name}:.2f}}" for probe in self.probes)
+        return text + (probes and f"; {probes}")
 
     def train(self, stop: Stop) -> None:
         """Make the updates that are left, with their measurements and checkpoints."""
-        self.training.run(stop, unit="tokens", units_per_example=self.settings.n_ctx)
+        settings, n = self.settings, self.settings.n_ctx
+        if settings.init_from and not self.training.updates:
+            before = self.measure(0.0, stop.here)
+            if self.ranks.is_first:
+                print(f"before   {self.log_format('perplexity: held out {va_ppl:.3f}').format(**before)}")
+        own = settings.n_batch * settings.accumulate  # sequences of this process in an update
+        work = 3 * count_operations(self.cfg, n, n * (n + 1) // 2, n - 1, len(self.model.transformer.embed.weight))
+        rate = partial(matrix_rate, self.precision, self.ranks.device)
+        self.training.run(stop, Speed("tokens", own * self.ranks.size * n, own * work, rate))
 
     def close(self) -> None:
         """Close the log."""
@@ -235,7 +326,7 @@ def run(settings: Settings) -> None:
         if not ranks.is_first:
             return
         transformer, n_vocab = pre_training.model.transformer, pre_training.n_vocab
-        save_openai_model(transformer, n_vocab, pre_training.model_dir, settings.config().afn)
+        save_openai_model(transformer, n_vocab, pre_training.model_dir, pre_training.cfg.afn)
         draw_perplexity(pre_training.log_dir / f"{settings.desc}.jsonl")
         seconds = time.monotonic() - started
         print(f"done in {seconds:.0f} s, {peak_memory(ranks.device)}; the model is in {pre_training.model_dir}")

@@ -153,6 +153,7 @@ class MachineSettings:
         0, "updates between two checkpoints in --save_dir; 0: only at the end of each epoch", number(int, 0)
     )
     resume: bool = setting(False, "continue from the newest checkpoint of --desc, if there is one")
+    tensorboard: bool = setting(False, "write the log for TensorBoard too, to <desc>.tensorboard/ in --log_dir")
 
 
 # --- fine-tuning -----------------------------------------------------------------------------------------------------
@@ -223,6 +224,7 @@ class Settings(MachineSettings, NetworkSettings, AdamSettings):
 
 # settings that may change when a run is resumed
 FREE_ON_RESUME = {"resume", "checkpoint_every", "submit", "analysis", "verify", "log_dir", "save_dir", "submission_dir"}
+FREE_ON_RESUME |= {"tensorboard", "probe", "probe_examples"}
 
 
 def fixed_on_resume(settings: Any) -> dict[str, Any]:

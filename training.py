@@ -1,6 +1,7 @@
 """The training loop of fine-tuning and of pre-training: updates, logs, checkpoints, resuming."""
 
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from checkpoint import read_checkpoint, remove_checkpoints, restore, save_checkpoint, save_parameters
 from inference import progress_bar
+from model_pytorch import Config
 from opt import OpenAIAdam
 from processes import Ranks, Stop, Stopped, provenance, restarted
 from utils import InputError, ResultLogger, write_json
@@ -70,6 +72,71 @@ def update(
             "lower --lr."
         )
     return cost
+
+
+# --- how fast --------------------------------------------------------------------------------------------------------
+
+
+def count_operations(cfg: Config, n_tokens: int, n_pairs: int, n_next: int = 0, n_table: int = 0) -> int:
+    """Return the floating-point operations of a forward pass; training takes three times as many.
+
+    Args:
+        n_tokens, n_pairs: tokens, and pairs of a token and one that it attends to, n (n + 1) / 2 in a row of n.
+        n_next, n_table: next tokens predicted, each among so many rows of the embedding matrix.
+    """
+    blocks = cfg.n_layer * (24 * cfg.n_embd**2 * n_tokens + 4 * cfg.n_embd * n_pairs)
+    return blocks + 2 * n_table * cfg.n_embd * n_next
+
+
+class Speed:
+    """How fast updates are made, since the last log and as a fraction of what the machine's matrix products reach.
+
+    Args:
+        unit, per_update: what is counted, and how many of it an update of all processes has.
+        operations: floating-point operations of this process in an update.
+        matrix_rate: measures the operations per second of plain matrix products.
+    """
+
+    PATIENCE = 5  # seconds of updates before the matrix rate is measured: short runs do without
+
+    def __init__(self, unit: str, per_update: int, operations: int, matrix_rate: Callable[[], float]):
+        self.unit, self.per_update, self.operations = unit, per_update, operations
+        self.matrix_rate, self.rate = matrix_rate, None
+        self.began, self.n_updates = time.perf_counter(), 0  # of this process
+        self.seconds, self.n_recent = 0.0, 0  # since the last log
+
+    def add(self, seconds: float, is_first: bool) -> None:
+        """Count an update; the first process measures the matrix rate once it is worth its time."""
+        self.seconds, self.n_recent, self.n_updates = self.seconds + seconds, self.n_recent + 1, self.n_updates + 1
+        if is_first and self.rate is None and time.perf_counter() - self.began > self.PATIENCE:
+            try:
+                self.rate = self.matrix_rate()
+            except torch.OutOfMemoryError:
+                self.rate = math.nan  # the training has all the memory there is
+
+    def of_matrix_rate(self) -> str | None:
+        """Return the fraction of the matrix rate in per cent; None before that is known."""
+        if not self.rate or math.isnan(self.rate) or not self.seconds:
+            return None
+        return f"{100 * self.operations * self.n_recent / self.seconds / self.rate:.0f} %"
+
+    def describe(self, n_left: int) -> str:
+        """Return in words the speed since the last log and how long n_left updates will take, with all that is due."""
+        if not self.seconds:
+            return ""
+        found = [f"{self.n_recent * self.per_update / self.seconds:,.0f} {self.unit}/s"]
+        found += [f"{percent} of the matrix rate"] if (percent := self.of_matrix_rate()) else []
+        left = n_left * (time.perf_counter() - self.began) / self.n_updates
+        return ", ".join([*found, f"{tqdm.format_interval(left)} left"])
+
+
+def summary_writer() -> type:
+    """Return torch's writer of files for TensorBoard. Raises InputError when that package is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # here: it is optional, and slow to import
+    except ImportError:
+        raise InputError("--tensorboard needs a package that is not installed: pip install tensorboard") from None
+    return SummaryWriter
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------
@@ -157,10 +224,13 @@ class Training:
             self.updates, self.logs, self.cost_since_log = (state[k] for k in ("updates", "logs", "cost_since_log"))
         self.saved = self.updates, len(self.logs)
         self.objective = ranks.wrap(objective)
-        self.logger = None
+        self.logger, self.board, self.speed = None, None, None
 
-    def open_log(self, path: Path, **more) -> None:
-        """Start the log and settings.json, which replace those of an earlier run of the same name."""
+    def open_log(self, path: Path, tensorboard: bool = False, **more) -> None:
+        """Start the log and settings.json, which replace those of an earlier run of the same name.
+
+        With tensorboard, the figures of the log go to a folder beside it too, `<desc>.tensorboard`.
+        """
         if not self.ranks.is_first:
             return
         if not self.updates:
@@ -168,17 +238,35 @@ class Training:
         settings = self.settings | provenance(self.ranks) | more
         write_json(self.folder / "settings.json", settings, indent=2)
         self.logger = ResultLogger(path, **settings)
+        if tensorboard:
+            folder = path.with_suffix(".tensorboard")
+            for old in folder.glob("events.out.tfevents.*"):
+                old.unlink()
+            self.board = summary_writer()(str(folder))
         for line in self.logs:
-            self.logger.log(**line)
+            self.write(line)
+
+    def write(self, line: dict) -> None:
+        """Write a line of the log."""
+        self.logger.log(**line)
+        if self.board is not None:
+            for name, value in line.items():
+                self.board.add_scalar(name, value, line["n_updates"])
+            self.board.flush()
 
     def close(self) -> None:
         """Close the log."""
-        if self.logger is not None:
-            self.logger.close()
+        for log in (self.logger, self.board):
+            if log is not None:
+                log.close()
 
-    def run(self, stop: Stop, unit: str = "examples", units_per_example: int = 1) -> None:
-        """Make the remaining updates. When a signal stops them, save a checkpoint and raise Stopped."""
-        per_update = self.n_update * units_per_example
+    def run(self, stop: Stop, speed: Speed | None = None) -> None:
+        """Make the remaining updates. When a signal stops them, save a checkpoint and raise Stopped.
+
+        With speed, progress is shown in its unit, and its figures with each log.
+        """
+        self.speed = speed
+        unit, per_update = (speed.unit, speed.per_update) if speed else ("examples", self.n_update)
         bar = progress_bar(self.t_total * per_update, "training", unit, self.ranks, self.updates * per_update)
         order, order_epoch = None, None
         try:
@@ -196,6 +284,7 @@ class Training:
                     return
 
                 # the examples of this update; each process computes its own, n_batch at a time
+                start = time.perf_counter()
                 epoch, i = divmod(self.updates, self.per_epoch)
                 if epoch != order_epoch:
                     order, order_epoch = self.epoch_order(epoch), epoch
@@ -211,8 +300,11 @@ class Training:
                 self.cost_since_log += cost
 
                 # show the progress, and stop here if a signal asked for it
-                lr = self.optimizer.param_groups[0]["lr"]
-                bar.set_postfix(cost=f"{cost:.3f}", lr=f"{lr:.2e}", refresh=False)
+                figures = {"cost": f"{cost:.3f}", "lr": f"{self.optimizer.param_groups[0]['lr']:.2e}"}
+                if speed:
+                    speed.add(time.perf_counter() - start, self.ranks.is_first)
+                    figures |= {"matrix": percent} if (percent := speed.of_matrix_rate()) else {}
+                bar.set_postfix(figures, refresh=False)
                 bar.update(per_update)
                 stop.here()
         except Stopped:
@@ -236,10 +328,13 @@ class Training:
         self.logs.append(line)
         self.cost_since_log = 0.0
         if self.ranks.is_first:
-            self.logger.log(**line)
-            tqdm.write(self.log_format.format(**line))
+            self.write(line)
+            speed = self.speed.describe(self.t_total - self.updates) if self.speed else ""
+            tqdm.write(self.log_format.format(**line) + (speed and f"; {speed}"))
             if is_best:
                 save_parameters(self.folder / "best_params", self.model)
+        if self.speed:
+            self.speed.seconds, self.speed.n_recent = 0.0, 0
 
     def is_checkpoint_due(self) -> bool:
         """Return whether to write a checkpoint now."""

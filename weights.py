@@ -8,14 +8,23 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from checkpoint import load_parameters
 from encoding import Encoded
 from inference import answers, predict, written_answers
 from inputs import CUTS, FORMS, Rows, special_tokens
-from model_pytorch import DEFAULT_CONFIG, Config, DoubleHeadModel, LMModel
+from model_pytorch import DEFAULT_CONFIG, Config, DoubleHeadModel, LMModel, TransformerModel
 from processes import Ranks
-from shards import BPE_FILE, ENCODER_FILE, load_openai_pretrained_model, read_sizes, vocabulary_files
+from shards import (
+    BPE_FILE,
+    ENCODER_FILE,
+    FolderSizes,
+    load_openai_pretrained_model,
+    read_sizes,
+    vocabulary_files,
+    weight_files,
+)
 from text_utils import TextEncoder
 from utils import InputError, copy_file, find, make_output_folder, read_json, sha256
 
@@ -44,6 +53,40 @@ def open_model(folder: str | os.PathLike, return_probs: bool = True) -> tuple[LM
     model = LMModel(cfg, sizes.n_vocab + sizes.n_positions, sizes.n_positions, return_probs)
     load_openai_pretrained_model(model.transformer, path=folder, n_transfer=sizes.n_layer)
     return model.eval(), encoder
+
+
+def open_transformer(folder: str | os.PathLike) -> tuple[TransformerModel, TextEncoder, FolderSizes]:
+    """Return the transformer in a model folder or a saved run, its tokenizer and its sizes. Raises InputError."""
+    if is_run(folder := find(folder)):
+        run = open_run(folder)
+        model, encoder, afn = run.model, run.encoder, run.settings["afn"]
+    else:
+        model, encoder = open_model(folder)
+        afn = read_sizes(folder).afn
+    transformer = model.transformer
+    n_embd, blocks = transformer.embed.weight.size(1), transformer.h
+    sizes = FolderSizes(len(encoder.encoder), transformer.n_ctx, n_embd, blocks[0].attn.n_head, len(blocks), afn)
+    return transformer, encoder, sizes
+
+
+def copy_weights(source: TransformerModel, target: TransformerModel, n_vocab: int) -> None:
+    """Copy the rows of tokens and positions, and the blocks; the rows of special tokens are left out."""
+    table = source.embed.weight
+    with torch.no_grad():
+        target.embed.weight.copy_(torch.cat([table[:n_vocab], table[-source.n_ctx :]]))
+        for value, parameter in zip(source.h.parameters(), target.h.parameters(), strict=True):
+            parameter.copy_(value)
+
+
+def parameter_files(folder: str | os.PathLike) -> list[Path]:
+    """Return the files that hold the parameters of a model folder or a saved run."""
+    folder = find(folder)
+    return [folder / "best_params"] if is_run(folder) else weight_files(folder)
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder holds a run of train.py, whole or not."""
+    return (folder / "best_params").exists() or (folder / "settings.json").exists()
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
-from datasets import find_task
+from datasets import Task, find_task
 from inference import progress_bar
 from inputs import FORMS, Ids, Rows
 from loss import METRICS
@@ -16,9 +17,10 @@ from model_pytorch import TransformerModel
 from processes import Ranks
 from readers import parse_columns
 from scoring import next_log_probabilities, pack
+from settings import DATASETS
 from splits import Splits, read_splits
 from text_utils import TextEncoder
-from utils import InputError
+from utils import InputError, find
 
 Choice = tuple[Ids, list[Ids]]  # a context, and what may follow it
 
@@ -115,25 +117,36 @@ def _texts(rows: Rows) -> Iterator[list[list[int]]]:
 HEURISTICS = ("choice", "sentiment", "acceptability")
 
 
+def check_heuristic(heuristic: str, task: Task) -> None:
+    """Raise InputError for a task that a heuristic does not fit."""
+    n_labels = len(task.labels or ())
+    is_choice = heuristic == "choice"
+    fits = FORMS[task.form].has_choices if is_choice else task.form == "classification" and n_labels == 2
+    if not fits:
+        needs = "a multiple choice" if is_choice else "a classification with two labels"
+        raise InputError(f"{heuristic} takes {needs}; {task.title} is {task.form} with {n_labels} labels.")
+
+
 def zero_shot(
-    model: nn.Module, encoder: TextEncoder, splits: Splits, heuristic: str, n_batch: int = 16
+    model: nn.Module,
+    encoder: TextEncoder,
+    splits: Splits,
+    heuristic: str,
+    n_batch: int = 16,
+    names: Sequence[str] = ("train", "valid", "test"),
 ) -> dict[str, tuple[int, dict[str, float]]]:
-    """Return number of examples and metrics (%) of train, valid and test, where they have labels, without fine-tuning.
+    """Return number of examples and metrics (%) of each split that has labels, without fine-tuning.
 
     Args:
         model: with a `transformer`: from open_model, open_run or LMModel.
         heuristic: one of HEURISTICS. choice: the largest mean log-probability; sentiment: "very" positive or negative,
             for labels in the order negative, positive; acceptability: above a threshold fitted on train.
+        names: of the splits to answer; acceptability needs train.
 
     Raises InputError for a task that the heuristic does not fit.
     """
-    task = splits.task
-    has_choices, n_labels = FORMS[task.form].has_choices, len(task.labels or ())
-    fits = has_choices if heuristic == "choice" else task.form == "classification" and n_labels == 2
-    if not fits:
-        needs = "a multiple choice" if heuristic == "choice" else "a classification with two labels"
-        raise InputError(f"{heuristic} takes {needs}; {task.title} is {task.form} with {n_labels} labels.")
-    labelled = {"train": splits.train, "valid": splits.valid, "test": splits.test}
+    check_heuristic(heuristic, splits.task)
+    labelled = {name: getattr(splits, name) for name in names}
     labelled = {name: rows for name, rows in labelled.items() if rows is not None and rows.labels is not None}
     if heuristic == "acceptability":
         scores = {name: mean_log_probabilities(model, encoder, rows, n_batch) for name, rows in labelled.items()}
@@ -176,3 +189,61 @@ def zero_shot_on(
         figures = ", ".join(f"{METRICS[key].title} {value:.2f} %" for key, value in metrics.items())
         lines.append(f"{task.title}, {name}, {n:,} examples, zero-shot {heuristic}: {figures}")
     return lines
+
+
+# --- to follow a model while it is trained ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A heuristic on some validation examples of a data set."""
+
+    name: str  # of its figure in the log
+    heuristic: str
+    splits: Splits
+
+    def measure(self, model: nn.Module, encoder: TextEncoder, n_batch: int = 16) -> float:
+        """Return the first metric of the task (%)."""
+        names = ("train", "valid") if self.heuristic == "acceptability" else ("valid",)
+        _, figures = zero_shot(model, encoder, self.splits, self.heuristic, n_batch, names)["valid"]
+        return figures[self.splits.task.metrics[0]]
+
+
+def parse_probes(text: str | None) -> list[tuple[str, str, str]]:
+    """Return heuristic, data set and folder of each probe in `choice:rocstories:DIR,sentiment:sst2:DIR`.
+
+    Raises ValueError for a text of another form, and for the same heuristic and data set twice.
+    """
+    probes = [tuple(probe.split(":", 2)) for probe in text.split(",")] if text else []
+    for probe in probes:
+        if len(probe) != 3 or probe[0] not in HEURISTICS or probe[1] not in DATASETS or not probe[2]:
+            raise ValueError(
+                f"--probe {':'.join(probe)!r} is not HEURISTIC:DATASET:FOLDER, such as choice:rocstories:demo/data; "
+                f"heuristics: {', '.join(HEURISTICS)}"
+            )
+    if len({probe[:2] for probe in probes}) < len(probes):
+        raise ValueError("--probe names a heuristic and a data set twice: their figures would have the same name")
+    return probes
+
+
+def read_probes(text: str | None, encoder: TextEncoder, n_ctx: int, n_examples: int) -> list[Probe]:
+    """Return the probes that parse_probes finds in a text, each with its first n_examples of train and of valid.
+
+    Own data has the form that the heuristic takes. Raises InputError for files that are missing or do not fit.
+    """
+    probes = []
+    for heuristic, dataset, folder in parse_probes(text):
+        form = ("multiple_choice" if heuristic == "choice" else "classification") if dataset == "own" else None
+        task, folder = find_task(dataset, find(folder), form, {}), find(folder)
+        # a tenth of own data becomes valid
+        limits = {"n_valid": n_examples, "max_examples": 10 * n_examples}
+        try:
+            splits = read_splits(task, folder, encoder, encoder.files, seed=42, n_ctx=n_ctx, **limits)
+        except InputError as error:  # which names the flag of train.py
+            raise InputError(str(error).replace("--n_valid", "--probe_examples")) from None
+        check_heuristic(heuristic, splits.task)
+        splits = replace(splits, train=splits.train.first(n_examples), valid=splits.valid.first(n_examples))
+        if splits.train.labels is None or splits.valid.labels is None:
+            raise InputError(f"{folder}: an example has no label, which a probe needs. Fix the line or remove it.")
+        probes.append(Probe(f"{heuristic}_{dataset}", heuristic, splits))
+    return probes

@@ -68,7 +68,7 @@ def test_the_defaults_in_the_ledger_are_the_commands():
     network = dataclasses.asdict(DEFAULT_CONFIG)  # what train.py takes for sizes where no model folder tells
     train_flags = dataclasses.asdict(finetuning.Settings())
     train_flags |= {k: v for k, v in network.items() if train_flags[k] is None}
-    pretrain_flags = dataclasses.asdict(pretrain.Settings(corpus="FILE", model_dir="DIR"))
+    pretrain_flags = dataclasses.asdict(pretrain.Settings(corpus="FILE", model_dir="DIR").completed(None))
     for prefix, ours, n in (("", train_flags, 23), ("pretrain.py ", pretrain_flags, 11)):
         theirs = dict(re.findall(rf"^\| `{prefix}--(\w+)` \| (\S+) \|", LEDGER, re.MULTILINE))
         assert len(theirs) == n

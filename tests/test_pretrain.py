@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import checkpoint
+import model_pytorch
 import pretrain
 import train
 from model_pytorch import Config, LMModel, TransformerModel
@@ -145,6 +147,26 @@ def test_initial_matrices_have_the_spread_asked_for(monkeypatch):
         spreads.clear()
         pretrain.main([*SMALL, "--n_iter", "1", *flags])
         assert spreads[0] == pytest.approx((0.02, 0.1)[n], rel=0.05)
+
+
+def test_bf16_rounds_the_products_but_not_the_parameters():
+    perplexities = []
+    for name in ("fp32", "bf16"):
+        assert pretrain.main([*SMALL, "--precision", name, "--desc", name, "--model_dir", name]) == 0
+        perplexities.append(json.loads(Path(f"log/{name}.jsonl").read_text().splitlines()[-1])["va_ppl"])
+    assert perplexities[0] != perplexities[1] == pytest.approx(perplexities[0], rel=1e-2)
+    *_, newest = sorted(Path("save/bf16").glob("checkpoint_*"))
+    assert {value.dtype for value in load_file(newest / "tensors.safetensors").values()} == {torch.float32, torch.uint8}
+
+
+def test_checkpointed_activations_change_nothing(monkeypatch):
+    calls, original, folders = [], model_pytorch.checkpoint, []
+    monkeypatch.setattr(model_pytorch, "checkpoint", lambda *a, **k: calls.append(1) or original(*a, **k))
+    for name, flags in (("kept", []), ("computed_twice", ["--checkpoint_activations"])):
+        assert pretrain.main([*SMALL, "--n_iter", "1", "--desc", name, "--model_dir", name, *flags]) == 0
+        assert bool(calls) == bool(flags)
+        folders.append(np.concatenate([np.load(f"{name}/params_{i}.npy") for i in range(10)]))
+    np.testing.assert_allclose(folders[0], folders[1], rtol=0, atol=1e-7)
 
 
 def test_two_checkpoints_are_kept(folder):

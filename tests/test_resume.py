@@ -234,8 +234,8 @@ def test_a_killed_run_goes_on_to_the_same_end(world, unbroken, tmp_path, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
-def test_a_run_killed_at_any_moment_goes_on_to_the_same_end(world, unbroken, tmp_path, seed):
-    name = ("train", "pretrain")[seed % 2]
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_end(world, unbroken, tmp_path, name, seed):
     assert_goes_on(name, world, kill_at_random(name, world, tmp_path, random.Random(seed)), unbroken)
 
 

@@ -128,8 +128,10 @@ def test_sizes_that_are_left_out_are_those_given():
 
 
 def test_a_resumed_run_may_change_what_has_no_effect_on_its_numbers():
-    kept = fixed_on_resume(finetuning.Settings())
-    free = {field.name for field in dataclasses.fields(finetuning.Settings)} - kept.keys()
+    free = set()
+    for chosen in (pretrain.Settings(corpus="FILE", model_dir="DIR"), finetuning.Settings()):
+        kept = fixed_on_resume(chosen)
+        free |= {field.name for field in dataclasses.fields(chosen)} - kept.keys()
     assert free == settings.FREE_ON_RESUME
     assert {"seed", "lr", "n_batch", "precision", "deterministic", "desc"} <= kept.keys()
     assert not any(isinstance(value, float) and not math.isfinite(value) for value in kept.values())

@@ -40,6 +40,9 @@ def world(tmp_path_factory) -> Path:
     write_model(folder / "model")
     write_data(folder / "data", n_valid=41, n_test=13)
     write_corpus(folder / "corpus.txt")
+    (folder / "choices").mkdir()
+    examples = [{"context": "a cat", "choices": ["sat", "saw a bird"], "label": 1 + i % 2} for i in range(40)]
+    (folder / "choices/train.jsonl").write_text("".join(json.dumps(example) + "\n" for example in examples))
     return folder
 
 
@@ -49,7 +52,17 @@ def train_flags(world: Path, *more) -> list[str]:
 
 
 def pretrain_flags(world: Path, *more) -> list[str]:
-    return ["--corpus", str(world / "corpus.txt"), "--model_dir", "model", *PRETRAIN, *NO_DROPOUT, *map(str, more)]
+    probe = ["--probe", f"choice:own:{world / 'choices'}", "--probe_examples", "4"]
+    return [
+        "--corpus",
+        str(world / "corpus.txt"),
+        "--model_dir",
+        "model",
+        *PRETRAIN,
+        *probe,
+        *NO_DROPOUT,
+        *map(str, more),
+    ]
 
 
 def read_log(folder: Path, desc: str = "rocstories") -> list[dict]:
@@ -117,23 +130,41 @@ def test_torchrun_trains_as_one_process_does(world, alone, tmp_path, n_processes
 
 @pytest.fixture(scope="module")
 def pretrained_alone(world, tmp_path_factory) -> Path:
+    """Twenty updates or more of 4 sequences, in one process, with a probe."""
     run = Processes(
         partial(pretrain.main, pretrain_flags(world, "--n_batch", 4)), tmp_path_factory.mktemp("pretrained")
     )
     assert run.wait() == [0], run.err()
+    assert read_log(run.folder, "pretrain")[0]["t_total"] >= 20 and read_log(run.folder, "pretrain")[1]["choice_own"]
     return run.folder
 
 
-def test_two_processes_pretrain_as_one_does(world, pretrained_alone, tmp_path):
-    run = Processes(partial(pretrain.main, pretrain_flags(world, "--n_batch", 2)), tmp_path / "together", 2)
-    assert run.wait() == [0, 0], run.err()
+@pytest.mark.parametrize(
+    "n_processes, n_batch, more",
+    [
+        (None, 2, ("--accumulate", 2)),
+        (None, 4, ("--checkpoint_activations",)),
+        (2, 2, ()),
+        pytest.param(2, 1, ("--accumulate", 2), marks=pytest.mark.slow),
+        pytest.param(4, 1, (), marks=pytest.mark.slow),
+    ],
+)
+def test_processes_and_accumulation_pretrain_as_one_batch_does(
+    world, pretrained_alone, tmp_path, n_processes, n_batch, more
+):
+    flags = pretrain_flags(world, "--n_batch", n_batch, *more)
+    run = Processes(partial(pretrain.main, flags), tmp_path / "together", n_processes)
+    assert run.wait() == [0] * (n_processes or 1), run.err()
     assert_same_training(run.folder, pretrained_alone, "pretrain")
-    assert run.out(1) + run.err(1) == ""
+    for other in range(1, n_processes or 1):  # only the first prints
+        assert run.out(other) + run.err(other) == ""
 
 
 @pytest.mark.slow
-def test_torchrun_pretrains_as_one_process_does(world, pretrained_alone, tmp_path):
-    code, _, err = torchrun(2, ROOT / "pretrain.py", pretrain_flags(world, "--n_batch", 2), tmp_path / "together")
+@pytest.mark.parametrize("n_processes, n_batch", [(1, 4), (2, 2), (4, 1)])
+def test_torchrun_pretrains_as_one_process_does(world, pretrained_alone, tmp_path, n_processes, n_batch):
+    flags = pretrain_flags(world, "--n_batch", n_batch)
+    code, _, err = torchrun(n_processes, ROOT / "pretrain.py", flags, tmp_path / "together")
     assert code == 0, err
     assert_same_training(tmp_path / "together", pretrained_alone, "pretrain")
 
