@@ -1,15 +1,16 @@
-"""Measure speed and memory of fine-tuning and predicting: `python bench.py --n_batch 8 --precision fp32 bf16`.
+"""Measure speed and memory: `python bench.py --n_batch 8 --precision fp32 bf16`, or `--what pretrain` for that task.
 
 Writes a table, a picture and all figures with their conditions: <out>.md, <out>.png and <out>.json.
 
 A row of the table is measured in a process of its own, for its peak memory to be its own. The processes of one
 precision, batch and length take turns, an update each, so that other work on the machine disturbs all of them alike;
 a process that does nothing but matrix products of that precision has its turns too.
-Weights are random, of the model folder's shapes; stories are in file order, and begin again when they run out.
+Weights are random, of the model folder's shapes; stories are in file order, and begin again when they run out. For
+pre-training, their text is one stream that is cut into sequences of n_ctx tokens.
 
 Work is counted on real tokens, each choice's row by itself. With features C, a table of V rows and rows of n tokens:
     forward    2 * 12 C^2 a token and block; 4 C a block for each pair of a token and one it sees, n (n + 1) / 2 a row
-    LM head    2 V C for each real next token, n - 1 a row; in training alone
+    LM head    2 V C for each real next token, n - 1 a row; in training only
     training   3 forward passes, whether or not --checkpoint_activations makes a fourth
 "TFLOP/s" is this count over time in every mode, so that what a shared context saves shows as speed. "of matrix rate" is
 the median share of the rate of the matrix products of the same turn, a shared context counted once.
@@ -36,21 +37,22 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
 from datasets import TASKS
 from encoding import Encoded, encode_cached
 from finetuning import FineTuning, Prepared, Settings, build_model, network
-from inputs import N_SPECIAL, Rows
-from model_pytorch import Config, DoubleHeadModel
+from inputs import N_SPECIAL, Rows, position_rows
+from loss import sequence_losses
+from model_pytorch import Config, DoubleHeadModel, LMModel
 from opt import OpenAIAdam
 from packing import Packing
-from processes import Ranks, autocast, join_ranks, keep_freed_memory, provenance
+from processes import Ranks, autocast, join_ranks, keep_freed_memory, matrix_product, product_size, provenance
 from settings import COUNT, HelpFormatter, number
 from shards import vocabulary_files
 from splits import Splits, values_of_labels
 from text_utils import TextEncoder
-from training import make_parts, update
+from training import count_operations, make_parts, update
 from utils import InputError, exit_code, find, make_output_folder, replacing, write_json
 
 GROWTH = {"n_ctx": [64, 128, 256, 512], "n_batch": [8, 1, 64]}  # one grows while the other is the first
@@ -113,8 +115,35 @@ def count_work(x: np.ndarray, m: np.ndarray, cfg: Config, n_table: int, training
     n_tokens = common.sum() + own.sum()
     n_pairs = (common * (common + 1) // 2).sum() + (own * common[:, None] + own * (own + 1) // 2).sum()
     n_next = n_tokens - np.where(common > 0, 1, lengths.shape[1]).sum()
-    forward = cfg.n_layer * (24 * cfg.n_embd**2 * n_tokens + 4 * cfg.n_embd * n_pairs)
-    return int(3 * (forward + 2 * n_table * cfg.n_embd * n_next) if training else forward)
+    if not training:
+        return int(count_operations(cfg, n_tokens, n_pairs))
+    return int(3 * count_operations(cfg, n_tokens, n_pairs, n_next, n_table))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequences:
+    """Rows of pre-training (S, T), all of one length, with what is needed of `Rows`."""
+
+    ids: np.ndarray
+    n_vocab: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def lengths(self) -> np.ndarray:
+        """Return the number of tokens of each sequence (S,)."""
+        return np.full(len(self.ids), self.ids.shape[1])
+
+    def batch(self, which: np.ndarray) -> tuple[Tensor, Tensor, None]:
+        """Return x (B, 1, T, 2) and m (B, 1, T) of some sequences."""
+        x = torch.from_numpy(position_rows(self.ids[which], self.n_vocab))[:, None]
+        return x, torch.ones(x.shape[:3], dtype=torch.int8), None
+
+
+def sequences_of(rows: Rows, n_ctx: int, n_rows: int) -> Sequences:
+    """Return n_rows sequences of the texts of rows, which begin again when they run out."""
+    stream = np.array([i for example in range(len(rows)) for text in rows.encoded.texts(example) for i in text])
+    return Sequences(np.resize(stream, (n_rows, n_ctx)), rows.n_vocab)
 
 
 # --- what is measured ------------------------------------------------------------------------------------------------
@@ -126,7 +155,7 @@ Step = Callable[[np.ndarray], object]  # makes one update of, or predicts, the r
 class Job:
     """What one row of the table measures."""
 
-    what: str  # train, predict or matrix
+    what: str  # train, predict, pretrain or matrix
     settings: Settings  # of train.py
     n_threads: int  # of each process
     prepared: Prepared | None = None
@@ -144,6 +173,10 @@ class Job:
         n = self.settings.n_batch * self.settings.accumulate * self.n_processes
         return np.arange(i * n, (i + 1) * n) % len(self.prepared.splits.train)
 
+    def n_table(self) -> int:
+        """Return the number of rows of the embedding matrix."""
+        return self.prepared.n_vocab + N_SPECIAL * (self.what != "pretrain") + self.prepared.n_ctx
+
 
 def make_model(job: Job, ranks: Ranks) -> DoubleHeadModel:
     """Return the network with random weights."""
@@ -152,19 +185,44 @@ def make_model(job: Job, ranks: Ranks) -> DoubleHeadModel:
     return model.to(ranks.device)
 
 
+def make_optimizer(settings: Settings, model: nn.Module) -> OpenAIAdam:
+    """Return the optimiser as train.py and pretrain.py set it up."""
+    schedule = {"schedule": settings.lr_schedule, "warmup": settings.lr_warmup, "t_total": 1000}
+    optimizer = OpenAIAdam(model.parameters(), **settings.adam(), **schedule)
+    optimizer.preallocate()
+    return optimizer
+
+
 def train_step(job: Job, ranks: Ranks) -> Step:
     """Return the update of fine-tuning."""
     settings, rows = job.settings, job.prepared.splits.train
     model = make_model(job, ranks).train()
-    schedule = {"schedule": settings.lr_schedule, "warmup": settings.lr_warmup, "t_total": 1000}
-    optimizer = OpenAIAdam(model.parameters(), **settings.adam(), **schedule)
-    optimizer.preallocate()
+    optimizer = make_optimizer(settings, model)
     forward = autocast(settings.precision, ranks.device)
     objective = ranks.wrap(FineTuning(model, settings.lm_coef))
 
     def step(which: np.ndarray) -> float:
         parts = make_parts(which, settings.n_batch, ranks)
         batches = (rows.packed(part, settings.share_context, ranks.device) for part in parts)
+        return update(objective, batches, settings.accumulate, optimizer, forward, ranks, which)
+
+    return step
+
+
+def pretrain_step(job: Job, ranks: Ranks) -> Step:
+    """Return the update of pre-training."""
+    settings, prepared = job.settings, job.prepared
+    model = LMModel(prepared.cfg, job.n_table(), prepared.n_ctx).to(ranks.device).train()
+    model.transformer.checkpoint_activations = settings.checkpoint_activations
+    optimizer = make_optimizer(settings, model)
+    forward = autocast(settings.precision, ranks.device)
+
+    def objective(packing: Packing) -> Tensor:
+        return sequence_losses(model, packing).mean()
+
+    def step(which: np.ndarray) -> float:
+        parts = make_parts(which, settings.n_batch, ranks)
+        batches = ((Packing(prepared.splits.train.batch(part)[0][:, 0]).to(ranks.device),) for part in parts)
         return update(objective, batches, settings.accumulate, optimizer, forward, ranks, which)
 
     return step
@@ -223,22 +281,41 @@ def transformers_step(job: Job, ranks: Ranks) -> Step:
     return step
 
 
-def product_size(device: torch.device) -> int:
-    """Return n of the n x n matrices whose product tells the machine's rate."""
-    return 8192 if device.type == "cuda" else 2048
+def transformers_pretrain_step(job: Job, ranks: Ranks) -> Step:
+    """Return an update of that library's language model on the same sequences, as its users make it."""
+    from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
+
+    settings, prepared = job.settings, job.prepared
+    sizes = {name: getattr(prepared.cfg, name) for name in ("n_embd", "n_head", "n_layer")}
+    config = OpenAIGPTConfig(vocab_size=prepared.n_vocab, n_positions=prepared.n_ctx, **sizes)
+    model = OpenAIGPTLMHeadModel(config).to(ranks.device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr)
+    forward = autocast(settings.precision, ranks.device)
+
+    def step(which: np.ndarray) -> None:
+        optimizer.zero_grad()
+        for part in np.split(which, settings.accumulate):
+            ids = prepared.splits.train.batch(part)[0][:, 0, :, 0].to(ranks.device)
+            with forward:
+                loss = model(ids, labels=ids).loss
+            (loss / settings.accumulate).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+        optimizer.step()
+
+    return step
 
 
 def matrix_step(job: Job, ranks: Ranks) -> Step:
     """Return a matrix product."""
-    n, dtype = product_size(ranks.device), {"fp32": torch.float32, "bf16": torch.bfloat16}[job.settings.precision]
-    a, b, out = (torch.randn(n, n, device=ranks.device).to(dtype) for _ in range(3))
-    return lambda _: torch.mm(a, b, out=out)
+    product = matrix_product(job.settings.precision, ranks.device)
+    return lambda _: product()
 
 
 def make_step(job: Job, ranks: Ranks) -> Step:
     """Return what a job is to time."""
-    steps = {"train": train_step, "predict": predict_step, "matrix": matrix_step}
-    return (transformers_step if job.library else steps[job.what])(job, ranks)
+    ours = {"train": train_step, "predict": predict_step, "pretrain": pretrain_step, "matrix": matrix_step}
+    theirs = {"train": transformers_step, "predict": transformers_step, "pretrain": transformers_pretrain_step}
+    return (theirs if job.library else ours)[job.what](job, ranks)
 
 
 # --- processes -------------------------------------------------------------------------------------------------------
@@ -360,11 +437,11 @@ def figures(worker: Worker, peak: float, matrix_rates: list[float], n_warm_up: i
     row = {"what": job.name, "precision": settings.precision, "n_batch": n_batch, "n_ctx": prepared.n_ctx}
     if worker.error:
         return row | {"error": worker.error}
-    rates, n_table = [], prepared.n_vocab + N_SPECIAL + prepared.n_ctx
+    rates = []
     for i in range(n_warm_up, len(worker.seconds)):
         which, seconds = job.examples(i), worker.seconds[i]
         x, m = (t.numpy() for t in prepared.splits.train.batch(which)[:2])
-        of_batch = x, m, prepared.cfg, n_table, job.what == "train"
+        of_batch = x, m, prepared.cfg, job.n_table(), job.what != "predict"
         flops = count_work(*of_batch, False) / seconds
         of_matrix_rate = count_work(*of_batch, settings.share_context) / seconds / matrix_rates[i]
         rates.append([1e3 * seconds, len(which) / seconds, m.sum() / seconds, flops, of_matrix_rate])
@@ -386,10 +463,12 @@ def markdown(report: dict) -> str:
         f"{name} {np.median(rates) / 1e12:.3f} TFLOP/s (best turn {max(rates) / 1e12:.3f})"
         for name, rates in report["matrix_rates"].items()
     )
+    is_pretraining = report["rows"][0]["what"].startswith("pretrain")
+    headings = [name.replace("stories", "sequences") if is_pretraining else name for name in HEADINGS]
     lines = [
         f"{conditions}; matrix rate: {rates}",
         "",
-        "| " + " | ".join(HEADINGS) + " |",
+        "| " + " | ".join(headings) + " |",
         "|---" * len(HEADINGS) + "|",
     ]
     for row in report["rows"]:
@@ -447,10 +526,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     flag = parser.add_argument
     flag("--model_dir", default="demo/model", help="folder that gives vocabulary and sizes; its weights are not read")
     flag("--data_dir", default="demo/data", help="folder of the Story Cloze files")
-    flag("--what", nargs="+", choices=("train", "predict"), help="what to measure; default: both, of race predict")
+    help_ = "what to measure; default: train predict, of race predict"
+    flag("--what", nargs="+", choices=("train", "predict", "pretrain"), help=help_)
     flag("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32"], help="of matrix products")
-    flag("--n_batch", nargs="+", type=COUNT, help="examples of a batch; default: 8")
-    help_ = "measure rows of exactly so many tokens, text repeated; default: the rows as they are"
+    flag("--n_batch", nargs="+", type=COUNT, help="examples of a batch; default: 8, of pretrain 4")
+    help_ = "measure rows of exactly so many tokens, text repeated; default: the rows as they are, of pretrain 512"
     flag("--n_ctx", nargs="+", type=number(int, 6), help=help_)
     flag("--growth", action="store_true", help=f"measure {GROWTH}, one of them growing at a time")
     flag("--shapes", choices=("stories", "race"), default="stories", help=f"race: random tokens, {RACE}")
@@ -467,7 +547,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     if args.shapes == "race" and (args.n_ctx or args.growth):
         parser.error("--shapes race has a length of its own: leave out --n_ctx and --growth")
     args.what = args.what or ["train", "predict"][args.shapes == "race" :]
-    silent = GROWTH if args.growth else {"n_ctx": [None], "n_batch": [8]}
+    is_pretraining = "pretrain" in args.what
+    if is_pretraining and (len(args.what) > 1 or args.shapes == "race" or args.ranks or args.share_context):
+        parser.error("--what pretrain goes without train, predict, --shapes race, --ranks and --share_context")
+    silent = {"n_ctx": [512], "n_batch": [4]} if is_pretraining else {"n_ctx": [None], "n_batch": [8]}
+    silent = GROWTH if args.growth else silent
     args.n_ctx, args.n_batch = args.n_ctx or silent["n_ctx"], args.n_batch or silent["n_batch"]
     if args.ranks and (odd := [n for n in args.n_batch if n % 2]):
         parser.error(f"--n_batch {odd[0]} cannot be halved between the two processes of --ranks")
@@ -483,7 +567,7 @@ def make_jobs(args: argparse.Namespace, precision: str, n_batch: int, prepared: 
             n_transfer=-1,
             precision=precision,
             n_batch=n_batch // halves,
-            accumulate=args.accumulate if what == "train" else 1,
+            accumulate=1 if what == "predict" else args.accumulate,
             share_context=share_context,
             checkpoint_activations=args.checkpoint_activations,
         )
@@ -514,7 +598,9 @@ def run(args: argparse.Namespace) -> None:
     table, matrix_rates, n_updates = [], {name: [] for name in args.precision}, args.warm_up + args.updates
     n_rows = n_updates * max(args.n_batch) * args.accumulate
     for precision, n_ctx in product(args.precision, args.n_ctx):
-        if args.shapes == "race":
+        if args.what == ["pretrain"]:
+            of, rows = "the stories' text in sequences", sequences_of(stories[0], n_ctx, n_rows)
+        elif args.shapes == "race":
             of, rows = "random tokens of the sizes of RACE", race_rows(n_vocab, n_rows)
         elif n_ctx is None:
             of, rows = "the stories", first_rows(stories[0], n_rows)

@@ -66,6 +66,44 @@ def test_work_is_what_torch_counts(model_dir, data_dir, what, share_context):
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.04)  # torch counts attention to later tokens too
 
 
+@pytest.mark.parametrize("library", [None, "transformers"])
+@pytest.mark.filterwarnings("default")
+def test_an_update_of_pre_training_is_counted_and_made(model_dir, data_dir, library):
+    if library and not importlib.util.find_spec(library):
+        pytest.skip("requirements-bench.txt is not installed")
+    against = ["--against", library] if library else []
+    flags = ["--what", "pretrain", "--accumulate", "2", "--checkpoint_activations", *against]
+    args = bench.parse_args([*folders(model_dir, data_dir), *flags])
+    assert args.n_ctx == [512] and args.n_batch == [4]
+    stories, n_vocab = bench.read_stories(model_dir, data_dir)
+    rows = bench.sequences_of(stories[0], 48, 12)
+    assert rows.ids.shape == (12, 48) and rows.ids[0, :3].tolist() == stories[0].encoded.texts(0)[0][:3]
+    cfg = Config(n_embd=96, n_head=2, n_layer=2)
+    prepared = Prepared(Splits(TASKS["rocstories"], rows, rows, rows), cfg, n_vocab, 48)
+    job = bench.make_jobs(args, "fp32", 3, prepared)[-1]
+    assert (job.library or "").startswith(library or "")
+    step, which = bench.make_step(job, Ranks()), job.examples(0)
+    assert which.tolist() == list(range(6))
+    with FlopCounterMode(display=False) as counter:
+        step(which)
+    if library is None:
+        x, m, _ = rows.batch(which)
+        forward = bench.count_work(x.numpy(), m.numpy(), cfg, job.n_table(), False, False)
+        counted = bench.count_work(x.numpy(), m.numpy(), cfg, job.n_table(), True, False) + forward
+        # torch counts attention to later tokens too, and here the blocks twice
+        assert counted == pytest.approx(counter.get_total_flops(), rel=0.06)
+
+
+def test_a_run_of_pre_training_has_a_table_of_its_own(tmp_path, capsys, model_dir, data_dir):
+    flags = "--what pretrain --n_ctx 32 --n_batch 2 --updates 1 --warm_up 0 --threads 1".split()
+    assert bench.main([*folders(model_dir, data_dir), *flags, "--out", str(tmp_path / "speed")]) == 0
+    table = capsys.readouterr().out
+    assert "| sequences/s |" in table and "| pretrain | fp32 | 2 | 32 |" in table
+    (row,) = json.loads((tmp_path / "speed.json").read_text())["rows"]
+    assert row["tokens_per_s"] == pytest.approx(64 / row["seconds"][0])
+    assert row["of_matrix_rate"] > 0 and row["peak_bytes"] > 0
+
+
 def test_predicting_is_that_of_train(model_dir, data_dir):
     prepared = prepared_for(bench.parse_args(folders(model_dir, data_dir)))
     torch.manual_seed(0)
@@ -154,7 +192,16 @@ def test_what_a_user_can_mend_is_one_line(tmp_path, monkeypatch, capsys, model_d
 
 
 @pytest.mark.parametrize(
-    "flags", [["--ranks", "--n_batch", "3"], ["--shapes", "race", "--growth"], ["--n_ctx", "5"], ["--precision", "fp8"]]
+    "flags",
+    [
+        ["--ranks", "--n_batch", "3"],
+        ["--shapes", "race", "--growth"],
+        ["--n_ctx", "5"],
+        ["--precision", "fp8"],
+        ["--what", "pretrain", "train"],
+        ["--what", "pretrain", "--shapes", "race"],
+        ["--what", "pretrain", "--ranks"],
+    ],
 )
 def test_a_wrong_flag_is_refused(flags, capsys):
     with pytest.raises(SystemExit, match="2"):
