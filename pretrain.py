@@ -4,6 +4,7 @@ The folder written has the authors' format: `python train.py --model_dir DIR` fi
 language model of another folder is adapted to the text.
 """
 
+import argparse
 import math
 import sys
 import time
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from corpus import learn_vocabulary, tokenize
+from corpus import n_cores, open_tokens, prepare
 from inputs import position_rows
 from loss import sequence_losses
 from model_pytorch import ACTIVATIONS, DEFAULT_CONFIG, LMModel
@@ -61,11 +62,23 @@ from zero_shot import parse_probes, read_probes
 N_CTX = 512  # tokens in a sequence, as the paper has them
 
 
+def parse_part(text: str) -> tuple[int, int]:
+    """Return the numbers k and n of k/n, for argparse to complain with."""
+    k, _, n = text.partition("/")
+    if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
+        raise argparse.ArgumentTypeError(f"{text} is not k/n with k from 1 to n, such as 1/8")
+    return int(k), int(n)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings(MachineSettings, NetworkSettings, AdamSettings):
     """The flags; the defaults are the paper's (FIDELITY 104)."""
 
-    corpus: str = required("text file in UTF-8")
+    corpus: str | list[str] = required(
+        "text in UTF-8, a document a line: files, folders and globs, plain or .gz; read in the order given, those of a "
+        "folder or glob by path",
+        nargs="+",
+    )
     model_dir: str = required("folder to write, in the authors' format; a vocabulary in it is used")
     init_from: str | None = setting(
         None, "folder of a model or of a fine-tuned run to start from, with its vocabulary; default: random weights"
@@ -75,6 +88,13 @@ class Settings(MachineSettings, NetworkSettings, AdamSettings):
     save_dir: str = setting("save/", "folder for <desc>/ with the tokens and the checkpoints")
     seed: int = setting(42, "of all random numbers", number(int, 0, 2**32 - 1))
     n_merges: int = setting(40000, "byte-pair merges to learn", COUNT)
+    workers: int | None = setting(None, "processes that read the corpus; default: one a CPU core", COUNT)
+    tokenize_only: bool = setting(False, "stop when the vocabulary and the tokens are made")
+    part: tuple[int, int] | None = setting(
+        None,
+        "k/n: with --tokenize_only, the k-th of n parts of the work, for n hosts that share the folders",
+        parse_part,
+    )
     n_ctx: int | None = setting(
         None, f"tokens in a sequence; default: as many as --init_from has positions, else {N_CTX}", number(int, 2)
     )
@@ -104,11 +124,15 @@ class Settings(MachineSettings, NetworkSettings, AdamSettings):
     )
 
     def __post_init__(self):
-        """Raise ValueError for settings that contradict each other."""
+        """Write the name of a single file plainly. Raises ValueError for settings that contradict each other."""
+        if not isinstance(self.corpus, str) and len(self.corpus) == 1:
+            object.__setattr__(self, "corpus", self.corpus[0])
         check_name(self.desc)
         parse_probes(self.probe)
         if self.init_from is None:
             self.config()
+        if self.part and not self.tokenize_only:
+            raise ValueError("--part is a part of --tokenize_only: give both")
 
     def completed(self, sizes: FolderSizes | None) -> "Settings":
         """Return the settings with the sizes that were left out: those of --init_from, else the paper's.
@@ -132,6 +156,38 @@ class Settings(MachineSettings, NetworkSettings, AdamSettings):
         n_ctx = self.n_ctx or sizes.n_positions
         return replace(self, n_ctx=n_ctx, **{name: getattr(sizes, name) for name in SIZES})
 
+    def corpus_names(self) -> list[str]:
+        """Return --corpus as a list."""
+        return [self.corpus] if isinstance(self.corpus, str) else self.corpus
+
+
+def vocabulary_of(settings: Settings) -> tuple[Path, Path]:
+    """Return the two files of the vocabulary."""
+    return Path(settings.model_dir) / ENCODER_FILE, Path(settings.model_dir) / BPE_FILE
+
+
+def keep_vocabulary(encoder: TextEncoder, vocabulary: tuple[Path, Path]) -> None:
+    """Copy the vocabulary of --init_from to the model folder. Raises InputError where there is another one."""
+    pairs = list(zip(encoder.files, vocabulary, strict=True))
+    for source, copy in pairs:
+        if copy.exists() and sha256(copy) != sha256(source):
+            raise InputError(f"{copy} differs from {source}, the vocabulary of --init_from. Name another --model_dir.")
+    for source, copy in pairs:
+        if not copy.exists():
+            copy_file(source, copy)
+
+
+def prepare_tokens(settings: Settings, encoder: TextEncoder | None) -> int:
+    """Make the vocabulary and the tokens where they are missing; return how many shards other hosts still have to make.
+
+    The vocabulary is that of an encoder, if one is given. With torchrun the other processes wait for this, a day at most: --tokenize_only before it lets all hosts work.
+    """
+    vocabulary = vocabulary_of(settings)
+    if encoder is not None:
+        keep_vocabulary(encoder, vocabulary)
+    folder, workers = Path(settings.save_dir) / settings.desc, settings.workers or n_cores()
+    return prepare(settings.corpus_names(), vocabulary, settings.n_merges, folder, workers, settings.part)
+
 
 class PreTraining(nn.Module):
     """A packed batch -> its mean next-token cost, in one module as DistributedDataParallel needs."""
@@ -153,8 +209,7 @@ class Run:
         initial, encoder, sizes = open_transformer(settings.init_from) if settings.init_from else (None,) * 3
         self.settings = settings = settings.completed(sizes)
         self.ranks = ranks
-        corpus, self.model_dir, self.log_dir = Path(settings.corpus), Path(settings.model_dir), Path(settings.log_dir)
-        self.vocabulary = self.model_dir / ENCODER_FILE, self.model_dir / BPE_FILE
+        self.model_dir, self.log_dir = Path(settings.model_dir), Path(settings.log_dir)
         self.save_dir = Path(settings.save_dir) / settings.desc
         for folder in (self.model_dir, self.log_dir, self.save_dir):
             make_output_folder(folder)
@@ -162,14 +217,9 @@ class Run:
         if not begun and (self.model_dir / "params_0.npy").exists():
             raise InputError(f"{self.model_dir} holds weights already. Name another --model_dir.")
 
-        # the vocabulary of the model to start from
-        if encoder is not None:
-            with ranks.first_alone():
-                self.keep_vocabulary(encoder)
-
         # text -> sequences of ids; the other processes find the first one's files
         with ranks.first_alone():
-            tokens, self.n_vocab = self.read_tokens(corpus)
+            tokens, self.n_vocab, corpus_digests = self.read_tokens(encoder)
         sequences = tokens[: len(tokens) // settings.n_ctx * settings.n_ctx].reshape(-1, settings.n_ctx)
         n_train = len(sequences) - max(1, round(settings.valid_share * len(sequences)))
         n_update = settings.n_batch * settings.accumulate * ranks.size
@@ -177,14 +227,17 @@ class Run:
         t_total = per_epoch * settings.n_iter
         if t_total <= settings.lr_warmup:
             raise InputError(
-                f"{corpus}: {len(tokens):,} tokens make {max(n_train, 0)} sequences to train on and "
-                f"{max(t_total, 0)} updates, not more than --lr_warmup {settings.lr_warmup}. Give more text or "
-                "--n_iter, or lower --lr_warmup, --n_ctx or --n_batch."
+                f"{' '.join(settings.corpus_names())}: {len(tokens):,} tokens make {max(n_train, 0)} sequences to "
+                f"train on and {max(t_total, 0)} updates, not more than --lr_warmup {settings.lr_warmup}. Give more "
+                "text or --n_iter, or lower --lr_warmup, --n_ctx or --n_batch."
             )
         training_set, self.held_out = sequences[:n_train], sequences[n_train:]
 
         # what is measured at each log beside the perplexity
-        n_positions, self.encoder = sizes.n_positions if sizes else settings.n_ctx, TextEncoder(*self.vocabulary)
+        n_positions, self.encoder = (
+            sizes.n_positions if sizes else settings.n_ctx,
+            TextEncoder(*vocabulary_of(settings)),
+        )
         with ranks.first_alone():  # the others then find its cache
             self.probes = read_probes(settings.probe, self.encoder, n_positions, settings.probe_examples)
 
@@ -225,7 +278,7 @@ class Run:
             n_iter=settings.n_iter,
             per_epoch=per_epoch,
             folder=self.save_dir,
-            settings=fixed_on_resume(settings) | shared | {"digests": digests([corpus, *self.vocabulary, *weights])},
+            settings=fixed_on_resume(settings) | shared | {"digests": corpus_digests | digests(weights)},
             checkpoint_every=settings.checkpoint_every,
             resume=settings.resume,
             ranks=ranks,
@@ -240,24 +293,16 @@ class Run:
             print(f"plan     {plan}, {self.training.updates} of them done")
         self.training.open_log(self.log_dir / f"{settings.desc}.jsonl", settings.tensorboard, n_train=n_train)
 
-    def read_tokens(self, corpus: Path) -> tuple[np.ndarray, int]:
-        """Return the ids of the corpus and the vocabulary size; both files are made where they are missing."""
-        if not all(path.exists() for path in self.vocabulary):
-            learn_vocabulary(corpus, self.settings.n_merges, *self.vocabulary)
-        encoder = TextEncoder(*self.vocabulary)
-        return tokenize(corpus, encoder, "".join(map(sha256, self.vocabulary)), self.save_dir), len(encoder.encoder)
-
-    def keep_vocabulary(self, encoder: TextEncoder) -> None:
-        """Copy the vocabulary of --init_from to the model folder. Raises InputError where there is another one."""
-        pairs = list(zip(encoder.files, self.vocabulary, strict=True))
-        for source, copy in pairs:
-            if copy.exists() and sha256(copy) != sha256(source):
-                raise InputError(
-                    f"{copy} differs from {source}, the vocabulary of --init_from. Name another --model_dir."
-                )
-        for source, copy in pairs:
-            if not copy.exists():
-                copy_file(source, copy)
+    def read_tokens(self, encoder: TextEncoder | None) -> tuple[np.ndarray, int, dict[str, str]]:
+        """Return the ids of the corpus, the vocabulary size, and the digests of both; the first process makes them."""
+        vocabulary = vocabulary_of(self.settings)
+        if self.ranks.is_first:
+            prepare_tokens(self.settings, encoder)
+        n_vocab = len(TextEncoder(*vocabulary).encoder)
+        tokens, digest = open_tokens(self.save_dir, n_vocab)
+        names = self.settings.corpus_names()
+        name = Path(names[0]).name if len(names) == 1 else "corpus"
+        return tokens, n_vocab, {name: digest} | digests(vocabulary)
 
     def order(self, epoch: int, n_train: int, n_update: int) -> np.ndarray:
         """Return an epoch's order, which follows from its number; those of one update are in the order of the text."""
@@ -313,8 +358,27 @@ class Run:
         self.training.close()
 
 
+def tokenize(settings: Settings) -> None:
+    """Make the vocabulary and the tokens, or a part of them, and print what is left to do."""
+    folder = Path(settings.save_dir) / settings.desc
+    for path in (Path(settings.model_dir), folder):
+        make_output_folder(path)
+    encoder = open_transformer(settings.init_from)[1] if settings.init_from else None
+    n_missing = prepare_tokens(settings, encoder)
+    has_vocabulary = all(path.exists() for path in vocabulary_of(settings))
+    if settings.part:
+        done = f"part {settings.part[0]} of {settings.part[1]}: {'tokens' if has_vocabulary else 'words'} done"
+        then = "without --part to join them" if has_vocabulary else "again to learn the vocabulary and tokenize"
+        print(f"{done}; {n_missing} shards of other parts are missing. When none is, run the command {then}.")
+        return
+    n_vocab = len(TextEncoder(*vocabulary_of(settings)).encoder)
+    print(f"tokens   {len(open_tokens(folder, n_vocab)[0]):,}, vocabulary {n_vocab:,}: {folder / 'tokens.bin'}")
+
+
 def run(settings: Settings) -> None:
     """Learn merges, tokenize, train and write the model folder. Raises InputError for what the user can fix."""
+    if settings.tokenize_only:
+        return tokenize(settings)
     started = time.monotonic()
     keep_freed_memory()
     if settings.deterministic:

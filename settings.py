@@ -48,9 +48,9 @@ def setting(default: Any, help: str, parse: Callable | None = None, choices: Con
     return dataclasses.field(default=default, metadata={"help": help, "type": parse, "choices": choices})
 
 
-def required(help: str, parse: Callable | None = None) -> Any:
-    """Return a dataclass field that is also a flag which must be given."""
-    return dataclasses.field(metadata={"help": help, "type": parse})
+def required(help: str, parse: Callable | None = None, nargs: str | None = None) -> Any:
+    """Return a dataclass field that is also a flag which must be given; `nargs` as argparse's."""
+    return dataclasses.field(metadata={"help": help, "type": parse, "nargs": nargs})
 
 
 def positional(help: str, choices: Container[str] | None = None) -> Any:
@@ -225,6 +225,7 @@ class Settings(MachineSettings, NetworkSettings, AdamSettings):
 # settings that may change when a run is resumed
 FREE_ON_RESUME = {"resume", "checkpoint_every", "submit", "analysis", "verify", "log_dir", "save_dir", "submission_dir"}
 FREE_ON_RESUME |= {"tensorboard", "probe", "probe_examples"}
+FREE_ON_RESUME |= {"workers", "tokenize_only", "part"}
 
 
 def fixed_on_resume(settings: Any) -> dict[str, Any]:

@@ -18,15 +18,15 @@ if TYPE_CHECKING:  # spaCy and ftfy take a second to import: they are imported w
 
 REPLACEMENTS = str.maketrans({"—": "-", "–": "-", "―": "-", "…": "...", "´": "'"})
 # TF's pattern (text_utils.py:30) is not a raw string: its backslash alternative never matches one (FIDELITY 4)
-PUNCTUATION_RUNS = re.compile(r"""(-+|~+|!+|"+|;+|\?+|\++|,+|\)+|\(+|/+|\*+|\[+|\]+|\}+|\{+|\|+|_+)""")
+PUNCTUATION_RUNS = re.compile(r"""([-~!";?+,)(/*\[\]}{|_])\1*""")
+PLAIN = re.compile(r"[\n\t -%'-~]*")  # texts that ftfy leaves as they are: ASCII without "&" and control characters
 
 
 def text_standardize(text: str) -> str:
     """Return the text with plain dashes, dots and apostrophes, spaces around runs of punctuation, and single spaces."""
-    text = text.translate(REPLACEMENTS)
-    text = PUNCTUATION_RUNS.sub(r" \1 ", text)
-    text = re.sub(r"\s*\n\s*", " \n ", text)
-    return re.sub(r"[^\S\n]+", " ", text).strip()
+    text = PUNCTUATION_RUNS.sub(r" \g<0> ", text.translate(REPLACEMENTS))
+    lines = (" ".join(line.split()) for line in text.split("\n"))
+    return " \n ".join(line for line in lines if line)
 
 
 def word_splitter() -> "Language":
@@ -38,9 +38,11 @@ def word_splitter() -> "Language":
 
 def split_words(nlp: "Language", text: str) -> list[str]:
     """Repair a text (ftfy), standardise it and return its words in lower case, split by spaCy's tokenizer `nlp`."""
-    import ftfy
+    if not PLAIN.fullmatch(text):
+        import ftfy
 
-    return [word.text.lower() for word in nlp.make_doc(text_standardize(ftfy.fix_text(text)))]
+        text = ftfy.fix_text(text)
+    return [word.text.lower() for word in nlp.make_doc(text_standardize(text))]
 
 
 # --- where the words stand in the user's own text --------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import platform
 import signal
 import sys
 import tempfile
@@ -85,7 +86,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
     Raises InputError, with what was there before intact, when the disk does not take it.
     """
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")  # several processes may write the same file
+    # several processes may write the same file, on several hosts too
+    beside = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.part")
     try:
         with open(beside, "wb") as file:
             yield file

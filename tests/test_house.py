@@ -25,7 +25,7 @@ FILES = {path.stem: path for path in sorted(ROOT.glob("*.py"))}
 LAYERS = [
     {"utils"},
     {"exchange"},
-    {"kernels", "packing", "opt", "text_utils", "processes", "shards", "readers"},
+    {"kernels", "packing", "opt", "text_utils", "processes", "shards", "readers", "merges"},
     {"model_pytorch", "corpus", "checkpoint", "datasets"},
     {"loss", "settings", "encoding"},
     {"inputs"},

@@ -138,7 +138,7 @@ STOPS = [  # command, function, call of it, updates made when the run stops
     ("train", "inference.predict", 2, 7),  # on valid
     ("train", "training.save_checkpoint", 2, 6),
     ("train", "finetuning.predict", 1, 14),  # on test
-    ("pretrain", "pretrain.learn_vocabulary", 1, 0),
+    ("pretrain", "corpus.learn_vocabulary", 1, 0),
     ("pretrain", "text_utils:TextEncoder.encode", 1, 0),
     ("pretrain", "training.update", 6, 6),
     ("pretrain", "pretrain.sequence_losses", 6, 5),  # on held-out sequences
