@@ -248,6 +248,8 @@ def work_on(work: Work, shards: list[Shard], n_workers: int) -> None:
     Raises InputError for what is wrong with a shard, and when a process was killed.
     """
     what, n_bytes = "tokenizing" if work.vocabulary else "counting words", sum(shard.size for shard in shards)
+    if not shards:
+        return
     n_workers = min(n_workers, len(shards))
     with tqdm(desc=what, total=n_bytes, unit="B", unit_scale=True, ncols=100, leave=False) as bar:
         if n_workers < 2:

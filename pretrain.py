@@ -180,7 +180,8 @@ def keep_vocabulary(encoder: TextEncoder, vocabulary: tuple[Path, Path]) -> None
 def prepare_tokens(settings: Settings, encoder: TextEncoder | None) -> int:
     """Make the vocabulary and the tokens where they are missing; return how many shards other hosts still have to make.
 
-    The vocabulary is that of an encoder, if one is given. With torchrun the other processes wait for this, a day at most: --tokenize_only before it lets all hosts work.
+    The vocabulary is that of an encoder, if one is given. With torchrun the other processes wait for this, a day at
+    most: --tokenize_only before it lets all hosts work.
     """
     vocabulary = vocabulary_of(settings)
     if encoder is not None:

@@ -1,4 +1,4 @@
-"""Time and memory of learning merges and of tokenizing: `python tests/corpus_speed.py --megabytes 10 100 --workers 1 2`.
+"""Time and memory of learning merges and of tokenizing: python tests/corpus_speed.py --megabytes 100 --workers 1 2
 
 The text is generated: 50,000 words with the frequencies 1 / rank, some marks and capitals, a paragraph a line.
 """

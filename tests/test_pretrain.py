@@ -1,5 +1,6 @@
 """Pre-training: a run, what it writes, and resuming after every kind of interruption."""
 
+import gzip
 import json
 import math
 import random
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import checkpoint
+import corpus
 import model_pytorch
 import pretrain
 import train
@@ -172,6 +174,67 @@ def test_checkpointed_activations_change_nothing(monkeypatch):
 def test_two_checkpoints_are_kept(folder):
     assert pretrain.main(SMALL) == 0
     assert len(list(Path("save/pretrain").glob("checkpoint_*"))) == checkpoint.KEPT == 2
+
+
+# --- corpora of many files -------------------------------------------------------------------------------------------
+
+
+def test_files_compressed_or_not_are_one_corpus(folder, capsys):
+    lines = Path("corpus.txt").read_bytes().splitlines(keepends=True)
+    Path("books").mkdir()
+    Path("books/1.txt").write_bytes(b"".join(lines[:20]))
+    Path("books/2.txt.gz").write_bytes(gzip.compress(b"".join(lines[20:50])))
+    Path("last.txt").write_bytes(b"".join(lines[50:]))
+    assert pretrain.main([*SMALL, "--n_iter", "1"]) == 0
+    whole = {path.name: path.read_bytes() for path in Path("model").iterdir()}
+    many = [*SMALL, "--n_iter", "1", "--model_dir", "other", "--desc", "many", "--corpus", "books", "last.txt"]
+    assert pretrain.main(many) == 0
+    assert {path.name: path.read_bytes() for path in Path("other").iterdir()} == whole
+    digests = json.loads(Path("log/many.jsonl").read_text().splitlines()[0])["digests"]
+    assert digests.keys() == {"corpus", "encoder_bpe_40000.json", "vocab_40000.bpe"}
+    with open("last.txt", "a") as file:
+        file.write("the cat sat .\n")
+    capsys.readouterr()
+    assert pretrain.main([*many, "--resume"]) == 2
+    assert "was made with another digests. Resume with" in capsys.readouterr().err
+
+
+def test_two_hosts_tokenize_in_parts_and_a_run_trains_on_them(capsys, monkeypatch):
+    monkeypatch.setattr(corpus, "SHARD_BYTES", 900)
+    assert pretrain.main([*SMALL, "--n_iter", "1"]) == 0
+    weights = Path("model/params_0.npy").read_bytes()
+    many = [*SMALL, "--n_iter", "1", "--model_dir", "other", "--desc", "many", "--workers", "1"]
+
+    def host(k: int) -> str:
+        capsys.readouterr()
+        assert pretrain.main([*many, "--tokenize_only", "--part", f"{k}/2"]) == 0
+        return capsys.readouterr().out
+
+    again, join = "again to learn the vocabulary and tokenize", "without --part to join them"
+    left = "{} shards of other parts are missing. When none is, run the command {}.\n"
+    assert host(1) == "part 1 of 2: words done; " + left.format(1, again)
+    assert host(2) == "part 2 of 2: tokens done; " + left.format(2, join)
+    assert host(1) == "part 1 of 2: tokens done; " + left.format(0, join)
+    assert pretrain.main([*many, "--tokenize_only"]) == 0
+    tokens = Path("save/many/tokens.bin")
+    assert capsys.readouterr().out.startswith(f"tokens   {tokens.stat().st_size // 2:,}, vocabulary 78: {tokens}")
+    assert not Path("log/many.jsonl").exists() and not Path("other/params_0.npy").exists()
+    written = tokens.stat().st_mtime_ns
+    assert pretrain.main(many) == 0
+    assert tokens.stat().st_mtime_ns == written and Path("other/params_0.npy").read_bytes() == weights
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "2", "a/b", "1/0", "-1/2"])
+def test_a_part_is_one_of_so_many(part, capsys):
+    with pytest.raises(SystemExit):
+        pretrain.main([*SMALL, "--tokenize_only", f"--part={part}"])
+    assert f"{part} is not k/n with k from 1 to n, such as 1/8" in capsys.readouterr().err
+
+
+def test_a_part_cannot_be_trained_on(capsys):
+    with pytest.raises(SystemExit):
+        pretrain.main([*SMALL, "--part", "1/2"])
+    assert "--part is a part of --tokenize_only: give both" in capsys.readouterr().err
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
