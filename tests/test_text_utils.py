@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from text_utils import TextEncoder, text_standardize
+from text_utils import PLAIN, TextEncoder, text_standardize
 from utils import InputError
 
 CHARACTERS = [*"abcdefghijklmnopqrstuvwxyzö.-'\\"]
@@ -123,6 +123,38 @@ def test_merges_equal_a_brute_force_statement(seed, tmp_path):
 
 
 # --- encode ----------------------------------------------------------------------------------------------------------
+
+
+MARKS = list("ab c'-~!\";?+,)(/*[]}{|_\\.\n\t\r\v\f\x1c\x85\u2028\xa0\u3000—–―…´ \n <>&;\x7f\x1b")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_standardising_equals_the_authors_four_steps(seed):
+    rng = random.Random(seed)
+    runs = r"""(-+|~+|!+|"+|;+|\?+|\++|,+|\)+|\(+|\/+|\*+|\[+|\]+|\}+|\{+|\|+|_+)"""
+    for _ in range(5000):
+        text = "".join(rng.choices(MARKS, k=rng.randint(0, 14)))
+        expected = text
+        for mark, plain in (("—", "-"), ("–", "-"), ("―", "-"), ("…", "..."), ("´", "'")):
+            expected = expected.replace(mark, plain)
+        expected = re.sub(runs, r" \1 ", expected)
+        expected = re.sub(r"\s*\n\s*", " \n ", expected)
+        assert text_standardize(text) == re.sub(r"[^\S\n]+", " ", expected).strip(), repr(text)
+
+
+def test_plain_texts_need_no_repair():
+    import ftfy
+
+    rng, n_plain = random.Random(0), 0
+    for i in range(20000):
+        characters = MARKS if i % 2 else [chr(c) for c in range(256)]
+        text = "".join(rng.choices(characters, k=rng.randint(0, 8)))
+        if PLAIN.fullmatch(text):
+            n_plain += 1
+            assert ftfy.fix_text(text) == text, repr(text)
+    assert n_plain > 1000
+    assert all(PLAIN.fullmatch(chr(c)) for c in range(32, 127) if chr(c) != "&")
+    assert not any(PLAIN.fullmatch(f"a{c}b") for c in "&\r\x00\x1b\x7f\x85é\ufeff")
 
 
 def test_text_is_repaired_before_anything_else(encoder):
