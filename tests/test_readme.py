@@ -33,6 +33,7 @@ def test_every_flag_named_exists(monkeypatch, capsys):
     named = set(re.findall(r"(?<![\w-])--\w+", README))
     assert named and named <= known | {
         "--help",
+        *("--nnodes", "--node_rank", "--master_addr", "--master_port"),  # of torchrun
         "--n_stories",
         "--exclude",
         "--out",
