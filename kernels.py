@@ -28,23 +28,34 @@ class _Dropout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, n_dropped: int) -> Tensor:
-        out, mask = torch.empty(x.shape, dtype=x.dtype), torch.empty(x.shape, dtype=torch.int8)
-        ctx.scale = 2**16 / (2**16 - n_dropped)
-        for out_chunk, mask_chunk, x_chunk in _Dropout.chunks(out, mask, x):
-            seed = int(torch.randint(2**63 - 1, ()))  # SFC64, seeded by torch: 1.5 times faster than torch's own
-            bits = torch.from_numpy(np.random.SFC64(seed).random_raw(math.ceil(len(x_chunk) / 4)).view(np.int16))
-            mask_chunk.copy_(bits[: len(x_chunk)].ge_(n_dropped - 2**15))
-            out_chunk.copy_(mask_chunk).mul_(x_chunk).mul_(ctx.scale)
+        ctx.n_dropped = n_dropped
+        out, mask = _Dropout.sample(x, n_dropped)
         ctx.save_for_backward(mask)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_x, (mask,) = torch.empty(grad.shape, dtype=grad.dtype), ctx.saved_tensors
-        for grad_x_chunk, mask_chunk, grad_chunk in _Dropout.chunks(grad_x, mask, grad):
-            grad_x_chunk.copy_(mask_chunk).mul_(grad_chunk).mul_(ctx.scale)
-        return grad_x, None
+        return _Dropout.apply_mask(grad, *ctx.saved_tensors, ctx.n_dropped), None
+
+    @staticmethod
+    def sample(x: Tensor, n_dropped: int) -> tuple[Tensor, Tensor]:
+        """Return x after dropout and the mask, both of x's shape."""
+        out, mask = torch.empty(x.shape, dtype=x.dtype), torch.empty(x.shape, dtype=torch.int8)
+        for out_chunk, mask_chunk, x_chunk in _Dropout.chunks(out, mask, x):
+            seed = int(torch.randint(2**63 - 1, ()))  # SFC64, seeded by torch: 1.5 times faster than torch's own
+            bits = torch.from_numpy(np.random.SFC64(seed).random_raw(math.ceil(len(x_chunk) / 4)).view(np.int16))
+            mask_chunk.copy_(bits[: len(x_chunk)].ge_(n_dropped - 2**15))
+            out_chunk.copy_(mask_chunk).mul_(x_chunk).mul_(2**16 / (2**16 - n_dropped))
+        return out, mask
+
+    @staticmethod
+    def apply_mask(x: Tensor, mask: Tensor, n_dropped: int) -> Tensor:
+        """Return x after dropout with the mask of an earlier sample."""
+        out = torch.empty(x.shape, dtype=x.dtype)
+        for out_chunk, mask_chunk, x_chunk in _Dropout.chunks(out, mask, x):
+            out_chunk.copy_(mask_chunk).mul_(x_chunk).mul_(2**16 / (2**16 - n_dropped))
+        return out
 
     @staticmethod
     def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -65,37 +76,62 @@ class Dropout(nn.Dropout):
         return _Dropout.apply(x, n_dropped)
 
 
+# --- matrix products of full batches ---------------------------------------------------------------------------------
+
+
+def plain_product(a: Tensor, b: Tensor, bias: Tensor | float = 0.0) -> Tensor:
+    """Return a @ b + bias: (N, in), (in, out), (out,) -> (N, out)."""
+    return a @ b + bias
+
+
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return plain_product, on a CPU in float32 by oneDNN: torch's own is MKL's, which does not use AVX512 on AMD's."""
+    onednn = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    if a.dtype == b.dtype == torch.float32 and a.device.type == "cpu" and onednn:
+        bias = None if bias is None else bias.to_mkldnn()
+        return F.linear(a.to_mkldnn(), b.T.to_mkldnn(), bias).to_dense()
+    return a @ b if bias is None else torch.addmm(bias, a, b)
+
+
 # --- activation and linear map ---------------------------------------------------------------------------------------
 
 
-def plain_activated_linear(u: Tensor, w: Tensor, b: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return act(u) @ w + b: (N, in), (in, out), (out,) -> (N, out)."""
-    return torch.addmm(b, act(u), w)
+def plain_activated_linear(u: Tensor, w: Tensor, b: Tensor, act: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """Return act(u) @ w + b, or u @ w + b: (N, in), (in, out), (out,) -> (N, out)."""
+    return torch.addmm(b, u if act is None else act(u), w)
 
 
 class _ActivatedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, u: Tensor, w: Tensor, b: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.act = act
+    def forward(ctx, u: Tensor, w: Tensor, b: Tensor, act: Callable[[Tensor], Tensor] | None, is_full: bool) -> Tensor:
+        ctx.act, ctx.is_full = act, is_full
         ctx.save_for_backward(u, w)
-        return torch.addmm(b, act(u), w)
+        a = u if act is None else act(u)
+        return product(a, w, b) if is_full else torch.addmm(b, a, w)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         u, w = ctx.saved_tensors
-        with torch.enable_grad():
-            a = ctx.act(u := u.detach().requires_grad_())
-        (grad_u,) = torch.autograd.grad(a, u, grad @ w.T)
-        return grad_u, a.detach().T @ grad, grad.sum(0), None
+        multiply = product if ctx.is_full else torch.mm
+        grad_u = multiply(grad, w.T)
+        if ctx.act is not None:
+            with torch.enable_grad():
+                a = ctx.act(v := u.detach().requires_grad_())
+            (grad_u,) = torch.autograd.grad(a, v, grad_u)
+            u = a.detach()
+        return grad_u, multiply(u.T, grad), grad.sum(0), None, None
 
 
-def activated_linear(u: Tensor, w: Tensor, b: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
+def activated_linear(
+    u: Tensor, w: Tensor, b: Tensor, act: Callable[[Tensor], Tensor] | None, is_full: bool = False
+) -> Tensor:
     """Return plain_activated_linear; backward recomputes act(u) instead of storing it."""
     # buys 0.9 of 8.1 GiB at batch 64 in fp32, where an update takes 1 % longer (one core of an AMD EPYC, batch 8)
-    if u.dtype != w.dtype or not torch.is_grad_enabled():  # under autocast storing act(u) takes only 16 bits
+    is_autocast = torch.is_autocast_enabled(u.device.type)  # then storing act(u) takes only 16 bits
+    if is_autocast or u.dtype != w.dtype or not torch.is_grad_enabled() or (act is None and not is_full):
         return plain_activated_linear(u, w, b, act)
-    return _ActivatedLinear.apply(u, w, b, act)
+    return _ActivatedLinear.apply(u, w, b, act, is_full)
 
 
 # --- attention -------------------------------------------------------------------------------------------------------
@@ -120,17 +156,66 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pdrop:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=pdrop, is_causal=is_causal)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: nn.Dropout) -> Tensor:
+class _Attention(torch.autograd.Function):
+    """Written out for dropout; a block of queries of a causal attention works on the keys up to its own last one."""
+
+    BLOCK = 128  # queries
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, n_dropped: int, block: int) -> Tensor:
+        ctx.n_dropped, ctx.block, out, kept = n_dropped, block, q.new_empty(*q.shape[:-1], v.size(-1)), []
+        for rows, seen in _Attention.blocks(q, k, block):
+            q_block, k_block = q[:, :, rows], k[:, :, seen]
+            attends = causal_mask(q_block, k_block) if mask is None else mask
+            scores = (q_block @ k_block.transpose(-2, -1)).div_(math.sqrt(q.size(-1)))  # (H, S, block, seen)
+            scores += torch.zeros(attends.shape, dtype=scores.dtype).masked_fill_(~attends, -math.inf)
+            weights = scores.softmax(-1)
+            dropped, dropout_mask = _Dropout.sample(weights, n_dropped)
+            out[:, :, rows] = dropped @ v[:, :, seen]
+            kept += [dropout_mask, dropped, weights]
+        ctx.save_for_backward(q, k, v, *kept)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, *kept = ctx.saved_tensors
+        grad_q, grad_k_t, grad_v = q.new_empty(q.shape), None, None
+        for rows, seen in reversed(_Attention.blocks(q, k, ctx.block)):  # the last one attends to all of k and v
+            weights, dropped, dropout_mask = (kept.pop() for _ in range(3))
+            grad_dropped = grad[:, :, rows] @ v[:, :, seen].transpose(-2, -1)
+            grad_weights = _Dropout.apply_mask(grad_dropped, dropout_mask, ctx.n_dropped)
+            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+            grad_scores /= math.sqrt(q.size(-1))
+            grad_q[:, :, rows] = grad_scores @ k[:, :, seen]
+            of_k_t = q[:, :, rows].transpose(-2, -1) @ grad_scores  # (H, S, D, seen)
+            of_v = dropped.transpose(-2, -1) @ grad[:, :, rows]  # (H, S, seen, D)
+            if grad_v is None:
+                grad_k_t, grad_v = of_k_t, of_v
+            else:
+                grad_k_t[..., seen] += of_k_t
+                grad_v[:, :, seen] += of_v
+        return grad_q, grad_k_t.transpose(-2, -1), grad_v, None, None, None
+
+    @staticmethod
+    def blocks(q: Tensor, k: Tensor, block: int) -> list[tuple[slice, slice]]:
+        """Return the slots of q in each block of queries, and those of k that they can attend to."""
+        ends = [min(start + block, q.size(2)) for start in range(0, q.size(2), block)]
+        return [(slice(i * block, end), slice(k.size(2) - q.size(2) + end)) for i, end in enumerate(ends)]
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: nn.Dropout, is_full: bool = False
+) -> Tensor:
     """Return plain_attention; written out for dropout on a CPU, as torch samples its masks slowly there."""
     # buys 7 % of an update in bf16, nothing in fp32 (one core of an AMD EPYC, batch 8), and 0.7 of 7.9 GiB in fp32 and
     # 1.3 of 7.2 GiB in bf16 at batch 64
     pdrop = dropout.p if dropout.training else 0.0
-    if not pdrop or q.device.type != "cpu":
+    n_dropped = round(pdrop * 2**16)
+    if n_dropped in (0, 2**16) or q.device.type != "cpu":
         return plain_attention(q, k, v, mask, pdrop)
-    mask = causal_mask(q, k) if mask is None else mask
-    scores = (q @ k.transpose(-2, -1)).div_(math.sqrt(q.size(-1)))  # (H, S, L, L)
-    scores = scores.add_(torch.zeros(mask.shape, dtype=scores.dtype).masked_fill_(~mask, -math.inf))
-    return dropout(scores.softmax(-1)) @ v
+    block = _Attention.BLOCK if is_full and mask is None else q.size(2)
+    return _Attention.apply(q, k, v, mask, n_dropped, block)
 
 
 # --- cross entropy over the vocabulary -------------------------------------------------------------------------------
@@ -166,11 +251,13 @@ class _RowLosses(torch.autograd.Function):
     WIDTH = 2048  # table entries per matrix product on a CPU, so that it stays in the cache: 1.4 times faster
 
     @staticmethod
-    def forward(ctx, states: Tensor, table: Tensor, targets: Tensor, predictions: Tensor, weights: Tensor) -> Tensor:
-        device = states.device.type
+    def forward(
+        ctx, states: Tensor, table: Tensor, targets: Tensor, predictions: Tensor, weights: Tensor, is_full: bool
+    ) -> Tensor:
+        ctx.multiply, device = product if is_full else torch.mm, states.device.type
         ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
         of_each = _prediction_weights(predictions, weights, len(targets)) if any(ctx.needs_input_grad) else None
-        losses, *gradients = _cross_entropies(states, table, targets, of_each, ctx.dtype)
+        losses, *gradients = _cross_entropies(states, table, targets, of_each, ctx.dtype, ctx.multiply)
         ctx.save_for_backward(states, table, targets, predictions, weights, *gradients)
         return (F.pad(losses, (0, 1))[predictions] * weights).sum(1)
 
@@ -183,14 +270,16 @@ class _RowLosses(torch.autograd.Function):
             grad_states, grad_table = grad_states.mul_(grad_rows[0]), grad_table.mul_(grad_rows[0])
         else:
             of_each = _prediction_weights(predictions, weights * grad_rows[:, None], len(targets))
-            _, grad_states, grad_table = _cross_entropies(states, table, targets, of_each, ctx.dtype)
-        return grad_states, grad_table, None, None, None
+            _, grad_states, grad_table = _cross_entropies(states, table, targets, of_each, ctx.dtype, ctx.multiply)
+        return grad_states, grad_table, None, None, None, None
 
 
-def row_losses(states: Tensor, table: Tensor, targets: Tensor, predictions: Tensor, weights: Tensor) -> Tensor:
+def row_losses(
+    states: Tensor, table: Tensor, targets: Tensor, predictions: Tensor, weights: Tensor, is_full: bool = False
+) -> Tensor:
     """Return plain_row_losses without ever holding all logits (M, V)."""
     # buys 3.7 of 10.9 GiB in fp32 and 3.2 of 9.1 GiB in bf16 at batch 64; no time (one core of an AMD EPYC, batch 8)
-    return _RowLosses.apply(states, table, targets, predictions, weights)
+    return _RowLosses.apply(states, table, targets, predictions, weights, is_full)
 
 
 def _prediction_weights(predictions: Tensor, weights: Tensor, n: int) -> Tensor:
@@ -201,11 +290,16 @@ def _prediction_weights(predictions: Tensor, weights: Tensor, n: int) -> Tensor:
 @torch.autocast("cpu", enabled=False)
 @torch.autocast("cuda", enabled=False)
 def _cross_entropies(
-    states: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None, dtype: torch.dtype
+    states: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    weights: Tensor | None,
+    dtype: torch.dtype,
+    multiply: Callable[[Tensor, Tensor], Tensor],
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return the cross entropies (M,) and, given weights (M,), the gradients of their weighted sum.
 
-    Matrix products are in `dtype`. Shapes: P states of a chunk, W entries of a block of the table.
+    Matrix products are in `dtype`, by `multiply`. Shapes: P states of a chunk, W entries of a block of the table.
     """
     losses = states.new_empty(len(states), dtype=torch.promote_types(states.dtype, torch.float32))
     grad_states, grad_table = (None, None) if weights is None else (torch.zeros_like(states), torch.zeros_like(table))
@@ -220,7 +314,7 @@ def _cross_entropies(
         is_here = [(target // width == i).to(losses.dtype)[:, None] for i in range(len(blocks))]
         exponentials, tops, sums, target_logit = [], [], [], 0.0
         for block, column, here in zip(blocks, columns, is_here, strict=True):
-            logits = at_least_float32(state @ block.T)  # (P, W)
+            logits = at_least_float32(multiply(state, block.T))  # (P, W)
             target_logit = target_logit + logits.gather(1, column) * here
             tops.append(logits.amax(1, keepdim=True))
             exponentials.append(logits.sub_(tops[-1]).exp_())
@@ -237,6 +331,6 @@ def _cross_entropies(
         for i, (exponential, block) in enumerate(zip(exponentials, blocks, strict=True)):
             grad_logits = exponential.mul_(scales[:, i : i + 1])
             grad_logits = grad_logits.scatter_add_(1, columns[i], -weight * is_here[i]).to(dtype)
-            grad_states[chunk] += grad_logits @ block
-            grad_table[i * width : (i + 1) * width] += grad_logits.T @ state
+            grad_states[chunk] += multiply(grad_logits, block)
+            grad_table[i * width : (i + 1) * width] += multiply(grad_logits.T, state)
     return losses, grad_states, grad_table

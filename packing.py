@@ -44,13 +44,24 @@ class Packing:
             self.is_choice = torch.arange(x.size(1)) < n_choices[:, None]
         n_choices = x.size(1) if share_context and x.dim() == 4 else 1
         ids = x.reshape(-1, n_choices, *x.shape[-2:])  # (S, K, T, 2)
-        real = torch.ones(ids.shape[:3]) if m is None else m.reshape(ids.shape[:3])
-        real = real.to(ids.device).bool()
         self.shape = (ids.size(0) * n_choices, ids.size(2))  # (B*K, T)
-        if torch.compiler.is_exporting():  # no size may follow from values: every token in its own slot, no targets
+        is_exporting = torch.compiler.is_exporting()  # then no size may follow from values: no targets
+        # full: no padding and nothing shared, each token in its own slot; training then uses other kernels
+        self.is_full = m is None and n_choices == 1 and not is_exporting
+        if self.is_full or is_exporting:
             self.tokens, self.sequences, self.is_dense, self.mask = ids.flatten(0, 2), self.shape, True, None
+            if not is_exporting:
+                self.slots = torch.arange(len(self.tokens), device=ids.device)
+                self.source = self.slots.view(self.shape)
+                targets = x[..., 1:, 0].flatten().long()
+                padding = 0, -len(targets) % Packing.MULTIPLE
+                self.predictors = F.pad(self.source[:, :-1].flatten(), padding)
+                self.targets = F.pad(targets, padding)
+                self.predictions = torch.arange(len(targets), device=ids.device).view(len(ids), -1)
             return
 
+        real = torch.ones(ids.shape[:3]) if m is None else m.reshape(ids.shape[:3])
+        real = real.to(ids.device).bool()
         # a sequence: the common prefix, then the rest of each row; slots are numbered across sequences
         lengths = real.sum(2)  # (S, K)
         common = ((ids == ids[:, :1]).all(3) & real).all(1).cumprod(1).sum(1)  # (S,)

@@ -68,17 +68,33 @@ def test_drop_out_drops_its_share_and_scales_the_rest(p):
     assert torch.equal(Dropout(p).eval()(x), x)
 
 
+# --- matrix products of full batches ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.double, torch.float32, torch.bfloat16])
+def test_product_is_the_plain_one(dtype):
+    a, b, bias = (t.to(dtype) for t in (randn(37, 21), randn(21, 53, seed=1), randn(53, seed=2)))
+    exact = [kernels.plain_product(a.double(), b.double(), c) for c in (0.0, bias.double())]
+    tolerance = {torch.double: 1e-13, torch.float32: 1e-5, torch.bfloat16: 0.1}[dtype]
+    for ours in (kernels.product(a, b, bias), kernels.product(a.mT.clone().mT, b.mT.clone().mT, bias)):
+        assert ours.dtype == dtype and ours.layout == torch.strided
+        assert_close(ours.double(), exact[1], atol=tolerance)
+    assert_close(kernels.product(a, b).double(), exact[0], atol=tolerance)
+
+
 # --- activation and linear map ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("act", ACTIVATIONS.values(), ids=ACTIVATIONS)
-def test_activated_linear_is_the_plain_one(act):
+@pytest.mark.parametrize("is_full", [False, True])
+@pytest.mark.parametrize("act", [*ACTIVATIONS.values(), None], ids=[*ACTIVATIONS, "no activation"])
+def test_activated_linear_is_the_plain_one(act, is_full):
     inputs = randn(6, 5), randn(5, 3, seed=1), randn(3, seed=2)
-    ours, plain = (
-        values_and_gradients(lambda u, w, b, f=f: f(u, w, b, act), *inputs)
-        for f in (kernels.activated_linear, kernels.plain_activated_linear)
-    )
-    assert_all_close(ours, plain, 1e-12)
+    plain = values_and_gradients(lambda u, w, b: kernels.plain_activated_linear(u, w, b, act), *inputs)
+    for dtype, tolerance in ((torch.double, 1e-12), (torch.float32, 1e-5)):
+        of_dtype = [t.to(dtype) for t in inputs]
+        ours = values_and_gradients(lambda u, w, b: kernels.activated_linear(u, w, b, act, is_full).double(), *of_dtype)
+        assert_all_close([t.double() for t in ours], plain, tolerance)
+    inputs = [t.requires_grad_() for t in inputs]
     with torch.no_grad():
         assert torch.equal(kernels.activated_linear(*inputs, act), plain[0])
 
@@ -115,15 +131,17 @@ def test_attention_that_drops_nothing_is_the_plain_one(dropout, masked):
     assert_close(ours[0], scores.softmax(-1) @ v, atol=1e-12)
 
 
+@pytest.mark.parametrize("is_full", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("p", [0.1, 0.5])
-def test_attention_that_drops_is_the_plain_one_under_its_mask(p, masked):
+def test_attention_that_drops_is_the_plain_one_under_its_mask(monkeypatch, p, masked, is_full):
+    monkeypatch.setattr(kernels._Attention, "BLOCK", 3)  # the last block of 7 queries is of one
     inputs, mask = attention_inputs(masked)
     identity = torch.eye(L, dtype=torch.double).expand(H, S, L, L)  # attention over it returns the weights
 
     def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         torch.manual_seed(0)  # the same dropout mask each time
-        return kernels.attention(q, k, v, mask, Dropout(p))
+        return kernels.attention(q, k, v, mask, Dropout(p), is_full)
 
     attended = kernels.plain_attention(*inputs[:2], identity, mask, 0.0) != 0
     kept = ours(*inputs[:2], identity) != 0
@@ -143,6 +161,7 @@ def test_attention_written_out_for_drop_out_is_torchs(monkeypatch, share_context
     packing = Packing(x, m, share_context)
     assert not packing.is_dense
     monkeypatch.setattr(Dropout, "forward", lambda self, x: x)  # drops nothing
+    monkeypatch.setattr(kernels._Dropout, "sample", lambda x, n_dropped: (x, torch.ones_like(x)))
     written_out, torchs = (model.train(training).transformer(packing) for training in (True, False))
     assert_close(written_out, torchs, atol=1e-12)
 
@@ -157,6 +176,19 @@ FUNCTIONS = {
     "squares": lambda rows: (rows**2).sum(),
     "one row": lambda rows: rows[2],
 }
+
+
+def test_row_losses_of_a_full_batch_in_float32_are_the_plain_ones():
+    targets, predictions = torch.arange(N_STATES), torch.arange(N_STATES).view(2, -1)
+    inputs = randn(N_STATES, 5), randn(N_TABLE, 5, seed=1)
+    weights = torch.full(predictions.shape, 0.2, dtype=torch.double)
+    plain = values_and_gradients(lambda s, t: kernels.plain_row_losses(s, t, targets, predictions, weights), *inputs)
+
+    def full(states: Tensor, table: Tensor) -> Tensor:
+        return kernels.row_losses(states, table, targets, predictions, weights.float(), True).double()
+
+    ours = values_and_gradients(full, *(t.float() for t in inputs))
+    assert_all_close([t.double() for t in ours], plain, 1e-5)
 
 
 @pytest.mark.parametrize("chunk, width", [(3, 4), (1024, 5), (3, 2048), (1, 1)])

@@ -196,6 +196,19 @@ def test_a_shared_context_changes_neither_losses_nor_gradients(examples, n_disti
     torch.testing.assert_close(model.task_head(h, x), model.task_head(model.transformer(x), x), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("n_choices", [None, 1, 3])
+def test_a_full_batch_is_packed_as_one_whose_mask_says_so(n_choices):
+    shape = (2, 5) if n_choices is None else (2, n_choices, 5)  # 8, 8 and 24 predictions
+    for n_tokens in (1, 4, 5):  # of 4 tokens: 6, 6 and 18 predictions, padded to a multiple of 4
+        x = torch.randint(N_VOCAB, (*shape, 2), generator=torch.Generator().manual_seed(1))[..., :n_tokens, :]
+        full, masked = Packing(x), Packing(x, torch.ones(x.shape[:-1]))
+        assert full.is_full and not masked.is_full
+        for name, value in vars(masked).items():
+            if name != "is_full":
+                ours = getattr(full, name)
+                assert torch.equal(ours, value) if isinstance(value, torch.Tensor) else ours == value, name
+
+
 def test_sharing_without_choices_or_mask_changes_nothing():
     model, _ = make("inference")
     x, m = rows_of([[[S, 1, 2, D, 3, C]], [[S, 1, 2, D, 4, 5, 6, 7, C]]])
