@@ -4,8 +4,21 @@ PYTHON ?= python3
 
 .PHONY: demo glue test test-slow test-gpu test-lm-eval lint always
 
+# fine-tunes, then tries both networks on text that is in no file
 demo: .venv/installed
 	.venv/bin/python train.py --desc demo --model_dir demo/model --data_dir demo/data --lr 2e-4 --n_batch 2 --n_iter 3 --submit --analysis
+	@printf '\n%s\n' "The pre-trained language model continues a story:"
+	@.venv/bin/python generate.py $(DEMO_GENERATE)
+	@printf '\n%s\n' "The fine-tuned model chooses an ending of a story that is in no file:"
+	@echo '$(DEMO_STORY)'
+	@echo '$(DEMO_STORY)' | .venv/bin/python predict.py --desc demo
+	@printf '\n%s\n' "Try both on a story of your own (same words as in demo/schemas.txt):"
+	@echo '.venv/bin/python generate.py $(DEMO_GENERATE)'
+	@echo "echo '"'$(DEMO_STORY)'"' | .venv/bin/python predict.py --desc demo"
+
+DEMO_GENERATE = --model_dir demo/model --prompt "Jack spent a hot day at the beach." --n_tokens 30 --temperature 0
+DEMO_STORY = {"context": "Tom had a big exam on Monday. He played video games every night. The exam day came quickly. \
+He had one hour for ten questions.", "choices": ["He knew no answer, and he was sad.", "He knew every answer, and he was glad."]}
 
 # `make glue GLUE_DIR=...` trains and predicts the nine tasks of GLUE, with the paper's settings, and packs the eleven
 # files to hand in. Repeat it after a stop: finished tasks are left as they are, the others go on. Flags that change
