@@ -47,12 +47,12 @@ from loss import sequence_losses
 from model_pytorch import Config, DoubleHeadModel, LMModel
 from opt import OpenAIAdam
 from packing import Packing
-from processes import Ranks, autocast, join_ranks, keep_freed_memory, matrix_product, product_size, provenance
+from processes import Ranks, autocast, join_ranks, keep_freed_memory, provenance
 from settings import COUNT, HelpFormatter, number
 from shards import vocabulary_files
 from splits import Splits, values_of_labels
 from text_utils import TextEncoder
-from training import count_operations, make_parts, update
+from training import count_operations, make_parts, matrix_product, product_size, update
 from utils import InputError, exit_code, find, make_output_folder, replacing, write_json
 
 GROWTH = {"n_ctx": [64, 128, 256, 512], "n_batch": [8, 1, 64]}  # one grows while the other is the first

@@ -76,7 +76,7 @@ class Dropout(nn.Dropout):
         return _Dropout.apply(x, n_dropped)
 
 
-# --- matrix products of full batches ---------------------------------------------------------------------------------
+# --- matrix products -------------------------------------------------------------------------------------------------
 
 
 def plain_product(a: Tensor, b: Tensor, bias: Tensor | float = 0.0) -> Tensor:
@@ -84,11 +84,21 @@ def plain_product(a: Tensor, b: Tensor, bias: Tensor | float = 0.0) -> Tensor:
     return a @ b + bias
 
 
+LARGE = 256  # rows and columns of the matrices that oneDNN multiplies; smaller ones are not worth the change of layout
+
+
+def uses_onednn(a: Tensor, b: Tensor) -> bool:
+    """Return whether `product` asks oneDNN: for large float32 matrices on a CPU with AVX512."""
+    if torch.compiler.is_exporting() or not a.dtype == b.dtype == torch.float32 or a.device.type != "cpu":
+        return False
+    has_onednn = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return has_onednn and min(*a.shape, b.size(1)) >= LARGE
+
+
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return plain_product, on a CPU in float32 by oneDNN: torch's own is MKL's, which does not use AVX512 on AMD's."""
+    """Return plain_product, of large float32 matrices by oneDNN: torch's own is MKL's, without AVX512 on AMD's CPUs."""
     # buys 40 % of an update of 4 x 512 tokens in fp32 (one core of an AMD EPYC); bf16 products are oneDNN's in any case
-    onednn = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    if a.dtype == b.dtype == torch.float32 and a.device.type == "cpu" and onednn:
+    if uses_onednn(a, b):
         bias = None if bias is None else bias.to_mkldnn()
         return F.linear(a.to_mkldnn(), b.T.to_mkldnn(), bias).to_dense()
     return a @ b if bias is None else torch.addmm(bias, a, b)
@@ -104,35 +114,32 @@ def plain_activated_linear(u: Tensor, w: Tensor, b: Tensor, act: Callable[[Tenso
 
 class _ActivatedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, u: Tensor, w: Tensor, b: Tensor, act: Callable[[Tensor], Tensor] | None, is_full: bool) -> Tensor:
-        ctx.act, ctx.is_full = act, is_full
+    def forward(ctx, u: Tensor, w: Tensor, b: Tensor, act: Callable[[Tensor], Tensor] | None) -> Tensor:
+        ctx.act = act
         ctx.save_for_backward(u, w)
-        a = u if act is None else act(u)
-        return product(a, w, b) if is_full else torch.addmm(b, a, w)
+        return product(u if act is None else act(u), w, b)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         u, w = ctx.saved_tensors
-        multiply = product if ctx.is_full else torch.mm
-        grad_u = multiply(grad, w.T)
+        grad_u = product(grad, w.T)
         if ctx.act is not None:
             with torch.enable_grad():
                 a = ctx.act(v := u.detach().requires_grad_())
             (grad_u,) = torch.autograd.grad(a, v, grad_u)
             u = a.detach()
-        return grad_u, multiply(u.T, grad), grad.sum(0), None, None
+        return grad_u, product(u.T, grad), grad.sum(0), None
 
 
-def activated_linear(
-    u: Tensor, w: Tensor, b: Tensor, act: Callable[[Tensor], Tensor] | None, is_full: bool = False
-) -> Tensor:
+def activated_linear(u: Tensor, w: Tensor, b: Tensor, act: Callable[[Tensor], Tensor] | None) -> Tensor:
     """Return plain_activated_linear; backward recomputes act(u) instead of storing it."""
     # buys 0.9 of 8.1 GiB at batch 64 in fp32, where an update takes 1 % longer (one core of an AMD EPYC, batch 8)
     is_autocast = torch.is_autocast_enabled(u.device.type)  # then storing act(u) takes only 16 bits
-    if is_autocast or u.dtype != w.dtype or not torch.is_grad_enabled() or (act is None and not is_full):
+    has_use = uses_onednn(u, w) or (act is not None and torch.is_grad_enabled())
+    if is_autocast or u.dtype != w.dtype or not has_use:
         return plain_activated_linear(u, w, b, act)
-    return _ActivatedLinear.apply(u, w, b, act, is_full)
+    return _ActivatedLinear.apply(u, w, b, act)
 
 
 # --- attention -------------------------------------------------------------------------------------------------------
@@ -252,13 +259,11 @@ class _RowLosses(torch.autograd.Function):
     WIDTH = 2048  # table entries per matrix product on a CPU, so that it stays in the cache: 1.4 times faster
 
     @staticmethod
-    def forward(
-        ctx, states: Tensor, table: Tensor, targets: Tensor, predictions: Tensor, weights: Tensor, is_full: bool
-    ) -> Tensor:
-        ctx.multiply, device = product if is_full else torch.mm, states.device.type
+    def forward(ctx, states: Tensor, table: Tensor, targets: Tensor, predictions: Tensor, weights: Tensor) -> Tensor:
+        device = states.device.type
         ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
         of_each = _prediction_weights(predictions, weights, len(targets)) if any(ctx.needs_input_grad) else None
-        losses, *gradients = _cross_entropies(states, table, targets, of_each, ctx.dtype, ctx.multiply)
+        losses, *gradients = _cross_entropies(states, table, targets, of_each, ctx.dtype)
         ctx.save_for_backward(states, table, targets, predictions, weights, *gradients)
         return (F.pad(losses, (0, 1))[predictions] * weights).sum(1)
 
@@ -271,16 +276,14 @@ class _RowLosses(torch.autograd.Function):
             grad_states, grad_table = grad_states.mul_(grad_rows[0]), grad_table.mul_(grad_rows[0])
         else:
             of_each = _prediction_weights(predictions, weights * grad_rows[:, None], len(targets))
-            _, grad_states, grad_table = _cross_entropies(states, table, targets, of_each, ctx.dtype, ctx.multiply)
-        return grad_states, grad_table, None, None, None, None
+            _, grad_states, grad_table = _cross_entropies(states, table, targets, of_each, ctx.dtype)
+        return grad_states, grad_table, None, None, None
 
 
-def row_losses(
-    states: Tensor, table: Tensor, targets: Tensor, predictions: Tensor, weights: Tensor, is_full: bool = False
-) -> Tensor:
+def row_losses(states: Tensor, table: Tensor, targets: Tensor, predictions: Tensor, weights: Tensor) -> Tensor:
     """Return plain_row_losses without ever holding all logits (M, V)."""
     # buys 3.7 of 10.9 GiB in fp32 and 3.2 of 9.1 GiB in bf16 at batch 64; no time (one core of an AMD EPYC, batch 8)
-    return _RowLosses.apply(states, table, targets, predictions, weights, is_full)
+    return _RowLosses.apply(states, table, targets, predictions, weights)
 
 
 def _prediction_weights(predictions: Tensor, weights: Tensor, n: int) -> Tensor:
@@ -296,11 +299,10 @@ def _cross_entropies(
     targets: Tensor,
     weights: Tensor | None,
     dtype: torch.dtype,
-    multiply: Callable[[Tensor, Tensor], Tensor],
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return the cross entropies (M,) and, given weights (M,), the gradients of their weighted sum.
 
-    Matrix products are in `dtype`, by `multiply`. Shapes: P states of a chunk, W entries of a block of the table.
+    Matrix products are in `dtype`. Shapes: P states of a chunk, W entries of a block of the table.
     """
     losses = states.new_empty(len(states), dtype=torch.promote_types(states.dtype, torch.float32))
     grad_states, grad_table = (None, None) if weights is None else (torch.zeros_like(states), torch.zeros_like(table))
@@ -315,7 +317,7 @@ def _cross_entropies(
         is_here = [(target // width == i).to(losses.dtype)[:, None] for i in range(len(blocks))]
         exponentials, tops, sums, target_logit = [], [], [], 0.0
         for block, column, here in zip(blocks, columns, is_here, strict=True):
-            logits = at_least_float32(multiply(state, block.T))  # (P, W)
+            logits = at_least_float32(product(state, block.T))  # (P, W)
             target_logit = target_logit + logits.gather(1, column) * here
             tops.append(logits.amax(1, keepdim=True))
             exponentials.append(logits.sub_(tops[-1]).exp_())
@@ -332,6 +334,6 @@ def _cross_entropies(
         for i, (exponential, block) in enumerate(zip(exponentials, blocks, strict=True)):
             grad_logits = exponential.mul_(scales[:, i : i + 1])
             grad_logits = grad_logits.scatter_add_(1, columns[i], -weight * is_here[i]).to(dtype)
-            grad_states[chunk] += multiply(grad_logits, block)
-            grad_table[i * width : (i + 1) * width] += multiply(grad_logits.T, state)
+            grad_states[chunk] += product(grad_logits, block)
+            grad_table[i * width : (i + 1) * width] += product(grad_logits.T, state)
     return losses, grad_states, grad_table

@@ -70,7 +70,7 @@ def lm_losses(h: Tensor, table: Tensor, packing: Packing) -> Tensor:
     is_next = packing.predictions < len(packing.targets)  # (B*K, T-1)
     weights = at_least_float32(is_next.to(h.dtype)) / is_next.sum(1, keepdim=True).clamp(min=1)
     states = h.index_select(0, packing.predictors)  # (M, C)
-    return row_losses(states, table, packing.targets, packing.predictions, weights, packing.is_full)
+    return row_losses(states, table, packing.targets, packing.predictions, weights)
 
 
 # --- metrics ---------------------------------------------------------------------------------------------------------

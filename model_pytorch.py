@@ -67,9 +67,9 @@ class Conv1D(nn.Module):
         self.w = nn.Parameter(torch.empty(nx, nf).normal_(std=0.02))
         self.b = nn.Parameter(torch.zeros(nf))
 
-    def forward(self, x: Tensor, act=None, is_full: bool = False) -> Tensor:
-        """Return x @ w + b, or act(x) @ w + b; `is_full` as in Packing."""
-        return activated_linear(x, self.w, self.b, act, is_full)
+    def forward(self, x: Tensor, act=None) -> Tensor:
+        """Return x @ w + b, or act(x) @ w + b."""
+        return activated_linear(x, self.w, self.b, act)
 
 
 class KeyValueCache:
@@ -105,13 +105,11 @@ class Attention(nn.Module):
         self.register_load_state_dict_pre_hook(_remove_mask_buffer)
 
     def forward(self, x: Tensor, packing: Packing, cache: KeyValueCache | None = None) -> Tensor:
-        qkv = self.c_attn(x, None, packing.is_full).unflatten(1, (3, self.n_head, -1))  # (N, 3, H, D)
-        q, k, v = packing.to_sequences(qkv)  # (H, S, L, D)
+        q, k, v = packing.to_sequences(self.c_attn(x).unflatten(1, (3, self.n_head, -1)))  # (H, S, L, D)
         if cache is not None:
             k, v = cache.append(k, v)
         a = attention(q, k, v, packing.mask, self.attn_dropout, packing.is_full)
-        a = packing.to_tokens(a).flatten(1)  # (N, C)
-        return self.resid_dropout(self.c_proj(a, None, packing.is_full))
+        return self.resid_dropout(self.c_proj(packing.to_tokens(a).flatten(1)))  # (N, C)
 
 
 class MLP(nn.Module):
@@ -124,8 +122,8 @@ class MLP(nn.Module):
         self.act = ACTIVATIONS[cfg.afn]
         self.dropout = Dropout(cfg.resid_pdrop)
 
-    def forward(self, x: Tensor, is_full: bool = False) -> Tensor:
-        return self.dropout(self.c_proj(self.c_fc(x, None, is_full), self.act, is_full))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.c_proj(self.c_fc(x), self.act))
 
 
 class Block(nn.Module):
@@ -141,7 +139,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing, cache: KeyValueCache | None = None) -> Tensor:
         n = self.ln_1(x + self.attn(x, packing, cache))
-        return self.ln_2(n + self.mlp(n, packing.is_full))
+        return self.ln_2(n + self.mlp(n))
 
 
 class TransformerModel(nn.Module):

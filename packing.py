@@ -46,7 +46,7 @@ class Packing:
         ids = x.reshape(-1, n_choices, *x.shape[-2:])  # (S, K, T, 2)
         self.shape = (ids.size(0) * n_choices, ids.size(2))  # (B*K, T)
         is_exporting = torch.compiler.is_exporting()  # then no size may follow from values: no targets
-        # full: no padding and nothing shared, each token in its own slot; training then uses other kernels
+        # full: no padding and nothing shared, each token in its own slot; attention then works in blocks
         self.is_full = m is None and n_choices == 1 and not is_exporting
         if self.is_full or is_exporting:
             self.tokens, self.sequences, self.is_dense, self.mask = ids.flatten(0, 2), self.shape, True, None

@@ -31,7 +31,6 @@ from processes import (
     join_ranks,
     keep_freed_memory,
     make_deterministic,
-    matrix_rate,
     peak_memory,
     pick_precision,
     restarted,
@@ -54,7 +53,7 @@ from settings import (
 )
 from shards import BPE_FILE, ENCODER_FILE, FolderSizes, save_openai_model
 from text_utils import TextEncoder
-from training import Speed, Training, count_operations, summary_writer
+from training import Speed, Training, count_operations, matrix_rate, summary_writer
 from utils import InputError, copy_file, digests, exit_code, make_output_folder, sha256
 from weights import copy_weights, open_transformer, parameter_files
 from zero_shot import parse_probes, read_probes

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -191,34 +191,6 @@ def make_deterministic() -> None:
     """Let torch use deterministic algorithms only. To be called before the first work on a GPU."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-
-
-def product_size(device: torch.device) -> int:
-    """Return n of the n x n matrices whose product tells the machine's rate."""
-    return 8192 if device.type == "cuda" else 2048
-
-
-def matrix_product(precision: str, device: torch.device) -> Callable[[], Tensor]:
-    """Return a product of two matrices of that size, to be called."""
-    n, dtype = product_size(device), torch.bfloat16 if precision == "bf16" else torch.float32
-    generator = torch.Generator(device).manual_seed(0)  # of its own: the random numbers of a run stay as they are
-    a, b, out = (torch.randn(n, n, dtype=dtype, device=device, generator=generator) for _ in range(3))
-    return lambda: torch.mm(a, b, out=out)
-
-
-def matrix_rate(precision: str, device: torch.device) -> float:
-    """Return the operations per second of plain matrix products, measured in about half a second."""
-    product = matrix_product(precision, device)
-    wait = torch.accelerator.synchronize if device.type != "cpu" else lambda: None
-    product()  # the first one is slower
-    times, end = [], time.perf_counter() + 0.5
-    while not times or time.perf_counter() < end:
-        wait()
-        start = time.perf_counter()
-        product()
-        wait()
-        times.append(time.perf_counter() - start)
-    return 2 * product_size(device) ** 3 / sorted(times)[len(times) // 2]
 
 
 def peak_memory(device: torch.device) -> str:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from checkpoint import read_checkpoint, remove_checkpoints, restore, save_checkpoint, save_parameters
 from inference import progress_bar
+from kernels import product
 from model_pytorch import Config
 from opt import OpenAIAdam
 from processes import Ranks, Stop, Stopped, provenance, restarted
@@ -86,6 +87,34 @@ def count_operations(cfg: Config, n_tokens: int, n_pairs: int, n_next: int = 0, 
     """
     blocks = cfg.n_layer * (24 * cfg.n_embd**2 * n_tokens + 4 * cfg.n_embd * n_pairs)
     return blocks + 2 * n_table * cfg.n_embd * n_next
+
+
+def product_size(device: torch.device) -> int:
+    """Return n of the n x n matrices whose product tells the machine's rate."""
+    return 8192 if device.type == "cuda" else 2048
+
+
+def matrix_product(precision: str, device: torch.device) -> Callable[[], Tensor]:
+    """Return a product of two matrices of that size, as training makes them, to be called."""
+    n, dtype = product_size(device), torch.bfloat16 if precision == "bf16" else torch.float32
+    generator = torch.Generator(device).manual_seed(0)  # of its own: the random numbers of a run stay as they are
+    a, b = (torch.randn(n, n, dtype=dtype, device=device, generator=generator) for _ in range(2))
+    return lambda: product(a, b)
+
+
+def matrix_rate(precision: str, device: torch.device) -> float:
+    """Return the operations per second of plain matrix products, measured in about half a second."""
+    multiply = matrix_product(precision, device)
+    wait = torch.accelerator.synchronize if device.type != "cpu" else lambda: None
+    multiply()  # the first one is slower
+    times, end = [], time.perf_counter() + 0.5
+    while not times or time.perf_counter() < end:
+        wait()
+        start = time.perf_counter()
+        multiply()
+        wait()
+        times.append(time.perf_counter() - start)
+    return 2 * product_size(device) ** 3 / sorted(times)[len(times) // 2]
 
 
 class Speed:

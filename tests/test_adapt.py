@@ -14,7 +14,6 @@ from conftest import write_data, write_model
 
 import convert
 import pretrain
-import processes
 import train
 import training
 from datasets import find_task
@@ -338,8 +337,8 @@ def test_speed_is_printed_at_each_log_and_is_not_in_its_file(monkeypatch, capsys
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_matrix_rate_takes_no_random_number(monkeypatch, precision):
-    monkeypatch.setattr(processes, "product_size", lambda device: 64)
+    monkeypatch.setattr(training, "product_size", lambda device: 64)
     before = torch.get_rng_state()
-    rate = processes.matrix_rate(precision, torch.device("cpu"))
+    rate = training.matrix_rate(precision, torch.device("cpu"))
     assert 1e5 < rate < 1e14
     assert torch.equal(torch.get_rng_state(), before)

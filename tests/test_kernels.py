@@ -68,11 +68,13 @@ def test_drop_out_drops_its_share_and_scales_the_rest(p):
     assert torch.equal(Dropout(p).eval()(x), x)
 
 
-# --- matrix products of full batches ---------------------------------------------------------------------------------
+# --- matrix products -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("large", [1, kernels.LARGE])  # whether oneDNN, where there is one, multiplies them
 @pytest.mark.parametrize("dtype", [torch.double, torch.float32, torch.bfloat16])
-def test_product_is_the_plain_one(dtype):
+def test_product_is_the_plain_one(monkeypatch, dtype, large):
+    monkeypatch.setattr(kernels, "LARGE", large)
     a, b, bias = (t.to(dtype) for t in (randn(37, 21), randn(21, 53, seed=1), randn(53, seed=2)))
     exact = [kernels.plain_product(a.double(), b.double(), c) for c in (0.0, bias.double())]
     tolerance = {torch.double: 1e-13, torch.float32: 1e-5, torch.bfloat16: 0.1}[dtype]
@@ -85,14 +87,15 @@ def test_product_is_the_plain_one(dtype):
 # --- activation and linear map ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("is_full", [False, True])
+@pytest.mark.parametrize("large", [1, kernels.LARGE])
 @pytest.mark.parametrize("act", [*ACTIVATIONS.values(), None], ids=[*ACTIVATIONS, "no activation"])
-def test_activated_linear_is_the_plain_one(act, is_full):
+def test_activated_linear_is_the_plain_one(monkeypatch, act, large):
+    monkeypatch.setattr(kernels, "LARGE", large)
     inputs = randn(6, 5), randn(5, 3, seed=1), randn(3, seed=2)
     plain = values_and_gradients(lambda u, w, b: kernels.plain_activated_linear(u, w, b, act), *inputs)
     for dtype, tolerance in ((torch.double, 1e-12), (torch.float32, 1e-5)):
         of_dtype = [t.to(dtype) for t in inputs]
-        ours = values_and_gradients(lambda u, w, b: kernels.activated_linear(u, w, b, act, is_full).double(), *of_dtype)
+        ours = values_and_gradients(lambda u, w, b: kernels.activated_linear(u, w, b, act).double(), *of_dtype)
         assert_all_close([t.double() for t in ours], plain, tolerance)
     inputs = [t.requires_grad_() for t in inputs]
     with torch.no_grad():
@@ -178,16 +181,17 @@ FUNCTIONS = {
 }
 
 
-def test_row_losses_of_a_full_batch_in_float32_are_the_plain_ones():
+def test_row_losses_by_large_products_in_float32_are_the_plain_ones(monkeypatch):
+    monkeypatch.setattr(kernels, "LARGE", 1)
     targets, predictions = torch.arange(N_STATES), torch.arange(N_STATES).view(2, -1)
     inputs = randn(N_STATES, 5), randn(N_TABLE, 5, seed=1)
     weights = torch.full(predictions.shape, 0.2, dtype=torch.double)
     plain = values_and_gradients(lambda s, t: kernels.plain_row_losses(s, t, targets, predictions, weights), *inputs)
 
-    def full(states: Tensor, table: Tensor) -> Tensor:
-        return kernels.row_losses(states, table, targets, predictions, weights.float(), True).double()
+    def by_large_products(states: Tensor, table: Tensor) -> Tensor:
+        return kernels.row_losses(states, table, targets, predictions, weights.float()).double()
 
-    ours = values_and_gradients(full, *(t.float() for t in inputs))
+    ours = values_and_gradients(by_large_products, *(t.float() for t in inputs))
     assert_all_close([t.double() for t in ours], plain, 1e-5)
 
 
