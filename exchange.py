@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils import InputError, read_json, replacing, write_json
+from utils import InputError, copy_file, read_json, replacing, write_json
 
 CONFIG_FILE, VOCAB_FILE, MERGES_FILE = "config.json", "vocab.json", "merges.txt"
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that exists is read
@@ -194,8 +194,7 @@ def write_hugging_face(
     with replacing(folder / WEIGHTS_FILES[0]) as file:
         file.write(save(tensors, {"format": "pt"}))
     for name, source in zip((VOCAB_FILE, MERGES_FILE), vocabulary, strict=True):
-        with replacing(folder / name) as file:
-            file.write(Path(source).read_bytes())
+        copy_file(Path(source), folder / name)
     n_rows = len(table) - n_positions
     special = SPECIAL_TOKENS if n_rows == n_vocab + len(SPECIAL_TOKENS) else ()
     for name, value in tokenizer_files(folder, n_positions, special).items():

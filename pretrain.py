@@ -219,7 +219,8 @@ class Run:
 
         # text -> sequences of ids; the other processes find the first one's files
         with ranks.first_alone():
-            tokens, self.n_vocab, corpus_digests = self.read_tokens(encoder)
+            tokens, self.encoder, corpus_digests = self.read_tokens(encoder)
+        self.n_vocab = len(self.encoder.encoder)
         sequences = tokens[: len(tokens) // settings.n_ctx * settings.n_ctx].reshape(-1, settings.n_ctx)
         n_train = len(sequences) - max(1, round(settings.valid_share * len(sequences)))
         n_update = settings.n_batch * settings.accumulate * ranks.size
@@ -234,10 +235,7 @@ class Run:
         training_set, self.held_out = sequences[:n_train], sequences[n_train:]
 
         # what is measured at each log beside the perplexity
-        n_positions, self.encoder = (
-            sizes.n_positions if sizes else settings.n_ctx,
-            TextEncoder(*vocabulary_of(settings)),
-        )
+        n_positions = sizes.n_positions if sizes else settings.n_ctx
         with ranks.first_alone():  # the others then find its cache
             self.probes = read_probes(settings.probe, self.encoder, n_positions, settings.probe_examples)
 
@@ -293,16 +291,16 @@ class Run:
             print(f"plan     {plan}, {self.training.updates} of them done")
         self.training.open_log(self.log_dir / f"{settings.desc}.jsonl", settings.tensorboard, n_train=n_train)
 
-    def read_tokens(self, encoder: TextEncoder | None) -> tuple[np.ndarray, int, dict[str, str]]:
-        """Return the ids of the corpus, the vocabulary size, and the digests of both; the first process makes them."""
+    def read_tokens(self, encoder: TextEncoder | None) -> tuple[np.ndarray, TextEncoder, dict[str, str]]:
+        """Return the ids of the corpus, their tokenizer, and the digests of both; the first process makes them."""
         vocabulary = vocabulary_of(self.settings)
         if self.ranks.is_first:
             prepare_tokens(self.settings, encoder)
-        n_vocab = len(TextEncoder(*vocabulary).encoder)
-        tokens, digest = open_tokens(self.save_dir, n_vocab)
+        encoder = TextEncoder(*vocabulary)
+        tokens, digest = open_tokens(self.save_dir, len(encoder.encoder))
         names = self.settings.corpus_names()
         name = Path(names[0]).name if len(names) == 1 else "corpus"
-        return tokens, n_vocab, {name: digest} | digests(vocabulary)
+        return tokens, encoder, {name: digest} | digests(vocabulary)
 
     def order(self, epoch: int, n_train: int, n_update: int) -> np.ndarray:
         """Return an epoch's order, which follows from its number; those of one update are in the order of the text."""

@@ -234,7 +234,8 @@ def read_probes(text: str | None, encoder: TextEncoder, n_ctx: int, n_examples: 
     probes = []
     for heuristic, dataset, folder in parse_probes(text):
         form = ("multiple_choice" if heuristic == "choice" else "classification") if dataset == "own" else None
-        task, folder = find_task(dataset, find(folder), form, {}), find(folder)
+        folder = find(folder)
+        task = find_task(dataset, folder, form, {})
         # a tenth of own data becomes valid
         limits = {"n_valid": n_examples, "max_examples": 10 * n_examples}
         try:
