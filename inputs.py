@@ -184,6 +184,49 @@ def soft_labels(scores: np.ndarray, low: float, high: float) -> np.ndarray:
     return weights
 
 
+class Sequences:
+    """The tokens of a corpus cut for pre-training: into windows of n_ctx tokens, or by document.
+
+    A document ends with the newline token; one of more than n_ctx tokens is cut into sequences of at most n_ctx. Those
+    of a single token are left out: they predict nothing. With n_ctx 4 and newline 9, the tokens 5 6 9 1 2 3 4 5 9 9 are
+    the windows [5 6 9 1], [2 3 4 5], and by document [5 6 9], [1 2 3 4], [5 9].
+
+    Args:
+        tokens: (N,) ids, memory-mapped or not.
+        newline: id of the newline token, to cut by document; None: windows.
+    """
+
+    CHUNK = 2**24  # tokens searched at a time
+
+    def __init__(self, tokens: np.ndarray, n_ctx: int, newline: int | None = None):
+        self.tokens = tokens
+        if newline is None:
+            self.starts = np.arange(len(tokens) // n_ctx) * n_ctx
+            self.lengths = np.broadcast_to(n_ctx, len(self.starts))
+            return
+        chunks = range(0, len(tokens), self.CHUNK)
+        found = [start + np.flatnonzero(tokens[start : start + self.CHUNK] == newline) for start in chunks]
+        ends = np.concatenate([np.empty(0, np.int64), *found]) + 1  # of the documents
+        starts = np.concatenate([[0], ends])[:-1]
+        n_cuts = -((starts - ends) // n_ctx)  # sequences of each document, rounded up
+        ends, nth = np.repeat(ends, n_cuts), np.arange(n_cuts.sum()) - np.repeat(n_cuts.cumsum() - n_cuts, n_cuts)
+        starts = np.repeat(starts, n_cuts) + nth * n_ctx
+        lengths = np.minimum(ends - starts, n_ctx)
+        self.starts, self.lengths = starts[lengths > 1], lengths[lengths > 1]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def packed(self, which: np.ndarray, first_position: int, device: torch.device) -> Packing:
+        """Return some sequences as the model's input on a device; each begins at the first position."""
+        lengths = self.lengths[which][:, None]
+        slot = np.arange(lengths.max())
+        m = slot < lengths  # (B, T)
+        ids = np.where(m, self.tokens[self.starts[which][:, None] + slot * m], 0)
+        mask = None if m.all() else torch.from_numpy(m)
+        return Packing(torch.from_numpy(position_rows(ids, first_position)), mask).to(device)
+
+
 class Rows:
     """Examples of a split as the model's input, laid out batch by batch.
 

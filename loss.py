@@ -46,6 +46,14 @@ def sequence_losses(model: LMModel, packing: Packing) -> Tensor:
     return lm_losses(model.transformer(packing, table), table, packing)
 
 
+def token_mean(losses: Tensor, n_next: Tensor) -> Tensor:
+    """Return the mean over all next tokens, given the mean of each sequence (B,) and its number of next tokens (B,).
+
+    With equal numbers it is the plain mean, to the bit.
+    """
+    return (losses * (n_next * len(n_next) / n_next.sum())).mean()
+
+
 def task_losses(logits: Tensor, y: Tensor) -> Tensor:
     """Return the cross entropy of each example (B,).
 

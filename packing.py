@@ -107,6 +107,10 @@ class Packing:
         index[source[:, :, 1:][is_next]] = torch.arange(n_next, device=ids.device)
         self.predictions = index[self.source[:, 1:]]  # (B*K, T-1), M where there is none
 
+    def n_next(self) -> Tensor:
+        """Return how many next tokens each row predicts (B*K,)."""
+        return (self.predictions < len(self.targets)).sum(1)
+
     def to(self, device: torch.device) -> "Packing":
         """Move all tensors to a device, without waiting for it, and return self."""
         for name, value in vars(self).items():

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from corpus import n_cores, open_tokens, prepare
-from inputs import position_rows
-from loss import sequence_losses
+from inputs import Sequences
+from loss import sequence_losses, token_mean
 from model_pytorch import ACTIVATIONS, DEFAULT_CONFIG, LMModel
 from opt import OpenAIAdam
 from packing import Packing
@@ -96,6 +96,10 @@ class Settings(MachineSettings, NetworkSettings, AdamSettings):
     )
     n_ctx: int | None = setting(
         None, f"tokens in a sequence; default: as many as --init_from has positions, else {N_CTX}", number(int, 2)
+    )
+    by_document: bool = setting(
+        False,
+        "a sequence is one document from its beginning, at most --n_ctx tokens of it; default: windows of the text",
     )
     n_iter: int = setting(100, "epochs", COUNT)
     n_batch: int = setting(64, "sequences per device and batch", COUNT)
@@ -190,14 +194,14 @@ def prepare_tokens(settings: Settings, encoder: TextEncoder | None) -> int:
 
 
 class PreTraining(nn.Module):
-    """A packed batch -> its mean next-token cost, in one module as DistributedDataParallel needs."""
+    """A packed batch -> the mean cost of its next tokens, in one module as DistributedDataParallel needs."""
 
     def __init__(self, model: LMModel):
         super().__init__()
         self.model = model
 
     def forward(self, packing: Packing) -> Tensor:
-        return sequence_losses(self.model, packing).mean()
+        return token_mean(sequence_losses(self.model, packing), packing.n_next())
 
 
 class Run:
@@ -221,8 +225,14 @@ class Run:
         with ranks.first_alone():
             tokens, self.encoder, corpus_digests = self.read_tokens(encoder)
         self.n_vocab = len(self.encoder.encoder)
-        sequences = tokens[: len(tokens) // settings.n_ctx * settings.n_ctx].reshape(-1, settings.n_ctx)
-        n_train = len(sequences) - max(1, round(settings.valid_share * len(sequences)))
+        newline = self.encoder.encoder.get("\n</w>") if settings.by_document else None
+        if settings.by_document and newline is None:
+            raise InputError(
+                f"{self.encoder.files[0]} has no newline token to end a document. Leave out --by_document."
+            )
+        self.sequences = Sequences(tokens, settings.n_ctx, newline)
+        n_held_out = max(1, round(settings.valid_share * len(self.sequences)))
+        self.n_train = n_train = len(self.sequences) - n_held_out
         n_update = settings.n_batch * settings.accumulate * ranks.size
         per_epoch = n_train // n_update
         t_total = per_epoch * settings.n_iter
@@ -232,7 +242,6 @@ class Run:
                 f"train on and {max(t_total, 0)} updates, not more than --lr_warmup {settings.lr_warmup}. Give more "
                 "text or --n_iter, or lower --lr_warmup, --n_ctx or --n_batch."
             )
-        training_set, self.held_out = sequences[:n_train], sequences[n_train:]
 
         # what is measured at each log beside the perplexity
         n_positions = sizes.n_positions if sizes else settings.n_ctx
@@ -266,7 +275,7 @@ class Run:
             objective=PreTraining(self.model),
             optimizer=optimizer,
             autocast=self.autocast,
-            make_batch=lambda examples: (self.packed(training_set[examples]),),
+            make_batch=lambda examples: (self.packed(examples),),
             epoch_order=lambda epoch: self.order(epoch, n_train, n_update),
             measure=self.measure,
             is_log_due=lambda updates: updates % settings.log_every == 0 or updates == t_total,
@@ -283,7 +292,8 @@ class Run:
         )
         if ranks.is_first:
             plan = f"{settings.n_iter} epochs, {t_total} updates of {n_update} sequences"
-            held_out = f"{n_train:,} + {len(self.held_out)} sequences of {settings.n_ctx}"
+            at_most = "at most " if settings.by_document else ""
+            held_out = f"{n_train:,} + {n_held_out} sequences of {at_most}{settings.n_ctx}"
             print(f"device   {describe_device(precision, ranks)}")
             print(f"tokens   {len(tokens):,}, vocabulary {self.n_vocab:,}: {held_out}")
             source = f"; weights of {settings.init_from}" if settings.init_from else ""
@@ -307,17 +317,18 @@ class Run:
         order = np.random.RandomState([self.settings.seed, epoch]).permutation(n_train)
         return np.sort(order[: n_train // n_update * n_update].reshape(-1, n_update), 1).ravel()
 
-    def packed(self, sequences: np.ndarray) -> Packing:
-        """Return sequences of ids (B, T) as the model's input."""
-        return Packing(torch.from_numpy(position_rows(sequences, self.n_vocab))).to(self.ranks.device)
+    def packed(self, which: np.ndarray) -> Packing:
+        """Return some sequences as the model's input."""
+        return self.sequences.packed(which, self.n_vocab, self.ranks.device)
 
     @torch.no_grad()
     def measure(self, training_cost: float, pause) -> dict[str, float]:
         """Return the perplexity of training since the last log, and that of the held-out sequences."""
         n_batch, ranks = self.settings.n_batch, self.ranks
         self.model.eval()
-        n_own = math.ceil(len(self.held_out) / ranks.size)
-        own = self.held_out[ranks.rank * n_own : (ranks.rank + 1) * n_own]
+        held_out = np.arange(self.n_train, len(self.sequences))
+        n_own = math.ceil(len(held_out) / ranks.size)
+        own = held_out[ranks.rank * n_own : (ranks.rank + 1) * n_own]
         costs = torch.full((n_own,), math.nan)
         for start in range(0, n_own, n_batch):
             batch = own[start : start + n_batch]
@@ -325,7 +336,8 @@ class Run:
                 with self.autocast:
                     costs[start : start + len(batch)] = sequence_losses(self.model, self.packed(batch)).float().cpu()
             pause()
-        cost = ranks.gather(costs)[: len(self.held_out)].mean().item()
+        n_next = torch.from_numpy(self.sequences.lengths[held_out] - 1)
+        cost = token_mean(ranks.gather(costs)[: len(held_out)], n_next).item()
         figures = {"tr_ppl": math.exp(training_cost), "va_ppl": math.exp(cost)}
         for probe in self.probes:
             with self.autocast:
@@ -341,15 +353,16 @@ class Run:
 
     def train(self, stop: Stop) -> None:
         """Make the updates that are left, with their measurements and checkpoints."""
-        settings, n = self.settings, self.settings.n_ctx
+        settings, lengths = self.settings, self.sequences.lengths
         if settings.init_from and not self.training.updates:
             before = self.measure(0.0, stop.here)
             if self.ranks.is_first:
                 print(f"before   {self.log_format('perplexity: held out {va_ppl:.3f}').format(**before)}")
         own = settings.n_batch * settings.accumulate  # sequences of this process in an update
-        work = 3 * count_operations(self.cfg, n, n * (n + 1) // 2, n - 1, len(self.model.transformer.embed.weight))
+        n, n_pairs = lengths.mean(), (lengths * (lengths + 1) / 2).mean()  # of a sequence, on average
+        work = 3 * count_operations(self.cfg, n, n_pairs, n - 1, len(self.model.transformer.embed.weight))
         rate = partial(matrix_rate, self.precision, self.ranks.device)
-        self.training.run(stop, Speed("tokens", own * self.ranks.size * n, own * work, rate))
+        self.training.run(stop, Speed("tokens", round(own * self.ranks.size * n), round(own * work), rate))
 
     def close(self) -> None:
         """Close the log."""

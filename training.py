@@ -187,7 +187,9 @@ def find_checkpoint(folder: Path, settings: dict, resume: bool, ranks: Ranks) ->
                 f"{folder} holds checkpoints of an unfinished run. --resume goes on; else change --desc or remove them."
             )
         return None
-    if changed := [name for name in settings if settings[name] != state["settings"].get(name)]:
+    # a flag that the checkpoint does not know is newer than it, and was off
+    theirs = {name: False for name, value in settings.items() if value is False} | state["settings"]
+    if changed := [name for name in settings if settings[name] != theirs.get(name)]:
         raise InputError(f"{folder} was made with another {', '.join(changed)}. Resume with the settings it had.")
     return found
 

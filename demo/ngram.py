@@ -1,13 +1,21 @@
 """Compare a pre-trained model's held-out perplexity with that of a 5-gram on the same tokens.
 
 python demo/ngram.py --log log/pretrain.jsonl --tokens save/pretrain/tokens.bin
+
+Both leave out the first token of each sequence: of each window, or with --by_document of each document. The 5-gram
+counts in all tokens before the first held-out sequence.
 """
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the scripts in the folder above
+
+from inputs import Sequences  # noqa: E402
 
 
 def ngram_probabilities(tokens: np.ndarray, n_train: int, n_vocab: int, order: int = 5) -> np.ndarray:
@@ -41,6 +49,17 @@ def look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndar
     return np.where(keys[places] == wanted, values[places], 0)
 
 
+def held_out_tokens(tokens: np.ndarray, settings: dict) -> tuple[int, np.ndarray]:
+    """Return where the held-out sequences of a run begin, and which of the tokens from there on it predicts (N,)."""
+    newline = tokens[-1] if settings.get("by_document") else None  # each document ends with it
+    sequences = Sequences(tokens, settings["n_ctx"], newline)
+    starts, lengths = sequences.starts[settings["n_train"] :], sequences.lengths[settings["n_train"] :]
+    steps = np.zeros(len(tokens) + 1, np.int64)  # +1 where predicted tokens begin, -1 where they end
+    steps[starts + 1] += 1
+    steps[starts + lengths] -= 1
+    return starts[0], steps.cumsum()[starts[0] : -1] > 0
+
+
 def main() -> None:
     """Print the two perplexities."""
     parser = argparse.ArgumentParser(description=main.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -48,11 +67,10 @@ def main() -> None:
     parser.add_argument("--tokens", default="save/pretrain/tokens.bin", help="the tokens it trained on")
     args = parser.parse_args()
     settings, *logs = [json.loads(line) for line in Path(args.log).read_text().splitlines()]
-    n_vocab, n_ctx, n_train = settings["n_vocab"], settings["n_ctx"], settings["n_train"] * settings["n_ctx"]
+    n_vocab = settings["n_vocab"]
     tokens = np.fromfile(args.tokens, np.uint16 if n_vocab <= 2**16 else np.uint32)
-    tokens = tokens[: len(tokens) // n_ctx * n_ctx]
+    n_train, predicted = held_out_tokens(tokens, settings)
     p = ngram_probabilities(tokens, n_train, n_vocab)
-    predicted = np.arange(len(p)) % n_ctx > 0  # the network does not predict a sequence's first token
     print(f"held-out tokens predicted {predicted.sum():,}")
     print(f"5-gram perplexity         {np.exp(-np.log(p[predicted]).mean()):.3f}  (its context crosses sequences)")
     print(f"pre-trained model         {logs[-1]['va_ppl']:.3f}")

@@ -25,3 +25,14 @@ def test_probabilities_are_those_of_the_recursion(order):
     np.testing.assert_allclose(p, expected, rtol=1e-12)
     total = sum(probability(stream[:100], stream[90 : 90 + order - 1], token, order, 4) for token in range(4))
     assert total == pytest.approx(1)
+
+
+def test_the_tokens_compared_are_those_that_the_run_predicts_in_its_held_out_sequences():
+    tokens = np.array([5, 9, 5, 6, 7, 8, 9, 9, 6, 5, 9], np.uint16)  # newline 9, n_ctx 4: 5 9, 5 6 7 8, 6 5 9
+    start, predicted = ngram.held_out_tokens(tokens, {"n_ctx": 4, "n_train": 1, "by_document": True})
+    assert start == 2
+    assert predicted.astype(int).tolist() == [0, 1, 1, 1, 0, 0, 0, 1, 1]
+    for windows in ({"by_document": False}, {}):  # the logs of earlier runs lack it
+        start, predicted = ngram.held_out_tokens(tokens, {"n_ctx": 4, "n_train": 1} | windows)
+        assert start == 4
+        assert predicted.astype(int).tolist() == [0, 1, 1, 1, 0, 0, 0]  # a window, and what is too short for one
