@@ -2,7 +2,7 @@
 # format and style; `make test-lm-eval` installs lm-evaluation-harness too.
 PYTHON ?= python3
 
-.PHONY: demo glue test test-slow test-gpu test-lm-eval lint always
+.PHONY: demo paper glue test test-slow test-gpu test-lm-eval lint always
 
 # fine-tunes, then tries both networks on text that is in no file
 demo: .venv/installed
@@ -19,6 +19,12 @@ demo: .venv/installed
 DEMO_GENERATE = --model_dir demo/model --prompt "Jack spent a hot day at the beach." --n_tokens 30 --temperature 0
 DEMO_STORY = {"context": "Tom had a big exam on Monday. He played video games every night. The exam day came quickly. \
 He had one hour for ten questions.", "choices": ["He knew no answer, and he was sad.", "He knew every answer, and he was glad."]}
+
+# the paper's Table 5 and figure 2 in miniature; stopped at any time, it goes on. PAPER_FLAGS="--seeds 1" for a first look
+PAPER_FLAGS ?=
+
+paper: .venv/installed
+	.venv/bin/python demo/paper.py $(PAPER_FLAGS)
 
 # `make glue GLUE_DIR=...` trains and predicts the nine tasks of GLUE, with the paper's settings, and packs the eleven
 # files to hand in. Repeat it after a stop: finished tasks are left as they are, the others go on. Flags that change

@@ -166,7 +166,7 @@ class Run:
                 f"--n_batch {settings.n_batch} x --accumulate {settings.accumulate} x {ranks.size} processes is more "
                 f"than the {n_train} examples to train on. Lower one of them or --n_valid."
             )
-        self.model, n_loaded = build_model(prepared, settings.n_transfer, settings.model_dir)
+        self.model, n_loaded = self.new_model(prepared)
         self.model.transformer.checkpoint_activations = settings.checkpoint_activations
         self.model.to(ranks.device)
         per_epoch = n_train // n_update
@@ -206,6 +206,10 @@ class Run:
         if ranks.is_first:
             self.announce(precision, n_loaded, n_update)
             self.begin_files()
+
+    def new_model(self, prepared: Prepared) -> tuple[DoubleHeadModel, int | None]:
+        """Return what build_model does; a subclass may build another network."""
+        return build_model(prepared, self.settings.n_transfer, self.settings.model_dir)
 
     def check_task(self) -> None:
         """Raise InputError for missing labels, and for class weights where there are no classes."""

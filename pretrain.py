@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from corpus import n_cores, open_tokens, prepare
 from inputs import Sequences
 from loss import sequence_losses, token_mean
-from model_pytorch import ACTIVATIONS, DEFAULT_CONFIG, LMModel
+from model_pytorch import ACTIVATIONS, DEFAULT_CONFIG, LMModel, TransformerModel
 from opt import OpenAIAdam
 from packing import Packing
 from processes import (
@@ -251,13 +251,7 @@ class Run:
         # the network and its optimiser
         torch.manual_seed(settings.seed)
         self.cfg = settings.config()
-        self.model = LMModel(self.cfg, self.n_vocab + n_positions, n_positions)
-        if initial is not None:
-            copy_weights(initial, self.model.transformer, self.n_vocab)
-        else:
-            with torch.no_grad():
-                for matrix in (p for p in self.model.parameters() if p.dim() > 1):
-                    matrix *= settings.init_std / 0.02  # they are initialised N(0, 0.02), as the paper says
+        self.model = self.new_model(n_positions, initial)
         self.model.to(ranks.device)
         self.model.transformer.checkpoint_activations = settings.checkpoint_activations
         schedule = {"schedule": "warmup_cosine", "warmup": settings.lr_warmup / t_total, "t_total": t_total}
@@ -300,6 +294,17 @@ class Run:
             print(f"network  {self.cfg.n_layer} blocks, {self.cfg.n_embd} features, {self.cfg.n_head} heads{source}")
             print(f"plan     {plan}, {self.training.updates} of them done")
         self.training.open_log(self.log_dir / f"{settings.desc}.jsonl", settings.tensorboard, n_train=n_train)
+
+    def new_model(self, n_positions: int, initial: TransformerModel | None) -> LMModel:
+        """Return the network to train, with the weights of `initial` or random ones; a subclass may build another."""
+        model = LMModel(self.cfg, self.n_vocab + n_positions, n_positions)
+        if initial is not None:
+            copy_weights(initial, model.transformer, self.n_vocab)
+        else:
+            with torch.no_grad():
+                for matrix in (p for p in model.parameters() if p.dim() > 1):
+                    matrix *= self.settings.init_std / 0.02  # they are initialised N(0, 0.02), as the paper says
+        return model
 
     def read_tokens(self, encoder: TextEncoder | None) -> tuple[np.ndarray, TextEncoder, dict[str, str]]:
         """Return the ids of the corpus, their tokenizer, and the digests of both; the first process makes them."""

@@ -6,17 +6,19 @@ python demo/baselines.py --data_dir demo/data
 import argparse
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from scipy.sparse import spmatrix
+from scipy.sparse import csr_matrix, hstack, spmatrix
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer
 from sklearn.linear_model import LogisticRegression
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the scripts in the folder above
 
 from datasets import ROCSTORIES_TEST, ROCSTORIES_VALID, read_cloze  # noqa: E402
+from readers import Example  # noqa: E402
 
 Row = tuple[str, str, str, int]  # an example: story of four sentences, two endings, index of the right one
 
@@ -77,6 +79,46 @@ def baselines(train: list[Row], test: list[Row]) -> dict[str, float]:
         "always the first": float(np.mean([answer == 0 for *_, answer in test])),
         "pairs of a story's and an ending's word": regression_accuracy(train, test, pairs.transform, 0.01),
     }
+
+
+# --- of any task -----------------------------------------------------------------------------------------------------
+
+
+def majority(train: list[Example], test: list[Example]) -> float:
+    """Return the test accuracy of the label that is most frequent in training."""
+    label = Counter(example.label for example in train).most_common(1)[0][0]
+    return float(np.mean([example.label == label for example in test]))
+
+
+class Bag:
+    """Counts of the words of each of an example's texts, and of those that two texts share."""
+
+    def __init__(self, texts: list[str]):
+        self.counter = CountVectorizer(tokenizer=words, token_pattern=None).fit(texts)
+
+    def __call__(self, columns: list[list[str]]) -> csr_matrix:
+        """Return the features (N, F) of N examples from their texts, one column or two."""
+        counts = [self.counter.transform(column) for column in columns]
+        return hstack(counts + ([counts[0].minimum(counts[1])] if len(counts) == 2 else []), format="csr")
+
+
+def bag_of_words(train: list[Example], test: list[Example], n_choices: int = 0) -> float:
+    """Return the test accuracy of a logistic regression on a bag of words; of n_choices the one with the best score."""
+    bag = Bag([text for example in train for text in example.texts])
+    if not n_choices:
+        features = [bag(list(zip(*(e.texts for e in part), strict=True))) for part in (train, test)]
+        model = LogisticRegression(max_iter=2000).fit(features[0], [e.label for e in train])
+        return float(model.score(features[1], [e.label for e in test]))
+
+    def pairs(examples: list[Example]) -> csr_matrix:  # (N * n_choices, F)
+        return bag([[e.texts[0] for e in examples for _ in e.texts[1:]], [t for e in examples for t in e.texts[1:]]])
+
+    def is_right(examples: list[Example]) -> np.ndarray:  # (N, n_choices)
+        return np.array([int(e.label) - 1 for e in examples])[:, None] == np.arange(n_choices)
+
+    model = LogisticRegression(max_iter=2000, class_weight="balanced").fit(pairs(train), is_right(train).ravel())
+    scores = model.decision_function(pairs(test)).reshape(-1, n_choices)
+    return float(np.mean(is_right(test)[np.arange(len(test)), scores.argmax(1)]))
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from itertools import islice
 from pathlib import Path
 
+import baselines
 import pytest
 import stories
 import tasks
@@ -123,7 +124,7 @@ def test_every_task_runs_once_and_is_reported(tmp_path, monkeypatch, capsys, mod
 
 def test_baselines() -> None:
     examples = [Example((f"{word} a", "a"), label, "") for word, label in (("up", "1"), ("down", "2"), ("up", "1"))]
-    assert tasks.majority(examples, examples) == 2 / 3
-    assert tasks.bag_of_words(10 * examples, examples) == 1
+    assert baselines.majority(examples, examples) == 2 / 3
+    assert baselines.bag_of_words(10 * examples, examples) == 1
     choices = [Example(("go", "bad", "good" if i else "fine", "bad"), "2", "") for i in range(4)]
-    assert tasks.bag_of_words(choices, choices, 3) == 1
+    assert baselines.bag_of_words(choices, choices, 3) == 1

@@ -1,0 +1,127 @@
+"""Run jobs in processes of one thread each, which end with the process that started them."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the scripts in the folder above
+
+from processes import keep_freed_memory  # noqa: E402
+from utils import InputError  # noqa: E402
+
+N_LINES = 5  # of a failed job's log that are shown
+
+
+@dataclass(frozen=True)
+class Job:
+    """A call of a function that can be imported; its result must be picklable."""
+
+    name: str  # for messages
+    function: Callable
+    arguments: tuple
+    log: Path  # of what it prints
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a worker returns for a job that failed."""
+
+    reason: str
+
+
+def run_jobs(jobs: Iterable[Job], n_workers: int, watch: Callable[[], None] | None = None) -> Iterator[tuple[Job, Any]]:
+    """Yield each job with its result, in the order in which they end; `watch` is called every few seconds.
+
+    After a failed job no other is begun; those in progress are yielded first. When the caller stops, so do the workers:
+    a training run after writing its checkpoint.
+
+    Raises InputError with the end of the failed job's log.
+    """
+    waiting, busy, workers, failed = iter(jobs), {}, [], None
+
+    def give(pipe: Connection) -> None:
+        job = None if failed else next(waiting, None)
+        if job is not None:
+            job.log.parent.mkdir(parents=True, exist_ok=True)
+            pipe.send(job)
+            busy[pipe] = job
+
+    try:
+        context = multiprocessing.get_context("spawn")
+        for _ in range(n_workers):
+            ours, theirs = context.Pipe()
+            worker = context.Process(target=work, args=(theirs,))
+            worker.start()
+            theirs.close()  # so that the end of the worker is the end of the pipe
+            workers.append(worker)
+            give(ours)
+            if ours not in busy:
+                break  # there are fewer jobs than workers
+        while busy:
+            for pipe in wait(list(busy), timeout=5):
+                job = busy.pop(pipe)
+                try:
+                    result = pipe.recv()
+                except EOFError:
+                    result = Failure("its process was killed: out of memory?")
+                if isinstance(result, Failure):
+                    failed = failed or (job, result.reason)
+                else:
+                    yield job, result
+                    give(pipe)
+            if watch is not None:
+                watch()
+    finally:
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.join()
+    if failed:
+        job, reason = failed
+        lines = job.log.read_text(errors="replace").replace("\r", "\n").splitlines() if job.log.exists() else []
+        tail = "".join(f"\n  {line}" for line in lines[-N_LINES:])
+        raise InputError(f"{job.name} failed: {reason}. The other results are kept. The end of {job.log}:{tail}")
+
+
+def work(pipe: Connection) -> None:
+    """Serve run_jobs: receive jobs, send results."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the parent, which gets it too, sends SIGTERM
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    while True:
+        try:
+            job = pipe.recv()
+        except EOFError:
+            return
+        with open(job.log, "w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            try:
+                result = job.function(*job.arguments)
+            except KeyboardInterrupt:  # Stopped: its checkpoint is written
+                return
+            except (Exception, SystemExit) as error:
+                is_input = isinstance(
+                    error, InputError | SystemExit
+                )  # SystemExit: of a wrong flag, which is in the log
+                if not is_input:
+                    traceback.print_exc()
+                result = Failure(str(error) if is_input else f"{type(error).__name__}: {error}")
+        pipe.send(result)
+
+
+def end_with_parent() -> None:
+    """Wait for the parent's end, then end this process as a SIGTERM does."""
+    multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,313 @@
+"""The paper in miniature on tiny data: every run once, the tables, the figure; the LSTM; the worker processes."""
+
+import contextlib
+import io
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import lstm
+import paper
+import pytest
+import torch
+from workers import Job, run_jobs
+
+from loss import sequence_losses
+from model_pytorch import Config, LMModel
+from packing import Packing
+from utils import InputError
+
+# --- the LSTM --------------------------------------------------------------------------------------------------------
+
+
+def models(**sizes) -> tuple[LMModel, LMModel]:
+    """Return a transformer and the LSTM that replaces it."""
+    torch.manual_seed(0)
+    pair = LMModel(Config(**sizes), 30, 10).eval(), LMModel(Config(**sizes), 30, 10).eval()
+    lstm.replace_blocks(pair[1].transformer)
+    return pair
+
+
+@pytest.mark.parametrize("n_embd, n_layer", [(16, 1), (96, 4), (96, 6), (768, 12)])
+def test_the_lstm_has_as_many_parameters_as_the_blocks(n_embd, n_layer):
+    n_blocks = n_layer * (12 * n_embd**2 + 13 * n_embd)
+    n = sum(p.numel() for p in lstm.LSTM(n_embd, lstm.n_hidden(n_embd, n_blocks)).parameters())
+    assert n == pytest.approx(n_blocks, rel=0.05 if n_embd == 16 else 0.01)
+
+
+def test_the_lstm_takes_the_position_of_the_blocks():
+    ours, theirs = ([p.numel() for p in model.parameters()] for model in models(n_embd=96, n_head=3, n_layer=4))
+    assert sum(theirs) == pytest.approx(sum(ours), rel=0.01) and theirs[0] == ours[0] and len(theirs) == 7
+
+
+def rows(*lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return random rows (B, T, 2) and the mask of their real tokens."""
+    x = torch.randint(0, 20, (len(lengths), max(lengths), 2))
+    x[..., 1] = 20 + torch.arange(max(lengths))
+    m = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    return x * m[..., None], m.float()
+
+
+def test_rows_of_different_lengths_do_not_influence_each_other():
+    _, model = models(n_embd=16, n_head=2, n_layer=1)
+    x, m = rows(8, 3, 5)
+    together = model.transformer(packed := Packing(x, m))
+    for i, n in enumerate((8, 3, 5)):
+        alone = model.transformer(x[i : i + 1, :n])[0]
+        torch.testing.assert_close(packed.unpack(together)[i, :n], alone)
+    full = model.transformer(Packing(x[:1]))  # without padding: nothing is packed
+    torch.testing.assert_close(full, model.transformer(x[:1])[0])
+
+
+def test_no_token_sees_a_later_one():
+    _, model = models(n_embd=16, n_head=2, n_layer=1)
+    x, m = rows(8, 6)
+    changed = x.clone()
+    changed[0, 5, 0] = (x[0, 5, 0] + 1) % 20
+    before, after = (packed.unpack(model.transformer(packed)) for packed in (Packing(x, m), Packing(changed, m)))
+    torch.testing.assert_close(after[0, :5], before[0, :5])
+    torch.testing.assert_close(after[1], before[1])
+    assert not torch.allclose(after[0, 5:8], before[0, 5:8])
+
+
+def test_a_shared_context_changes_nothing():
+    _, model = models(n_embd=16, n_head=2, n_layer=1)
+    x, m = rows(7, 8)
+    x[1, :4] = x[0, :4]
+    x, m = x[None], m[None]
+    found = [packed.unpack(model.transformer(packed)) for packed in (Packing(x, m), Packing(x, m, share_context=True))]
+    torch.testing.assert_close(*found)
+
+
+def test_the_lstm_learns_from_its_loss():
+    _, model = models(n_embd=16, n_head=2, n_layer=1)
+    sequence_losses(model, Packing(*rows(8, 3))).mean().backward()
+    assert all(p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+# --- all runs --------------------------------------------------------------------------------------------------------
+
+WORDS = "the cat was in a red hat and sang".split()
+SIZES = "--n_layer=1 --n_embd=8 --n_head=2 --n_ctx=32 --n_merges=20 --n_batch=4 --lr_warmup=1 --n_iter=1 --log_every=5"
+
+
+def accuracies(path: Path) -> dict[tuple, float]:
+    results = json.loads(path.read_text())
+    return {(run["task"], run["variant"], run["seed"]): run["test"] for run in results["runs"]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Write tiny data to a work folder and set the experiments to them."""
+    folder, rng = tmp_path_factory.mktemp("paper"), random.Random(0)
+    work = folder / "work"
+
+    def text() -> str:
+        return " ".join(rng.choices(WORDS, k=4))
+
+    for name in ("classification", "choice"):
+        (data := work / "tasks" / name).mkdir(parents=True)
+        for split, n in (("train", 16), ("valid", 6), ("test", 8)):
+            examples = [{"text": text(), "label": "ab"[i % 2]} for i in range(n)]
+            if name == "choice":
+                examples = [{"context": text(), "choices": [text(), text()], "label": 1 + i % 2} for i in range(n)]
+            (data / f"{split}.jsonl").write_text("".join(json.dumps(example) + "\n" for example in examples))
+    (work / "corpus.txt").write_text("".join(f"{text()} {text()}.\n" for _ in range(150)))
+    tasks = {
+        "classes": ["--dataset=own", "--task=classification", "--data_dir={work}/tasks/classification"],
+        "choices": ["--dataset=own", "--task=multiple_choice", "--data_dir={work}/tasks/choice"],
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paper, "DATA", {})
+        patch.setattr(paper, "TASKS", tasks)
+        patch.setattr(paper, "PROBES", {"choice:own:{work}/tasks/choice": ("choices", 50.0)})
+        patch.setattr(paper, "PRE_TRAINING", SIZES.split())
+        patch.setattr(paper, "FINE_TUNING", ["--n_iter=1", "--n_batch=8", "--lr=1e-3"])
+        for name in ("README", "BENCHMARKS"):
+            patch.setattr(paper, name, folder / f"{name}.md")
+            (folder / f"{name}.md").write_text("before\n<!-- paper:begin -->\nold\n<!-- paper:end -->\nafter\n")
+        yield folder
+
+
+def command(folder: Path, results: Path, workers: int = 2) -> list[str]:
+    folders = ["--work", str(folder / "work"), "--results", str(results), "--figure", str(folder / "figure.png")]
+    return [*folders, "--seeds", "1", "--workers", str(workers)]
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path) -> tuple[Path, str, dict[tuple, float], str]:
+    """Stop the command after three runs and start it again.
+
+    Return the file of results, what was printed before the stop, the results then, and what was printed after it.
+    """
+    path, whole, printed = folder / "results.json", paper.write_json, []
+
+    def write_and_stop(path: Path, results: dict, indent: int) -> None:
+        whole(path, results, indent)
+        if len(results["runs"]) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        patch.setattr(paper, "write_json", write_and_stop)
+        assert paper.main(command(folder, path)) == 130
+        printed.append(out.getvalue())
+    assert not (folder / "figure.png").exists()
+    kept = accuracies(path)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert paper.main(command(folder, path)) == 0
+        printed.append(out.getvalue())
+    return path, printed[0], kept, printed[1]
+
+
+def test_a_stopped_paper_goes_on_and_repeats_no_run(finished):
+    path, first, kept, second = finished
+    assert "pre-training, LSTM: update" in first and "run 1 of 10" in first and "run 3 of 10" not in first
+    assert len(kept) == 3
+    assert ": update" not in second
+    ends = [line.split(",")[0] for line in second.splitlines() if line.startswith("run ")]
+    assert ends == [f"run {i} of 10" for i in range(4, 11)]
+    found = accuracies(path)
+    assert kept.items() <= found.items() and len(found) == 10
+
+
+def test_figure_and_tables_are_made(finished, folder):
+    assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert "| LSTM with auxiliary LM | " in (folder / "README.md").read_text()
+    assert "| 0 blocks | " in (folder / "BENCHMARKS.md").read_text()
+    log = json.loads(finished[0].read_text())["pre_training"]["LSTM"]["log"]
+    assert log[-1]["choice_own"] >= 0 and log[-1]["n_updates"] > 5
+
+
+def without_runs(finished, path: Path, **more) -> Path:
+    path.write_text(json.dumps(json.loads(finished[0].read_text()) | {"runs": []} | more))
+    return path
+
+
+def test_the_number_of_workers_changes_no_result(finished, folder, tmp_path):
+    path = without_runs(finished, tmp_path / "results.json")
+    assert paper.main(command(folder, path, workers=1)) == 0
+    assert accuracies(path) == accuracies(finished[0])
+
+
+def test_a_failing_run_is_reported_and_the_others_are_kept(finished, folder, tmp_path, monkeypatch, capsys):
+    path = without_runs(finished, tmp_path / "results.json")
+    monkeypatch.setattr(paper, "TABLE", paper.TABLE | {"without auxiliary LM": ["--lm_coef=none"]})
+    assert paper.main(command(folder, path)) == 2
+    error = capsys.readouterr().err
+    assert "without auxiliary LM, seed 1 failed" in error and "'none'" in error and "Traceback" not in error
+    assert {name for _, name, _ in accuracies(path)} == {paper.FULL}
+
+
+@pytest.mark.parametrize("name", ["corpus", "fine_tuning", "task_files", "weights of the LSTM"])
+def test_results_made_with_something_else_are_refused(finished, folder, tmp_path, capsys, name):
+    other = json.loads(finished[0].read_text())["made_with"] | {name: ["another"]}
+    path = without_runs(finished, tmp_path / "results.json", made_with=other)
+    before = path.read_bytes()
+    assert paper.main(command(folder, path)) == 2
+    expected = f"results.json was made with another {name.replace('_', ' ')}: name another --results or remove it"
+    assert expected in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_another_file_is_refused(folder, tmp_path, capsys):
+    (tmp_path / "results.json").write_text("[]")
+    assert paper.main(command(folder, tmp_path / "results.json")) == 2
+    assert "does not hold results of paper.py" in capsys.readouterr().err
+
+
+# --- workers ---------------------------------------------------------------------------------------------------------
+
+
+def test_jobs_end_with_their_results_or_one_message(tmp_path):
+    jobs = [Job(f"job {i}", divmod, (7, 2 - i), tmp_path / f"{i}.txt") for i in range(4)]
+    found = []
+    with pytest.raises(InputError, match=r"job 2 failed: ZeroDivisionError: .*\n(.*\n)*.*ZeroDivisionError"):
+        for job, result in run_jobs(jobs, 1):
+            found.append((job.name, result))
+    assert found == [("job 0", (3, 1)), ("job 1", (7, 0))]
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def results(monkeypatch: pytest.MonkeyPatch) -> dict:
+    monkeypatch.setattr(paper, "TASKS", {"A": [], "B": []})
+    monkeypatch.setattr(paper, "PRE_TRAINING", ["--n_layer=1"])
+    monkeypatch.setattr(paper, "PROBES", {"choice:own:x": ("A", 25.0)})
+    runs = [
+        {"task": task, "variant": variant, "seed": seed, "test": 50.0 + i + 10 * seed + (task == "B")}
+        for i, variant in enumerate(paper.variants())
+        for seed in (1, 2)
+        for task in "AB"
+    ]
+    log = [{"n_updates": n, "va_ppl": 9.0 - n, "choice_own": 25.0 + 25 * n} for n in (0, 1, 2)]
+    simple = {"always the most frequent label": 50.0}
+    return {
+        "made_with": {},
+        "pre_training": {"transformer": {"log": log}},
+        "baselines": {"A": simple, "B": simple},
+        "runs": runs,
+    }
+
+
+def test_tables(results):
+    lines = paper.table(results, list(paper.TABLE), "fine-tuning", True).splitlines()
+    assert lines[0] == "Test accuracy in %: mean ± standard deviation of 2 seeds."
+    assert lines[2] == "| fine-tuning | A | B | average |"
+    assert lines[4] == f"| {paper.FULL} | 65.0 ± 7.1 | 66.0 ± 7.1 | 65.5 ± 7.1 |"
+    assert lines[-1] == "| always the most frequent label | 50.0 | 50.0 | 50.0 |" and len(lines) == 9
+    results["runs"] = results["runs"][:2]
+    lines = paper.table(results, list(paper.transfer_names().values()), "transferred", False).splitlines()
+    assert lines[0] == "Test accuracy in % of 1 seed."
+    assert lines[4:] == [
+        f"| {paper.NOT_PRE_TRAINED} | - | - | - |",
+        "| 0 blocks | - | - | - |",
+        f"| {paper.FULL} | 60.0 | 61.0 | 60.5 |",
+    ]
+
+
+def test_panels(results, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(paper.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    paper.draw(results, tmp_path / "figure.png")
+    left, right = drawn[0].axes
+    assert [label.get_text() for label in left.get_xticklabels()] == ["none", "0", "1"]
+    by_blocks, not_pre_trained = (container.lines[0] for container in left.containers[:2])
+    assert by_blocks.get_ydata().tolist() == [69.0, 65.0] and not_pre_trained.get_ydata().tolist() == [67.0]
+    assert right.lines[0].get_ydata().tolist() == pytest.approx([0, 1 / 3, 2 / 3])
+    assert right.lines[0].get_xdata().tolist() == [0, 1, 2] and len(right.lines) == 2
+
+
+def test_a_text_is_filled_in_between_the_marks(tmp_path):
+    path = tmp_path / "x.md"
+    path.write_text("a\n<!-- paper:begin -->\nold\n<!-- paper:end -->\nb\n")
+    for _ in range(2):
+        paper.fill_in(path, "new")
+        assert path.read_text() == "a\n<!-- paper:begin -->\nnew\n<!-- paper:end -->\nb\n"
+    path.write_text(text := "a\n<!-- paper:end -->\n<!-- paper:begin -->\n")
+    with pytest.raises(
+        InputError, match="x.md has no lines <!-- paper:begin --> and <!-- paper:end -->, in this order"
+    ):
+        paper.fill_in(path, "new")
+    assert path.read_text() == text
+
+
+def test_report_needs_only_the_file_of_results(results, tmp_path, monkeypatch, capsys):
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    for name in ("README", "BENCHMARKS"):
+        monkeypatch.setattr(paper, name, tmp_path / f"{name}.md")
+        (tmp_path / f"{name}.md").write_text("<!-- paper:begin -->\n<!-- paper:end -->")
+    flags = ["--report", "--results", str(tmp_path / "results.json"), "--figure", str(tmp_path / "new/figure.png")]
+    assert paper.main(flags) == 0
+    assert f"| {paper.FULL} | 65.0 ± 7.1 |" in capsys.readouterr().out
+    assert "transformer 7.000" in (tmp_path / "BENCHMARKS.md").read_text()
+    assert (tmp_path / "new/figure.png").read_bytes().startswith(b"\x89PNG")
+    assert paper.main([*flags, "--results", str(tmp_path / "none.json")]) == 2
+    assert "holds no results" in capsys.readouterr().err
+
+
+def test_minutes_left():
+    runs = [{"task": task, "seconds": seconds} for task, seconds in (("A", 60), ("A", 120), ("B", 30))]
+    assert paper.minutes_left(runs, ["A", "A", "B", "C"]) == pytest.approx((90 + 90 + 30 + 60) / 60)
