@@ -337,6 +337,10 @@ def cell(values: pd.Series) -> str:
 def table(results: dict[str, Any], names: list[str], head: str, baselines: bool) -> str:
     """Return test accuracies in Markdown: a line for each of these variants, then the baselines; tasks in columns."""
     runs = pd.DataFrame(results["runs"], columns=["task", "variant", "seed", "test"])
+    seeds = runs.groupby(["task", "variant"])["seed"].count()
+    n_seeds = " to ".join(str(n) for n in dict.fromkeys([seeds.min(), seeds.max()])) if len(seeds) else "no"
+    spread = ", mean ± s.d." if len(seeds) and seeds.max() > 1 else ""
+    head = f"{head}: test accuracy in %{spread} of {n_seeds} seed{'s' * (n_seeds != '1')}"
     lines = [f"| {head} | {' | '.join(TASKS)} | average |", "|---" * (len(TASKS) + 2) + "|"]
     for name in names:
         by_task = (
@@ -348,10 +352,7 @@ def table(results: dict[str, Any], names: list[str], head: str, baselines: bool)
         simple = pd.DataFrame(results["baselines"]).reindex(columns=TASKS)
         for name, values in simple.iterrows():
             lines.append(f"| {name} | {' | '.join(f'{value:.1f}' for value in [*values, values.mean()])} |")
-    seeds = sorted(runs.groupby(["task", "variant"])["seed"].count().unique())
-    n_seeds = " to ".join(str(n) for n in dict.fromkeys(seeds[:1] + seeds[-1:])) or "no"
-    spread = ": mean ± standard deviation" if seeds and seeds[-1] > 1 else ""
-    return f"Test accuracy in %{spread} of {n_seeds} seed{'s' * (n_seeds != '1')}.\n\n" + "\n".join(lines)
+    return "\n".join(lines)
 
 
 def transfer_names() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The four tasks of one's own data made from the demo's stories, and the script that runs them."""
+"""The four tasks of one's own data made from the demo's stories, and the baselines of a task."""
 
 import csv
 import json
@@ -9,7 +9,6 @@ from pathlib import Path
 import baselines
 import pytest
 import stories
-import tasks
 
 from readers import Example, own_examples
 
@@ -105,21 +104,6 @@ def test_labels_are_those_of_the_stories() -> None:
     for row in told["multiple_choice"]:
         assert row["choices"][row["label"] - 1] == right["Up." in row["context"]]
         assert sorted(row["choices"]) == ["Lost, and glad.", "Lost, and sad.", "Won, and glad.", "Won, and sad."]
-
-
-def test_every_task_runs_once_and_is_reported(tmp_path, monkeypatch, capsys, model_dir) -> None:
-    monkeypatch.chdir(tmp_path)
-    stories.write_tasks(Path("data"), [SIMPLE], 1, set(), {"train": 24, "valid": 8, "test": 8})
-    command = ["tasks.py", "--model_dir", str(model_dir), "--data_dir", "data", "--seeds", "1", "--", "--n_iter=1"]
-    monkeypatch.setattr("sys.argv", command)
-    tasks.main()
-    results = [json.loads(line) for line in Path("tasks.jsonl").read_text().splitlines()]
-    assert [row["name"] for row in results] == list(stories.OWN_TASKS)
-    assert all(0 <= row["test"] <= 100 and row["seconds"] > 0 for row in results)
-    capsys.readouterr()
-    tasks.main()  # all runs are done
-    table = capsys.readouterr().out
-    assert "seed 1" not in table and f"| {results[3]['test']:.1f} ± nan |" in table
 
 
 def test_baselines() -> None:
