@@ -99,6 +99,7 @@ def work(pipe: Connection) -> None:
     """Serve run_jobs: receive jobs, send results."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the parent, which gets it too, sends SIGTERM
     threading.Thread(target=end_with_parent, daemon=True).start()
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same results everywhere; the networks are small
     torch.set_num_threads(1)
     keep_freed_memory()
     while True:
