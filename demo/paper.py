@@ -51,23 +51,23 @@ from zero_shot import parse_probes
 
 # --- the experiments; in flags {work} is the work folder -------------------------------------------------------------
 
-# what the work folder must hold -> arguments of stories.py that make it, where {out} is the path to write
+# what the work folder must hold -> arguments of tales.py that make it, where {out} is the path to write
 DATA = {
-    "corpus.txt": ["corpus", "--exclude", "demo/data", "--out", "{out}"],
-    "tasks": ["tasks", "--exclude", "demo/data", "--out", "{out}"],
+    "tasks": ["tasks", "--out", "{out}"],
+    "corpus.txt": ["corpus", "--exclude", "{work}/tasks", "--out", "{out}"],
 }
 CORPUS = "{work}/corpus.txt"
 PRE_TRAINING = (
-    "--n_layer=4 --n_embd=96 --n_head=3 --n_ctx=128 --n_merges=1200 --n_batch=24 --lr=1.2e-3 --b2=0.98 --init_std=0.1 "
-    "--lr_warmup=200 --n_iter=1 --embd_pdrop=0 --attn_pdrop=0 --resid_pdrop=0"
+    "--by_document --n_layer=4 --n_embd=96 --n_head=3 --n_ctx=96 --n_merges=700 --n_batch=28 --n_iter=1 --lr=1.2e-3 "
+    "--b2=0.98 --init_std=0.1 --lr_warmup=200 --embd_pdrop=0 --attn_pdrop=0 --resid_pdrop=0"
 ).split()
 PROBES = {  # zero-shot figures over pre-training: as in pretrain.py --probe -> name in the figure, % right by chance
-    "choice:rocstories:demo/data": ("Story Cloze, likelier ending", 50.0),
-    "choice:own:{work}/tasks/multiple_choice": ("multiple choice, likelier ending", 25.0),
+    "choice:rocstories:{work}/tasks/cloze": ("Story Cloze, likelier ending", 50.0),
+    "sentiment:own:{work}/tasks/classification": ("classification, very positive or negative", 50.0),
 }
 FINE_TUNING = "--lr=2e-4 --n_batch=2 --n_iter=3 --embd_pdrop=0 --attn_pdrop=0 --resid_pdrop=0 --clf_pdrop=0".split()
 TASKS = {  # name -> flags of train.py
-    "Story Cloze": ["--dataset=rocstories", "--data_dir=demo/data"],
+    "Story Cloze": ["--dataset=rocstories", "--data_dir={work}/tasks/cloze"],
     "classification": ["--dataset=own", "--task=classification", "--data_dir={work}/tasks/classification"],
     "entailment": ["--dataset=own", "--task=entailment", "--data_dir={work}/tasks/entailment"],
     "similarity": ["--dataset=own", "--task=similarity", "--data_dir={work}/tasks/similarity"],
@@ -200,15 +200,15 @@ def make_data(work: Path) -> None:
     for name, arguments in DATA.items():
         if (work / name).exists():
             continue
-        print(f"{name} is made with stories.py", flush=True)
+        print(f"{name} is made with tales.py", flush=True)
         part = work / f"{name}.part"
         command = [arg.replace("{out}", str(part.resolve())).replace("{work}", str(work)) for arg in arguments]
         made = subprocess.run(
-            [sys.executable, str(ROOT / "demo/stories.py"), *command], cwd=ROOT, stderr=subprocess.PIPE, text=True
+            [sys.executable, str(ROOT / "demo/tales.py"), *command], cwd=ROOT, stderr=subprocess.PIPE, text=True
         )
         if made.returncode:
             last = (made.stderr.splitlines() or [f"exit code {made.returncode}"])[-1]
-            raise InputError(f"stories.py {' '.join(command)} failed: {last}")
+            raise InputError(f"tales.py {' '.join(command)} failed: {last}")
         os.replace(part, work / name)
 
 
