@@ -51,7 +51,7 @@ from zero_shot import parse_probes
 
 # --- the experiments; in flags {work} is the work folder -------------------------------------------------------------
 
-# what the work folder must hold -> arguments of tales.py that make it, where {out} is the path to write
+# what the work folder must hold -> arguments of stories.py that make it, where {out} is the path to write
 DATA = {
     "tasks": ["tasks", "--out", "{out}"],
     "corpus.txt": ["corpus", "--exclude", "{work}/tasks", "--out", "{out}"],
@@ -200,15 +200,15 @@ def make_data(work: Path) -> None:
     for name, arguments in DATA.items():
         if (work / name).exists():
             continue
-        print(f"{name} is made with tales.py", flush=True)
+        print(f"{name} is made with stories.py", flush=True)
         part = work / f"{name}.part"
         command = [arg.replace("{out}", str(part.resolve())).replace("{work}", str(work)) for arg in arguments]
         made = subprocess.run(
-            [sys.executable, str(ROOT / "demo/tales.py"), *command], cwd=ROOT, stderr=subprocess.PIPE, text=True
+            [sys.executable, str(ROOT / "demo/stories.py"), *command], cwd=ROOT, stderr=subprocess.PIPE, text=True
         )
         if made.returncode:
             last = (made.stderr.splitlines() or [f"exit code {made.returncode}"])[-1]
-            raise InputError(f"tales.py {' '.join(command)} failed: {last}")
+            raise InputError(f"stories.py {' '.join(command)} failed: {last}")
         os.replace(part, work / name)
 
 

@@ -1,377 +1,465 @@
-"""Write five-sentence stories with a cause and an effect: a corpus for pre-training, a cloze set and four tasks.
+"""Write short stories, and facts with questions: a corpus for pre-training and four tasks.
 
-Each schema of schemas.txt branches: something in sentences 2 to 4 decides how the story must end. The wrong
-ending of a cloze example is a right ending of another branch, told with the same people and things. Every ending is
-therefore right as often as wrong, and neither the ending by itself, nor its length, nor its position gives the answer.
+An example of a task is of one of four kinds, which ask for skills of different depth: to know words (of feelings, and
+men's and women's names), to tell who did what to whom, to know what a cause leads to, and to feel with friends and
+against enemies. No sentence of the corpus judges a story, and no example of a task occurs in it. What the right answer
+depends on is drawn independently of all that a simple rule could read it from.
 
-    python demo/stories.py cloze --out demo/data
-    python demo/stories.py corpus --exclude demo/data --out corpus.txt
-    python demo/stories.py tasks --exclude demo/data --out tasks
+    python demo/stories.py tasks --out tasks
+    python demo/stories.py corpus --exclude tasks --out corpus.txt
+
+The cloze set of the demo: python demo/stories.py tasks --out tasks && cp tasks/cloze/*.csv demo/data
 """
 
 import argparse
 import csv
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import cycle, islice, permutations
+from itertools import islice
 from pathlib import Path
 from random import Random
 
-SCHEMAS = Path(__file__).with_name("schemas.txt")
+GRAMMAR = Path(__file__).with_name("stories.txt")
 CLOZE_FILES = {
     "valid": "cloze_test_val__spring2016 - cloze_test_ALL_val.csv",
     "test": "cloze_test_test__spring2016 - cloze_test_ALL_test.csv",
 }
-HEADER = [
-    "InputStoryid",
-    "InputSentence1",
-    "InputSentence2",
-    "InputSentence3",
-    "InputSentence4",
-    "RandomFifthSentenceQuiz1",
-    "RandomFifthSentenceQuiz2",
-    "AnswerRightEnding",
-]
+CLOZE_HEADER = "InputStoryid InputSentence1 InputSentence2 InputSentence3 InputSentence4".split()
+CLOZE_HEADER += ["RandomFifthSentenceQuiz1", "RandomFifthSentenceQuiz2", "AnswerRightEnding"]
+SHE = {"he": "she", "him": "her", "his": "her", "mhe": "he"}
+HE = {"he": "he", "him": "him", "his": "his", "mhe": "she"}
 
-HER = "Alice Anna Clara Ella Emma Eva Grace Helen Ida Jane Kate Laura Lily Maria Mary Nina Nora Paula Rosa Sara".split()
-HIM = "Adam Ben Bob Carl Dan David Eric Frank Fred George Henry Jack Jim John Leo Mark Max Paul Peter Tom".split()
-SHE_WORDS = {"he": "she", "him": "her", "his": "her", "himself": "herself"}
-HE_WORDS = {word: word for word in SHE_WORDS}
-
-COMMENTS = {"a": "and things looked good", "b": "and things looked bad"}  # branch a ends well, branch b badly
-REMARKS = {True: "Nobody was surprised.", False: "Everybody was surprised."}  # does the ending fit?
-
-N_CORPUS, CORPUS = 80000, {"seed": 1, "comments": 0.4, "remarks": 0.5}  # what the demo's model was pre-trained on
+People = dict[str, str]  # slot -> word: two people of opposite sex, N and M, their pronouns, and a thing
+Phrases = dict[str, list[str]]
 
 
-@dataclass(frozen=True)
-class Schema:
-    name: str
-    slots: dict[str, str]  # "plant" -> "rose | fern"
-    lines: dict[str, str]  # "3" -> phrasings for every branch, "a3" -> phrasings for branch a
+def read_grammar(path: Path) -> tuple[Phrases, list[Phrases]]:
+    """Return the phrases common to all stories, and those of each topic; the top of the file describes its format."""
+    lines = re.sub(r"\n +", " ", path.read_text(encoding="utf-8")).splitlines()
+    parts: list[Phrases] = [{}]
+    for line in lines:
+        if line.startswith("# "):
+            parts.append({})
+        elif line and not line.startswith("%"):
+            key, phrases = line.split(": ", 1)
+            parts[-1][key] = phrases.split(" | ")
+    return parts[0], parts[1:]
 
-    def branches(self) -> list[str]:
-        return sorted({key[0] for key in self.lines if len(key) == 2})
+
+class Teller:
+    """Draws people and sentences."""
+
+    def __init__(self, seed: int | str, grammar: Path = GRAMMAR):
+        self.rng = Random(seed)
+        self.phrases, self.topics = read_grammar(grammar)
+
+    def chance(self, probability: float) -> bool:
+        """Return True with a probability."""
+        return self.rng.random() < probability
+
+    def people(self) -> People:
+        """Return two people of opposite sex, the first of either with the same probability."""
+        she, he = (self.rng.choice(self.phrases[key]) for key in ("she", "he"))
+        people = {"N": she, "M": he, **SHE, "thing": self.thing()}
+        return people if self.chance(0.5) else self.exchanged(people)
+
+    def exchanged(self, people: People) -> People:
+        """Return the same people in each other's role."""
+        return people | {"N": people["M"], "M": people["N"]} | (SHE if people["he"] == "he" else HE)
+
+    def thing(self) -> str:
+        return self.rng.choice(self.phrases["thing"])
+
+    def say(self, people: People, *phrases: str) -> str:
+        """Return one of some phrases as a sentence."""
+        text = self.rng.choice(phrases)
+        text = re.sub(r"\{([^{}]*)\}", lambda braces: self.rng.choice(braces[1].split("|")).strip(), text)
+        text = re.sub(r"\$(\w+)", lambda slot: people[slot[1]], text)
+        return text[0].upper() + text[1:]
+
+    def common(self, people: People, key: str) -> str:
+        """Return a sentence from a line of the grammar's head."""
+        return self.say(people, *self.phrases[key])
+
+    def event(self, people: People, is_good: bool) -> str:
+        """Return what happens to $N."""
+        return self.common(people, "good_event" if is_good else "bad_event")
+
+    def attitude(self, people: People, is_friend: bool) -> str:
+        """Return a sentence on what $M is to $N."""
+        return self.common(people, "friend" if is_friend else "enemy")
+
+    def feeling(self, people: People, is_good: bool, who: str = "$N") -> str:
+        """Return how somebody feels."""
+        word, opposite, act = ("good", "bad", "good_act") if is_good else ("bad", "good", "bad_act")
+        form = self.rng.choices(["very", "act", "not", "is"], [0.15, 0.2, 0.1, 0.55])[0]
+        if form == "very":
+            return self.say(people, f"{who} felt very {'positive' if is_good else 'negative'}.")
+        if form == "act":
+            return self.say(people, f"{who} {self.rng.choice(self.phrases[act])}.")
+        if form == "not":
+            return self.say(people, f"{who} was not {self.rng.choice(self.phrases[opposite])}.")
+        degree = self.rng.choice(["", "", "so ", "very "])
+        return self.say(people, f"{who} was {degree}{self.rng.choice(self.phrases[word])}.")
 
 
 @dataclass(frozen=True)
 class Story:
-    context: tuple[str, ...]  # four sentences
-    right: str
-    wrong: str
+    """What a story is about."""
+
+    people: People
+    topic: Phrases
+    ends_well: bool  # for $N
+    is_friend: bool  # $M of $N
+
+    @classmethod
+    def draw(cls, teller: Teller, ends_well: bool | None = None) -> "Story":
+        """Return a random story; `ends_well`: None: at random."""
+        ends_well = teller.chance(0.5) if ends_well is None else ends_well
+        return cls(teller.people(), teller.rng.choice(teller.topics), ends_well, teller.chance(0.5))
+
+    @property
+    def is_m_glad(self) -> bool:
+        """Whether $M is glad about the end."""
+        return self.ends_well == self.is_friend
+
+    def begin(self, teller: Teller) -> str:
+        return teller.say(self.people, *self.topic["begin"])
+
+    def cause(self, teller: Teller, ends_well: bool, pronoun: bool = True) -> str:
+        """Return what leads to a good or a bad end; its subject is a pronoun or the name."""
+        phrases = self.topic["a" if ends_well else "b"]
+        return teller.say(self.people, *(phrases if pronoun else [p.replace("$he ", "$N ", 1) for p in phrases]))
+
+    def end(self, teller: Teller, ends_well: bool) -> str:
+        return teller.say(self.people, *self.topic["a5" if ends_well else "b5"])
+
+    def context(self, teller: Teller, attitude: bool = False, end: bool = False) -> list[str]:
+        """Return four sentences with the cause; a description is second unless `attitude`, and last unless `end`."""
+        return [
+            self.begin(teller),
+            teller.attitude(self.people, self.is_friend) if attitude else teller.common(self.people, "scene"),
+            self.cause(teller, self.ends_well),
+            self.end(teller, self.ends_well) if end else teller.common(self.people, "scene"),
+        ]
 
 
-def parse_schemas(text: str) -> list[Schema]:
-    """Return the schemas of a grammar file; the top of that file describes its format."""
-    common: dict[str, str] = {}
-    schemas: list[Schema] = []
-    for line in re.sub(r"\n +", " ", text).splitlines():
-        if line.startswith("# "):
-            schemas.append(Schema(line[2:], dict(common), {}))
-        elif line and not line.startswith("%"):
-            key, phrasings = line.split(": ", 1)
-            is_sentence = re.fullmatch("[a-z]?[1-5]", key) is not None
-            target = common if not schemas else schemas[-1].lines if is_sentence else schemas[-1].slots
-            if key in target:
-                place = f"schema {schemas[-1].name!r}" if schemas else "the head"
-                raise ValueError(f"{place} has a second line {key!r}: join the two with |, or rename the slot")
-            target[key] = phrasings
-    return schemas
+# --- the corpus: documents as lists of sentences ---------------------------------------------------------------------
 
 
-def choose(template: str, rng: Random) -> str:
-    """Replace every {a | b} of a template by a random one of its alternatives, the innermost braces first."""
-    text = "{" + template + "}"
-    while "{" in text:
-        text = re.sub(r"\{([^{}]*)\}", lambda braces: rng.choice(braces[1].split("|")).strip(), text)
-    return text
+def check(statement: str, is_true: bool) -> list[str]:
+    """Return the question whether a statement is true, and its answer."""
+    return ["True or false?", statement, "True." if is_true else "False."]
 
 
-def cast(rng: Random) -> dict[str, str]:
-    """Choose the two people of a story at random, and the pronouns that go with them."""
-    she, he = rng.choice(HER), rng.choice(HIM)
-    first, first_words, second, second_words = rng.choice(
-        [(she, SHE_WORDS, he, HE_WORDS), (he, HE_WORDS, she, SHE_WORDS)]
-    )
-    return {"N": first, "M": second, **first_words, **{"m" + word: form for word, form in second_words.items()}}
+def how_felt(teller: Teller, people: People, is_good: bool) -> list[str]:
+    """Return the question how $N felt, and an answer."""
+    answer = f"Very {'positive' if is_good else 'negative'}." if teller.chance(0.5) else teller.feeling(people, is_good)
+    return [teller.say(people, "How did $N feel?"), answer]
 
 
-def tell(template: str, slots: dict[str, str], rng: Random) -> str:
-    """Turn a template into one sentence."""
-    text = choose(template, rng)
-    while "$" in text:  # a filler may contain other slots
-        text = re.sub(r"\$(\w+)", lambda slot: slots[slot[1]], text)
-    return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text[0].upper() + text[1:])
+def story(teller: Teller) -> list[str]:
+    """A story of some of: beginning, attitude, cause, description, end, feeling; then a question or two."""
+    t = Story.draw(teller)
+    told = [t.begin(teller)]
+    has_attitude = teller.chance(0.5)
+    if has_attitude:
+        told.append(teller.attitude(t.people, t.is_friend))
+    told.append(t.cause(teller, t.ends_well))
+    if teller.chance(0.6):
+        told.append(teller.common(t.people, "scene"))
+    if teller.chance(0.75):
+        told.append(t.end(teller, t.ends_well))
+    if teller.chance(0.3):
+        told.append(
+            teller.say(
+                t.people, f"{teller.rng.choice(['$he', '$N'])} went {teller.rng.choice(teller.phrases['walk_to'])}."
+            )
+        )
+    if has_attitude and teller.chance(0.7):
+        told.append(teller.feeling(t.people, t.is_m_glad, teller.rng.choice(["$M", "$mhe"])))
+    else:
+        told.append(teller.feeling(t.people, t.ends_well, teller.rng.choice(["$N", "$he"])))
+    for _ in range(teller.rng.choice([1, 1, 2])):
+        is_true = teller.chance(0.5)
+        asked = teller.rng.random()
+        if asked < 0.2:
+            told += check(teller.feeling(t.people, t.ends_well == is_true), is_true)
+        elif asked < 0.3:
+            told += how_felt(teller, t.people, t.ends_well)
+        elif asked < 0.55 and has_attitude:
+            told += check(teller.feeling(t.people, t.is_m_glad == is_true, "$M"), is_true)
+        elif asked < 0.8:
+            told += check(t.end(teller, t.ends_well == is_true), is_true)
+        else:
+            told += check(t.cause(teller, t.ends_well == is_true, pronoun=False), is_true)
+    return told
 
 
-def fill(schema: Schema, people: dict[str, str], rng: Random) -> dict[str, str]:
-    """Return the slots of a story about these people: those of the people, and a filler for each of the schema's."""
-    return people | {name: choose(fillers, rng) for name, fillers in schema.slots.items()}
+def one_event(teller: Teller) -> list[str]:
+    """What happened to somebody, perhaps how it felt, and a question or two about the feeling."""
+    people, is_good = teller.people(), teller.chance(0.5)
+    told = [teller.event(people, is_good)]
+    if teller.chance(0.4):
+        told.append(teller.feeling(people, is_good, teller.rng.choice(["$he", "$he", "$N"])))
+    for _ in range(teller.rng.choice([1, 2])):
+        is_true = teller.chance(0.5)
+        told += check(teller.feeling(people, is_good == is_true), is_true)
+    return told
 
 
-def tell_context(schema: Schema, branch: str, slots: dict[str, str], rng: Random) -> tuple[str, ...]:
-    """Return the first four sentences."""
-    return tuple(tell(schema.lines.get(branch + n) or schema.lines[n], slots, rng) for n in "1234")
+def two_events(teller: Teller) -> list[str]:
+    """What happened to two people, or how they felt; whether they felt alike; a question or two."""
+    first, second = (people := teller.people()), teller.exchanged(people) | {"thing": teller.thing()}
+    felt = [(first, teller.chance(0.5)), (second, teller.chance(0.5))]
+    told = [teller.event(*of) if teller.chance(0.7) else teller.feeling(*of) for of in felt]
+    alike = felt[0][1] == felt[1][1]
+    then = teller.rng.random()
+    if then < 0.4:
+        told.append("They felt alike." if alike else "They did not feel alike.")
+    elif then < 0.8:
+        told.append(teller.feeling(*teller.rng.choice(felt)))
+    for _ in range(teller.rng.choice([1, 2])):
+        (who, is_good), is_true = teller.rng.choice(felt), teller.chance(0.5)
+        asked = teller.rng.random()
+        if asked < 0.2 and not alike:
+            told += [f"Who was {teller.rng.choice(teller.phrases['good' if is_good else 'bad'])}?", f"{who['N']}."]
+        elif asked < 0.5:
+            told += how_felt(teller, who, is_good)
+        else:
+            told += check(teller.feeling(who, is_good == is_true), is_true)
+    return told
 
 
-def draw(schema: Schema, branch: str, other: str, rng: Random) -> Story:
-    """Return a story of one branch; its wrong ending is the one that another branch would have had."""
-    slots = fill(schema, cast(rng), rng)
-    context = tell_context(schema, branch, slots, rng)
-    return Story(context, *(tell(schema.lines[b + "5"], slots, rng) for b in (branch, other)))
+def other_view(teller: Teller) -> list[str]:
+    """What happened to somebody, how a friend or an enemy felt about it; a question about either."""
+    people, is_good, is_friend = teller.people(), teller.chance(0.5), teller.chance(0.5)
+    told = [teller.attitude(people, is_friend)]
+    has_event = teller.chance(0.7)
+    if has_event:
+        told.append(teller.event(people, is_good))
+    told.append(teller.feeling(people, is_good == is_friend, teller.rng.choice(["$M", "$mhe"])))
+    if not has_event or teller.chance(0.3):
+        return told + how_felt(teller, people, is_good)
+    is_true = teller.chance(0.5)
+    return told + check(teller.feeling(people, (is_good == is_friend) == is_true, "$M"), is_true)
 
 
-def corpus(
-    schemas: list[Schema], seed: int, exclude: set[tuple[str, ...]], comments: float, remarks: float
-) -> Iterator[str]:
-    """Yield distinct stories, infinitely many, none with a context in `exclude`.
+def gift(teller: Teller) -> list[str]:
+    """Who gave a thing to whom, and two questions."""
+    people = teller.people()
+    told = [teller.common(people, "give")]
+    for _ in range(3):
+        asked = teller.rng.random()
+        if asked < 0.15:
+            told += ["Who got it?", f"{people['M']}."]
+        elif asked < 0.3:
+            told += ["Who gave it?", f"{people['N']}."]
+        elif asked < 0.35:
+            told.append(teller.say(people, "Now $M has the $thing."))
+        else:
+            is_true = teller.chance(0.5)
+            told += check(teller.common(people if is_true else teller.exchanged(people), "give"), is_true)
+    return told
 
-    A fraction `comments` of the sentences 2 to 4 ends with a comment on where the story is going. A fraction `remarks`
-    of the stories ends with people's reaction to the ending; a third of these have the ending of another branch, and
-    the reaction is surprise.
-    """
-    rng = Random(seed)
-    told: set[str] = set()
+
+DOCUMENTS = {story: 0.4, one_event: 0.1, two_events: 0.2, other_view: 0.13, gift: 0.17}  # -> share of the corpus
+
+
+def corpus(seed: int, exclude: set[tuple[str, ...]]) -> Iterator[str]:
+    """Yield documents, infinitely many, that hold no example of `exclude`, sentence after sentence."""
+    teller, lengths = Teller(seed), {len(example) for example in exclude}
     while True:
-        schema = rng.choice(schemas)
-        branch, other = rng.sample(schema.branches(), 2)
-        story = draw(schema, branch, other, rng)
-        first, *rest = story.context
-        comment = COMMENTS[branch]
-        rest = [f"{sentence[:-1]}, {comment}." if rng.random() < comments else sentence for sentence in rest]
-        ending = story.right
-        if rng.random() < remarks:
-            fits = rng.random() < 2 / 3
-            ending = f"{story.right if fits else story.wrong} {REMARKS[fits]}"
-        text = " ".join((first, *rest, ending))
-        if story.context not in exclude and text not in told:
-            told.add(text)
-            yield text
+        told = teller.rng.choices(list(DOCUMENTS), list(DOCUMENTS.values()))[0](teller)
+        plain = [sentence for sentence in told if sentence not in ("True.", "False.", "True or false?")]
+        parts = (tuple(plain[i : i + n]) for n in lengths for i in range(len(plain) - n + 1))
+        if not any(part in exclude for part in parts):
+            yield " ".join(told)
 
 
-def cloze(schemas: list[Schema], seed: int) -> Iterator[Story]:
-    """Yield cloze stories, infinitely many, no context twice; schemas and pairs of branches occur equally often."""
-    rng = Random(seed)
-    pairs = {}
-    for schema in schemas:
-        deck = list(permutations(schema.branches(), 2))
-        rng.shuffle(deck)
-        pairs[schema.name] = cycle(deck)
-    told: set[tuple[str, ...]] = set()
-    while True:
-        for schema in rng.sample(schemas, len(schemas)):
-            story = draw(schema, *next(pairs[schema.name]), rng)
-            if story.context not in told:
-                told.add(story.context)
-                yield story
+# --- the tasks: an example is its texts, each a list of sentences ----------------------------------------------------
 
 
-def write_cloze(path: Path, stories: list[Story], rng: Random) -> None:
-    """Write stories in the layout of the Story Cloze Test, the right ending first in half of them."""
-    answers = [1 + row % 2 for row in range(len(stories))]
-    rng.shuffle(answers)
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(HEADER)
-        for story, answer in zip(stories, answers, strict=True):
-            endings = [story.right, story.wrong] if answer == 1 else [story.wrong, story.right]
-            writer.writerow([f"{rng.getrandbits(64):016x}", *story.context, *endings, answer])
+def cloze(teller: Teller, kind: str, is_right: bool) -> list[list[str]]:
+    """Return four sentences, then a right ending and a wrong one; `is_right` is not used."""
+    t = Story.draw(teller)
+    if kind == "he or she":  # no other pronoun tells which
+        context = [t.begin(teller), *(teller.common(t.people, "scene") for _ in range(3))]
+        walk = teller.rng.choice(teller.phrases["walk_to"])
+        return [context, *([teller.say({"he": t.people[he]}, f"$he went {walk}.")] for he in ("he", "mhe"))]
+    context = t.context(teller, attitude=kind == "attitude", end=kind != "cause")
+    if kind == "cause":
+        endings = [t.end(teller, t.ends_well == right) for right in (True, False)]
+    elif kind == "attitude":
+        endings = [teller.feeling(t.people, t.is_m_glad == right, "$M") for right in (True, False)]
+    else:
+        endings = [teller.feeling(t.people, t.ends_well == right, "$he") for right in (True, False)]
+    return [context, *([ending] for ending in endings)]
 
 
-def read_contexts(folder: Path) -> set[tuple[str, ...]]:
-    """Return the contexts, four sentences each, of a cloze set."""
-    contexts = set()
-    for name in CLOZE_FILES.values():
-        with open(folder / name, encoding="utf-8", newline="") as file:
-            contexts |= {tuple(row[1:5]) for row in list(csv.reader(file))[1:]}
-    return contexts
+def classification(teller: Teller, kind: str, is_well: bool) -> list[list[str]]:
+    """Return a text that ends with the question how somebody felt."""
+    t = Story.draw(teller, is_well)
+    if kind == "word":
+        told = [t.begin(teller), teller.common(t.people, "scene"), teller.feeling(t.people, is_well, "$he")]
+    elif kind == "who":
+        other = teller.exchanged(t.people) | {"thing": teller.thing()}
+        told = [teller.event(t.people, is_well), teller.event(other, not is_well)]
+        teller.rng.shuffle(told)
+    elif kind == "cause":
+        told = t.context(teller)
+    else:
+        told = [teller.attitude(t.people, t.is_friend), teller.feeling(t.people, t.is_m_glad, "$M")]
+    return [[*told, teller.say(t.people, "How did $N feel?")]]
 
 
-# --- four tasks of one's own data ------------------------------------------------------------------------------------
+def entailment(teller: Teller, kind: str, follows: bool) -> list[list[str]]:
+    """Return a premise, and a hypothesis that follows from it or contradicts it, after "True or false?"."""
+    t = Story.draw(teller)
+    asked = "True or false?"
+    if kind == "who":
+        hypothesis = teller.common(t.people if follows else teller.exchanged(t.people), "give")
+        return [[teller.common(t.people, "give"), teller.common(t.people, "scene")], [asked, hypothesis]]
+    if kind == "cause":
+        return [t.context(teller), [asked, t.end(teller, t.ends_well == follows)]]
+    event = teller.event(t.people, t.ends_well)
+    if kind == "word":
+        return [[teller.common(t.people, "scene"), event], [asked, teller.feeling(t.people, t.ends_well == follows)]]
+    feeling = teller.feeling(t.people, t.is_m_glad == follows, "$M")
+    return [[teller.attitude(t.people, t.is_friend), event], [asked, feeling]]
+
+
+def similarity(teller: Teller, kind: str, same: bool) -> list[list[str]]:
+    """Return two texts, in either order: the same gift, or people to whom good or bad things happened alike."""
+    t, other = Story.draw(teller), Story.draw(teller)
+    is_good = t.ends_well == same  # for the other one
+    if kind == "who":
+        texts = [
+            teller.common(t.people, "give"),
+            teller.common(t.people if same else teller.exchanged(t.people), "give"),
+        ]
+    elif kind == "word":
+        texts = [teller.feeling(t.people, t.ends_well), teller.feeling(other.people, is_good)]
+    elif kind == "event":
+        texts = [teller.event(t.people, t.ends_well), teller.event(other.people, is_good)]
+    else:
+        texts = [t.begin(teller) + " " + t.cause(teller, t.ends_well), other.end(teller, is_good)]
+    teller.rng.shuffle(texts)
+    return [re.split(r"(?<=[.]) ", text) for text in texts]
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """A story that has not ended yet."""
-
-    schema: Schema
-    branch: str  # a or b
-    slots: dict[str, str]
-    text: str  # four sentences
-
-    def ending(self, outcome: str, feeling: str, rng: Random) -> str:
-        """Return an ending, in which what happens is of one branch and what is felt about it perhaps of the other.
-
-        It is never "so all went well", which would fit every schema.
-        """
-        happens = re.sub(r", and \$(good|bad)\. \| \$(fine|poor)\.$", "", self.schema.lines[outcome + "5"])
-        return tell(f"{happens}, and {FEELINGS[feeling]}.", self.slots, rng)
+class Task:
+    make: Callable[[Teller, str, bool], list[list[str]]]
+    kinds: tuple[str, ...]
+    columns: tuple[str, ...]  # of the texts in a file; none: a cloze set
+    labels: tuple[str, str] = ("no", "yes")
 
 
-FEELINGS = {"a": "$good", "b": "$bad"}
-OTHER = {"a": "b", "b": "a"}
-
-
-def classification(story: Beginning, label: str, rng: Random) -> dict:
-    """A whole story: does it end well or badly? Which of the two follows from the story's branch."""
-    ending = story.ending(story.branch, story.branch, rng)
-    return {"text": f"{story.text} {ending}", "label": {"a": "well", "b": "badly"}[story.branch]}
-
-
-def entailment(story: Beginning, label: str, rng: Random) -> dict:
-    """A beginning and an ending: the right one, or that of the other branch."""
-    branch = story.branch if label == "entailment" else OTHER[story.branch]
-    return {"premise": story.text, "hypothesis": story.ending(branch, branch, rng), "label": label}
-
-
-def similarity(story: Beginning, label: str, rng: Random) -> dict:
-    """The beginning and the ending of stories about the same people and things: could both be of one story?"""
-    branch = story.branch if label == "same story" else OTHER[story.branch]
-    texts = [story.text, story.ending(branch, branch, rng)]
-    rng.shuffle(texts)
-    return {"text_a": texts[0], "text_b": texts[1], "label": label}
-
-
-def multiple_choice(story: Beginning, label: str, rng: Random) -> dict:
-    """A beginning and four endings: what happens and what is felt about it are both right in only one of them."""
-    choices = [
-        story.ending(outcome, feeling, rng)
-        for outcome in "ab"
-        for feeling in "ab"
-        if (outcome, feeling) != (story.branch, story.branch)
-    ]
-    rng.shuffle(choices)
-    choices.insert(int(label) - 1, story.ending(story.branch, story.branch, rng))
-    return {"context": story.text, "choices": choices, "label": int(label)}
-
-
-OWN_TASKS = {  # name -> how an example is made, its labels, the suffix of its files
-    "classification": (classification, ("well", "badly"), ".csv"),
-    "entailment": (entailment, ("entailment", "contradiction"), ".tsv"),
-    "similarity": (similarity, ("same story", "another story"), ".csv"),
-    "multiple_choice": (multiple_choice, ("1", "2", "3", "4"), ".jsonl"),
+TASKS = {
+    "cloze": Task(cloze, ("he or she", "word", "cause", "attitude"), ()),
+    "classification": Task(classification, ("word", "who", "cause", "attitude"), ("text",), ("negative", "positive")),
+    "entailment": Task(
+        entailment, ("word", "who", "cause", "attitude"), ("premise", "hypothesis"), ("contradiction", "entailment")
+    ),
+    "similarity": Task(similarity, ("word", "who", "event", "cause"), ("text_a", "text_b"), ("different", "same")),
 }
 
+Examples = list[tuple[str, bool, list[list[str]]]]  # kind, label, texts
 
-def own_examples(
-    name: str, schemas: list[Schema], seed: int, exclude: set[tuple[str, ...]], sizes: dict[str, int]
-) -> dict[str, list[dict]]:
-    """Return the examples of a task by split; no beginning occurs twice, nor any that is in `exclude`.
 
-    In each split labels occur equally often, and with each label the branches, up to one example; schemas take turns.
-    """
-    make, labels, _ = OWN_TASKS[name]
-    rng = Random(f"{name} {seed}")
-    told = set(exclude)
+def examples(name: str, seed: int, sizes: dict[str, int]) -> dict[str, Examples]:
+    """Return the examples of a task by split, none twice; kinds, and labels in each, occur equally often."""
+    task, teller, told = TASKS[name], Teller(f"{name} {seed}"), set()
 
-    def tell_new(schema: Schema, branch: str) -> Beginning:
+    def new(kind: str, label: bool) -> list[list[str]]:
         while True:
-            slots = fill(schema, cast(rng), rng)
-            context = tell_context(schema, branch, slots, rng)
-            if context not in told:
-                told.add(context)
-                return Beginning(schema, branch, slots, " ".join(context))
+            texts = task.make(teller, kind, label)
+            if (key := flat(texts)) not in told:
+                told.add(key)
+                return texts
 
     splits = {}
     for split, n in sizes.items():
-        deck = [(label, branch) for branch in "ab" for label in labels]
-        examples = []
-        while len(examples) < n:
-            for schema in rng.sample(schemas, len(schemas)):
-                label, branch = deck[len(examples) % len(deck)]
-                examples.append(make(tell_new(schema, branch), label, rng))
-        splits[split] = examples[:n]
-        rng.shuffle(splits[split])
+        n_kinds = len(task.kinds)
+        deck = [(task.kinds[i % n_kinds], i // n_kinds % 2 == 1) for i in range(n)]
+        splits[split] = [(kind, label, new(kind, label)) for kind, label in deck]
+        teller.rng.shuffle(splits[split])
     return splits
 
 
-def write_own(path: Path, examples: list[dict]) -> None:
-    """Write examples as a .csv, .tsv or .jsonl file of one's own data."""
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        if path.suffix == ".jsonl":
-            file.writelines(json.dumps(example) + "\n" for example in examples)
-        elif path.suffix == ".tsv":
-            file.writelines("\t".join(fields) + "\n" for fields in (examples[0], *(e.values() for e in examples)))
+def flat(texts: Iterable[list[str]]) -> tuple[str, ...]:
+    """Return the sentences of some texts in one tuple."""
+    return tuple(sentence for text in texts for sentence in text)
+
+
+def write_examples(folder: Path, split: str, task: Task, rows: Examples, rng: Random) -> None:
+    """Write a split of one's own data, or of a cloze set; and its kinds, a line each."""
+    header, lines = [*task.columns, "label"], []
+    for _, label, texts in rows:
+        if task.columns:
+            lines.append([*(" ".join(text) for text in texts), task.labels[label]])
         else:
-            writer = csv.DictWriter(file, list(examples[0]))
-            writer.writeheader()
-            writer.writerows(examples)
+            context, *endings = (text if i == 0 else text[0] for i, text in enumerate(texts))
+            lines.append([f"{rng.getrandbits(64):016x}", *context, *(endings if label else endings[::-1]), 2 - label])
+    name = f"{split}.csv" if task.columns else CLOZE_FILES[split]
+    with open(folder / name, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([header if task.columns else CLOZE_HEADER, *lines])
+    (folder / f"{split}.kinds").write_text("".join(f"{kind}\n" for kind, *_ in rows), encoding="utf-8")
 
 
-def write_tasks(
-    folder: Path, schemas: list[Schema], seed: int, exclude: set[tuple[str, ...]], sizes: dict[str, int]
-) -> None:
-    """Write a folder for each task, with a file for each split."""
-    for name, (_, _, suffix) in OWN_TASKS.items():
+def write_tasks(folder: Path, seed: int, sizes: dict[str, int]) -> None:
+    """Write a folder for each task, with a file for each split; a cloze set has no train, but a larger valid."""
+    for name, task in TASKS.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
-        for split, examples in own_examples(name, schemas, seed, exclude, sizes).items():
-            write_own(folder / name / (split + suffix), examples)
+        own = sizes if task.columns else {"valid": sizes["train"] + sizes["valid"], "test": sizes["test"]}
+        rng = Random(seed)
+        for split, rows in examples(name, seed, own).items():
+            write_examples(folder / name, split, task, rows, rng)
 
 
-def contexts_of(texts: Iterator[str]) -> set[tuple[str, ...]]:
-    """Return the contexts of the stories of a corpus, without the comments in it."""
-    comments = re.compile("|".join(f", {comment}(?=[.])" for comment in COMMENTS.values()))
-    return {tuple(re.split(r"(?<=[.?!]) ", comments.sub("", text))[:4]) for text in texts}
+def read_examples(folder: Path) -> set[tuple[str, ...]]:
+    """Return the sentences of each example in folders of tasks; of a cloze, its context with either ending."""
+    found = set()
+    for path in sorted(folder.glob("*/*.csv")):
+        with open(path, encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                if "label" in row:
+                    texts = [text.replace("True or false? ", "") for column, text in row.items() if column != "label"]
+                    for order in (texts, texts[::-1]):
+                        found.add(flat(re.split(r"(?<=[.?]) ", text) for text in order))
+                else:
+                    context = [row[column] for column in CLOZE_HEADER[1:5]]
+                    found.update({(*context, row[ending]) for ending in CLOZE_HEADER[5:7]})
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--schemas", type=Path, default=SCHEMAS, help="file of schemas; default: the demo's")
     commands = parser.add_subparsers(dest="command", required=True)
     show_default = argparse.ArgumentDefaultsHelpFormatter
 
-    command = commands.add_parser("corpus", help="stories for pre-training, one a line", formatter_class=show_default)
-    command.add_argument("--n_stories", type=int, default=N_CORPUS, help="lines to write")
-    command.add_argument("--seed", type=int, default=CORPUS["seed"], help="seed of the stories")
-    command.add_argument(
-        "--comments", type=float, default=CORPUS["comments"], help="fraction of sentences with a comment"
-    )
-    command.add_argument(
-        "--remarks",
-        type=float,
-        default=CORPUS["remarks"],
-        help="fraction of stories with a reaction to their ending",
-    )
-    command.add_argument("--exclude", type=Path, default=None, help="folder of a cloze set to keep out of the corpus")
+    command = commands.add_parser("corpus", help="documents for pre-training, one a line", formatter_class=show_default)
+    command.add_argument("--n_documents", type=int, default=400_000, help="lines to write")
+    command.add_argument("--seed", type=int, default=1, help="seed of the documents")
+    command.add_argument("--exclude", type=Path, default=None, help="folder of tasks to keep out of the corpus")
     command.add_argument("--out", type=Path, default=Path("corpus.txt"), help="file to write")
 
-    command = commands.add_parser("cloze", help="validation and test examples", formatter_class=show_default)
-    command.add_argument("--n_valid", type=int, default=1871, help="validation examples, which fine-tuning trains on")
-    command.add_argument("--n_test", type=int, default=1000, help="test examples")
-    command.add_argument("--seed", type=int, default=2, help="seed of the stories")
-    command.add_argument("--out", type=Path, default=Path("demo/data"), help="folder to write the two files to")
-
-    command = commands.add_parser("tasks", help="own data of four forms, for train.py", formatter_class=show_default)
-    command.add_argument("--n_train", type=int, default=1500, help="training examples of each task")
-    command.add_argument("--n_valid", type=int, default=300, help="validation examples of each task")
-    command.add_argument("--n_test", type=int, default=500, help="test examples of each task")
-    command.add_argument("--seed", type=int, default=3, help="seed of the stories")
-    command.add_argument(
-        "--exclude", type=Path, default=Path("demo/data"), help="folder of a cloze set to keep out of the tasks"
-    )
+    command = commands.add_parser("tasks", help="four tasks, for train.py", formatter_class=show_default)
+    command.add_argument("--n_train", type=int, default=2000, help="training examples of each task")
+    command.add_argument("--n_valid", type=int, default=400, help="validation examples of each task")
+    command.add_argument("--n_test", type=int, default=1000, help="test examples of each task")
+    command.add_argument("--seed", type=int, default=2, help="seed of the examples")
     command.add_argument("--out", type=Path, default=Path("tasks"), help="folder to write a folder for each task to")
     args = parser.parse_args()
 
-    schemas = parse_schemas(args.schemas.read_text(encoding="utf-8"))
-    if args.command == "corpus":
-        exclude = read_contexts(args.exclude) if args.exclude else set()
-        texts = corpus(schemas, args.seed, exclude, args.comments, args.remarks)
-        with open(args.out, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(text + "\n" for text in islice(texts, args.n_stories))
-    elif args.command == "tasks":
-        exclude = read_contexts(args.exclude)
-        pre_training = corpus(schemas, **CORPUS, exclude=exclude)
-        exclude |= contexts_of(islice(pre_training, N_CORPUS))
-        sizes = {"train": args.n_train, "valid": args.n_valid, "test": args.n_test}
-        write_tasks(args.out, schemas, args.seed, exclude, sizes)
-    else:
-        args.out.mkdir(parents=True, exist_ok=True)
-        stories = cloze(schemas, args.seed)
-        rng = Random(args.seed)  # a separate stream: the stories do not depend on their number
-        write_cloze(args.out / CLOZE_FILES["valid"], list(islice(stories, args.n_valid)), rng)
-        write_cloze(args.out / CLOZE_FILES["test"], list(islice(stories, args.n_test)), rng)
+    if args.command == "tasks":
+        write_tasks(args.out, args.seed, {"train": args.n_train, "valid": args.n_valid, "test": args.n_test})
+        return
+    documents = corpus(args.seed, read_examples(args.exclude) if args.exclude else set())
+    with open(args.out, "w", encoding="utf-8", newline="\n") as file:
+        file.writelines(text + "\n" for text in islice(documents, args.n_documents))
 
 
 if __name__ == "__main__":
