@@ -29,7 +29,7 @@ from weights import SavedRun, open_model, open_run
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "demo/model"
-TEXT = "Anna had a big history exam on Monday. She went over each chapter twice."
+TEXT = "Anna had a big exam. She went over each chapter twice."
 needs_transformers = [
     pytest.mark.skipif(not importlib.util.find_spec("transformers"), reason="requirements-bench.txt is not installed"),
     pytest.mark.filterwarnings("ignore"),
@@ -320,7 +320,7 @@ def test_calls_of_the_early_pytorch_port_run_unmodified(tmp_path, monkeypatch, t
         embd_pdrop = attn_pdrop = resid_pdrop = clf_pdrop = 0.1
 
     text_encoder = TextEncoder("model/encoder_bpe_40000.json", "model/vocab_40000.bpe")
-    n_vocab, n_special, n_ctx = len(text_encoder.encoder), 0, 128
+    n_vocab, n_special, n_ctx = len(text_encoder.encoder), 0, 96
     lm_model = LMModel(Args(), n_vocab + n_special + n_ctx, n_ctx, return_probs=True)
     load_openai_pretrained_model(lm_model.transformer, n_ctx=n_ctx, n_special=n_special)
     lm_model.to(torch.device("cpu"))

@@ -79,7 +79,7 @@ def without_cache(
 
 
 @pytest.mark.parametrize("n_prompts", [1, 3])
-@pytest.mark.parametrize("name, n_tokens", [("demo", 100), ("demo", 200), ("tiny", 50), ("tiny", 200)])
+@pytest.mark.parametrize("name, n_tokens", [("demo", 80), ("demo", 200), ("tiny", 50), ("tiny", 200)])
 def test_greedy_tokens_are_those_without_a_cache(request, name, n_tokens, n_prompts):
     model, encoder = request.getfixturevalue(name)
     n_vocab, n_ctx = len(encoder.encoder), model.transformer.n_ctx
@@ -355,16 +355,16 @@ def test_text_ends_before_a_stop_text_and_never_shows_its_beginning(words_encode
 
 def test_text_is_what_the_tokens_say(demo):
     model, encoder = demo
-    prompt = "Anna had a big history exam on Monday."
+    prompt = "Anna wanted to bake a cake. She used salt in place of sugar."
     ids = encoder.encode([prompt], verbose=False)[0]
     (tokens,) = tokens_of(generate(model, ids, 36, temperature=0, n_allowed=len(encoder.encoder)))
     (text,) = generate_text(model, encoder, prompt, 36, temperature=0)
     assert text == encoder.readable(tokens)
-    assert text.startswith("he went over each chapter twice. the exam day came quickly.")
+    assert "the cake of anna tasted terrible." in text or "nobody could eat the cake of anna." in text
     steps = list(stream_text(model, encoder, prompt, 36, temperature=0))
     assert len(steps) == 36 and "".join(part for (part,) in steps) == text
-    (stopped,) = generate_text(model, encoder, prompt, 36, temperature=0, stops=["nothing", "Exam Day"])
-    assert stopped == "he went over each chapter twice. the "
+    (stopped,) = generate_text(model, encoder, prompt, 36, temperature=0, stops=["nothing", "Of Anna"])
+    assert stopped == text[: text.index("of anna")]
     torch.manual_seed(0)
     texts = generate_text(model, encoder, prompt, 36, n_samples=3, temperature=1.5)
     assert len(set(texts)) == 3

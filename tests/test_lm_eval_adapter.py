@@ -17,7 +17,7 @@ from scoring import score
 from utils import InputError
 
 ROOT = Path(__file__).parents[1]
-STORY = "Anna had a big history exam on Monday. She went over each chapter twice."
+STORY = "Anna had a big exam. She went over each chapter twice."
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_a_long_context_is_cut_from_the_left(adapter):
     assert len(ids) > adapter.n_ctx
     _, n = adapter.encode(long, " She was glad.")
     (log, _), (unlike, _) = adapter.loglikelihood(
-        requests((long, " She was glad."), ("She was glad.", " She was glad."))
+        requests((long, " She was glad."), ("Bob gave Ida a hat.", " She was glad."))
     )
     window = ids[-(adapter.n_ctx - n) :]
     cut = adapter.encoder.decode(window)
@@ -96,7 +96,7 @@ def test_the_tokens_of_a_text_of_any_length_are_scored_once(adapter):
     values = score(adapter.model, adapter.encoder, "x\n" + long).log_probabilities  # windows as of --score
     (rolling,) = adapter.loglikelihood_rolling(requests((long,)))
     assert math.isfinite(rolling) and len(values) > 2 * adapter.n_ctx
-    assert rolling == pytest.approx(values[2:].sum(), rel=0.02)  # here each window begins a token earlier
+    assert rolling == pytest.approx(values[2:].sum(), rel=0.05)  # here each window begins a token earlier
 
 
 def test_text_is_generated_greedily_up_to_a_stop(adapter):
@@ -155,7 +155,7 @@ def harness(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 def test_the_harness_runs_tasks_of_our_own(adapter, tmp_path):
     pytest.importorskip("lm_eval", reason="lm_eval is not installed: `make test-lm-eval`")
-    stories = [STORY, "Jack wanted to cross the lake in his dinghy. He stuffed the cracks with newspaper."]
+    stories = [STORY, "Adam wanted to cross the lake in a boat. He stuffed the holes with paper."]
     choices = [["the cake the.", "She was glad."], ["He sank.", "sank sank sank."]]
     following = [generate_text(adapter.model, adapter.encoder, s, 20, temperature=0, stops=["."])[0] for s in stories]
     records = zip(stories, choices, (1, 0), [following[0], "something else"], strict=True)
