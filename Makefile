@@ -6,19 +6,21 @@ PYTHON ?= python3
 
 # fine-tunes, then tries both networks on text that is in no file
 demo: .venv/installed
-	.venv/bin/python train.py --desc demo --model_dir demo/model --data_dir demo/data --lr 2e-4 --n_batch 2 --n_iter 3 --submit --analysis
+	.venv/bin/python train.py --desc demo --model_dir demo/model --data_dir demo/data --lr 2e-4 --n_batch 2 --n_iter 3 \
+	  --embd_pdrop 0 --attn_pdrop 0 --resid_pdrop 0 --clf_pdrop 0 --submit --analysis
 	@printf '\n%s\n' "The pre-trained language model continues a story:"
 	@.venv/bin/python generate.py $(DEMO_GENERATE)
 	@printf '\n%s\n' "The fine-tuned model chooses an ending of a story that is in no file:"
 	@echo '$(DEMO_STORY)'
 	@echo '$(DEMO_STORY)' | .venv/bin/python predict.py --desc demo
-	@printf '\n%s\n' "Try both on a story of your own (same words as in demo/schemas.txt):"
+	@printf '\n%s\n' "Try both on a story of your own (in the words of demo/stories.txt):"
 	@echo '.venv/bin/python generate.py $(DEMO_GENERATE)'
 	@echo "echo '"'$(DEMO_STORY)'"' | .venv/bin/python predict.py --desc demo"
 
-DEMO_GENERATE = --model_dir demo/model --prompt "Jack spent a hot day at the beach." --n_tokens 30 --temperature 0
-DEMO_STORY = {"context": "Tom had a big exam on Monday. He played video games every night. The exam day came quickly. \
-He had one hour for ten questions.", "choices": ["He knew no answer, and he was sad.", "He knew every answer, and he was glad."]}
+DEMO_GENERATE = --model_dir demo/model --prompt "Emma went to the lake on a hot day. Carl hated Emma. She left her hat in the car." \
+  --n_tokens 40 --temperature 0 --stop "true or false"
+DEMO_STORY = {"context": "David had a ticket for an early train. Two hours went by. He forgot to set the alarm. The town was quiet.", \
+"choices": ["David got on the train.", "David missed the train."]}
 
 # the paper's Table 5 and figure 2 in miniature; stopped at any time, it goes on. PAPER_FLAGS="--seeds 1" for a first look
 PAPER_FLAGS ?=

@@ -1,6 +1,7 @@
 """The demo's stories: the same on every machine, of the grammar only, and with labels that only the stories tell."""
 
 import csv
+import json
 import os
 import re
 import subprocess
@@ -306,3 +307,19 @@ def test_length_gives_no_answer_away(folder: Path, name: str) -> None:
     is_first = np.array([label == first for _, label, _ in examples])
     longer = np.sign(difference)
     assert abs(np.mean(longer[is_first]) - np.mean(longer[~is_first])) < 0.12
+
+
+# --- make demo -------------------------------------------------------------------------------------------------------
+
+
+def test_the_stories_of_make_demo_are_of_the_grammar_and_in_no_file() -> None:
+    text = (DEMO.parent / "Makefile").read_text(encoding="utf-8").replace("\\\n", "")
+    story = json.loads(re.search(r"^DEMO_STORY = (.*)$", text, re.MULTILINE)[1])
+    (prompt,) = re.findall(r'^DEMO_GENERATE = .*--prompt "(.*?)"', text, re.MULTILINE)
+    told = sentences(story["context"])
+    assert {plain(sentence) for sentence in told + story["choices"] + sentences(prompt)} <= MEANINGS.keys()
+    assert agree([*told, story["choices"][1]]) and not agree([*told, story["choices"][0]])  # the second is right
+    for name in stories.CLOZE_FILES.values():
+        with open(DEMO / "data" / name, newline="") as file:
+            contexts = [" ".join(line[1:5]) for line in csv.reader(file)]
+        assert len(contexts) > 1000 and not any(story["context"] == text or prompt in text for text in contexts)
