@@ -1,7 +1,7 @@
 """Text from a language model: tokens sampled one by one with a key-value cache, and readable text as it comes.
 
     model, encoder = open_model("demo/model")
-    print(generate_text(model, encoder, "Anna had a big history exam on Monday.", 36, temperature=0)[0])
+    print(generate_text(model, encoder, "Anna had a big exam.", 40, temperature=0)[0])
 
 Shape letters as in model_pytorch.py; S samples that are computed together, R rows of the embedding matrix that may be
 sampled.

@@ -315,8 +315,8 @@ def test_minutes_left():
 def test_the_readme_has_room_for_its_table():
     """The table must fit the limit of test_readme once it is filled in."""
     results = {"runs": [], "baselines": dict.fromkeys(paper.TASKS, {"bag of words": 50.0, "majority": 50.0})}
-    head, _, rest = paper.README.read_text(encoding="utf-8").partition("<!-- paper:begin -->\n")
+    head, _, rest = (paper.ROOT / "README.md").read_text(encoding="utf-8").partition("<!-- paper:begin -->\n")
     _, found, tail = rest.partition("<!-- paper:end -->")
     text = paper.table(results, list(paper.TABLE), "fine-tuning", True)
     assert found and len(f"{head}\n{text}\n{found}{tail}".splitlines()) <= 150
-    assert "<!-- paper:begin -->\n" in paper.BENCHMARKS.read_text(encoding="utf-8")
+    assert "<!-- paper:begin -->\n" in (paper.ROOT / "BENCHMARKS.md").read_text(encoding="utf-8")
