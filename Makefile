@@ -6,8 +6,8 @@ PYTHON ?= python3
 
 # fine-tunes, then tries both networks on text that is in no file
 demo: .venv/installed
-	.venv/bin/python train.py --desc demo --model_dir demo/model --data_dir demo/data --lr 2e-4 --n_batch 2 --n_iter 3 \
-	  --embd_pdrop 0 --attn_pdrop 0 --resid_pdrop 0 --clf_pdrop 0 --submit --analysis
+	.venv/bin/python train.py --desc demo --model_dir demo/model --data_dir demo/data --lr 3e-4 --n_batch 2 --n_iter 3 \
+	  --share_context --embd_pdrop 0 --attn_pdrop 0 --resid_pdrop 0 --clf_pdrop 0 --submit --analysis
 	@printf '\n%s\n' "The pre-trained language model continues a story:"
 	@.venv/bin/python generate.py $(DEMO_GENERATE)
 	@printf '\n%s\n' "The fine-tuned model chooses an ending of a story that is in no file:"
@@ -17,7 +17,7 @@ demo: .venv/installed
 	@echo '.venv/bin/python generate.py $(DEMO_GENERATE)'
 	@echo "echo '"'$(DEMO_STORY)'"' | .venv/bin/python predict.py --desc demo"
 
-DEMO_GENERATE = --model_dir demo/model --prompt "Emma went to the lake on a hot day. Carl hated Emma. She left her hat in the car." \
+DEMO_GENERATE = --model_dir demo/model --prompt "Emma went to the lake on a hot day. Carl was Emma's best friend. She left her hat in the car." \
   --n_tokens 40 --temperature 0 --stop "true or false"
 DEMO_STORY = {"context": "David had a ticket for an early train. Two hours went by. He forgot to set the alarm. The town was quiet.", \
 "choices": ["David got on the train.", "David missed the train."]}

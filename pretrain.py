@@ -227,9 +227,7 @@ class Run:
         self.n_vocab = len(self.encoder.encoder)
         newline = self.encoder.encoder.get("\n</w>") if settings.by_document else None
         if settings.by_document and newline is None:
-            raise InputError(
-                f"{self.encoder.files[0]} has no newline token to end a document. Leave out --by_document."
-            )
+            raise InputError(f"{self.encoder.files[0]} has no newline token: leave out --by_document.")
         self.sequences = Sequences(tokens, settings.n_ctx, newline)
         n_held_out = max(1, round(settings.valid_share * len(self.sequences)))
         self.n_train = n_train = len(self.sequences) - n_held_out
@@ -251,8 +249,7 @@ class Run:
         # the network and its optimiser
         torch.manual_seed(settings.seed)
         self.cfg = settings.config()
-        self.model = self.new_model(n_positions, initial)
-        self.model.to(ranks.device)
+        self.model = self.new_model(n_positions, initial).to(ranks.device)
         self.model.transformer.checkpoint_activations = settings.checkpoint_activations
         schedule = {"schedule": "warmup_cosine", "warmup": settings.lr_warmup / t_total, "t_total": t_total}
         optimizer = OpenAIAdam(self.model.parameters(), **settings.adam(), **schedule)
@@ -286,8 +283,8 @@ class Run:
         )
         if ranks.is_first:
             plan = f"{settings.n_iter} epochs, {t_total} updates of {n_update} sequences"
-            at_most = "at most " if settings.by_document else ""
-            held_out = f"{n_train:,} + {n_held_out} sequences of {at_most}{settings.n_ctx}"
+            n_ctx = f"at most {settings.n_ctx}" if settings.by_document else settings.n_ctx
+            held_out = f"{n_train:,} + {n_held_out} sequences of {n_ctx}"
             print(f"device   {describe_device(precision, ranks)}")
             print(f"tokens   {len(tokens):,}, vocabulary {self.n_vocab:,}: {held_out}")
             source = f"; weights of {settings.init_from}" if settings.init_from else ""

@@ -220,6 +220,6 @@ def test_a_vocabulary_without_newline_is_named(capsys):
     flags = "--init_from model --model_dir second --desc second --n_iter 1".split()
     assert pretrain.main([*BY_DOCUMENT, *flags]) == 2
     err = capsys.readouterr().err
-    assert "encoder_bpe_40000.json has no newline token to end a document. Leave out --by_document." in err
+    assert "encoder_bpe_40000.json has no newline token: leave out --by_document." in err
     assert not Path("second/params_0.npy").exists()
     assert math.isfinite(perplexity("pretrain")) and pretrain.main([*SMALL, *flags]) == 0
