@@ -17,7 +17,7 @@ demo: .venv/installed
 	@echo '.venv/bin/python generate.py $(DEMO_GENERATE)'
 	@echo "echo '"'$(DEMO_STORY)'"' | .venv/bin/python predict.py --desc demo"
 
-DEMO_GENERATE = --model_dir demo/model --prompt "Emma went to the lake on a hot day. Carl was Emma's best friend. She left her hat in the car." \
+DEMO_GENERATE = --model_dir demo/model --prompt "Emma went to the lake on a hot day. Carl liked Emma a lot. She left her hat in the car." \
   --n_tokens 40 --temperature 0 --stop "true or false"
 DEMO_STORY = {"context": "David had a ticket for an early train. Two hours went by. He forgot to set the alarm. The town was quiet.", \
 "choices": ["David got on the train.", "David missed the train."]}
