@@ -6,7 +6,7 @@ PYTHON ?= python3
 
 # fine-tunes, then tries both networks on text that is in no file
 demo: .venv/installed
-	.venv/bin/python train.py --desc demo --model_dir demo/model --data_dir demo/data --lr 3e-4 --n_batch 2 --n_iter 3 \
+	.venv/bin/python train.py --desc demo --model_dir demo/model --data_dir demo/data --lr 3e-4 --lr_warmup 0.1 --n_batch 2 --n_iter 3 \
 	  --share_context --embd_pdrop 0 --attn_pdrop 0 --resid_pdrop 0 --clf_pdrop 0 --submit --analysis
 	@printf '\n%s\n' "The pre-trained language model continues a story:"
 	@.venv/bin/python generate.py $(DEMO_GENERATE)

@@ -67,7 +67,13 @@ PROBES = {  # zero-shot figures over pre-training: as in pretrain.py --probe -> 
 }
 FINE_TUNING = "--n_batch=2 --n_iter=3 --embd_pdrop=0 --attn_pdrop=0 --resid_pdrop=0 --clf_pdrop=0".split()
 TASKS = {  # name -> flags of train.py; the rates let the untrained blocks of a partial transfer learn as well
-    "Story Cloze": ["--dataset=rocstories", "--data_dir={work}/tasks/cloze", "--share_context", "--lr=3e-4"],
+    "Story Cloze": [
+        "--dataset=rocstories",
+        "--data_dir={work}/tasks/cloze",
+        "--share_context",
+        "--lr=3e-4",
+        "--lr_warmup=0.1",
+    ],
     "classification": ["--dataset=own", "--task=classification", "--data_dir={work}/tasks/classification", "--lr=3e-4"],
     "entailment": ["--dataset=own", "--task=entailment", "--data_dir={work}/tasks/entailment", "--lr=2e-4"],
     "similarity": ["--dataset=own", "--task=similarity", "--data_dir={work}/tasks/similarity", "--lr=6e-4"],
@@ -186,10 +192,10 @@ def task_digests(work: Path) -> dict[str, dict[str, str]]:
 
 
 def missing_runs(results: dict[str, Any], n_seeds: int) -> list[tuple[str, str, int]]:
-    """Return task, variant and seed of the runs that are not done; whole seeds first."""
+    """Return task, variant and seed of the runs that are not done; those of the table first, then seed by seed."""
     done = {(run["task"], run["variant"], run["seed"]) for run in results["runs"]}
     runs = [(task, name, seed) for seed in range(1, n_seeds + 1) for name in variants() for task in TASKS]
-    return [run for run in runs if run not in done]
+    return sorted((run for run in runs if run not in done), key=lambda run: run[1] not in TABLE)
 
 
 # --- the steps -------------------------------------------------------------------------------------------------------
