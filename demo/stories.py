@@ -33,6 +33,8 @@ HE = {"he": "he", "him": "him", "his": "his", "mhe": "she"}
 People = dict[str, str]  # slot -> word: two people of opposite sex, N and M, their pronouns, and a thing
 Phrases = dict[str, list[str]]
 
+ASKED, ANSWERS = "True or false?", {True: "True.", False: "False."}
+
 
 def read_grammar(path: Path) -> tuple[Phrases, list[Phrases]]:
     """Return the phrases common to all stories, and those of each topic; the top of the file describes its format."""
@@ -150,7 +152,7 @@ class Story:
 
 def check(statement: str, is_true: bool) -> list[str]:
     """Return the question whether a statement is true, and its answer."""
-    return ["True or false?", statement, "True." if is_true else "False."]
+    return [ASKED, statement, ANSWERS[is_true]]
 
 
 def how_felt(teller: Teller, people: People, is_good: bool) -> list[str]:
@@ -172,11 +174,8 @@ def story(teller: Teller) -> list[str]:
     if teller.chance(0.75):
         told.append(t.end(teller, t.ends_well))
     if teller.chance(0.3):
-        told.append(
-            teller.say(
-                t.people, f"{teller.rng.choice(['$he', '$N'])} went {teller.rng.choice(teller.phrases['walk_to'])}."
-            )
-        )
+        who = teller.rng.choice(["$he", "$N"])
+        told.append(teller.say(t.people, f"{who} went {teller.rng.choice(teller.phrases['walk_to'])}."))
     if has_attitude and teller.chance(0.7):
         told.append(teller.feeling(t.people, t.is_m_glad, teller.rng.choice(["$M", "$mhe"])))
     else:
@@ -247,7 +246,7 @@ def other_view(teller: Teller) -> list[str]:
 
 
 def gift(teller: Teller) -> list[str]:
-    """Who gave a thing to whom, and two questions."""
+    """Who gave a thing to whom; three questions, or facts that follow from it."""
     people = teller.people()
     told = [teller.common(people, "give")]
     for _ in range(3):
@@ -272,7 +271,7 @@ def corpus(seed: int, exclude: set[tuple[str, ...]]) -> Iterator[str]:
     teller, lengths = Teller(seed), {len(example) for example in exclude}
     while True:
         told = teller.rng.choices(list(DOCUMENTS), list(DOCUMENTS.values()))[0](teller)
-        plain = [sentence for sentence in told if sentence not in ("True.", "False.", "True or false?")]
+        plain = [sentence for sentence in told if sentence not in (ASKED, *ANSWERS.values())]
         parts = (tuple(plain[i : i + n]) for n in lengths for i in range(len(plain) - n + 1))
         if not any(part in exclude for part in parts):
             yield " ".join(told)
@@ -288,14 +287,16 @@ def cloze(teller: Teller, kind: str, is_right: bool) -> list[list[str]]:
         context = [t.begin(teller), *(teller.common(t.people, "scene") for _ in range(3))]
         walk = teller.rng.choice(teller.phrases["walk_to"])
         return [context, *([teller.say({"he": t.people[he]}, f"$he went {walk}.")] for he in ("he", "mhe"))]
+
+    def ending(right: bool) -> str:
+        if kind == "cause":
+            return t.end(teller, t.ends_well == right)
+        if kind == "attitude":
+            return teller.feeling(t.people, t.is_m_glad == right, "$M")
+        return teller.feeling(t.people, t.ends_well == right, "$he")
+
     context = t.context(teller, attitude=kind == "attitude", end=kind != "cause")
-    if kind == "cause":
-        endings = [t.end(teller, t.ends_well == right) for right in (True, False)]
-    elif kind == "attitude":
-        endings = [teller.feeling(t.people, t.is_m_glad == right, "$M") for right in (True, False)]
-    else:
-        endings = [teller.feeling(t.people, t.ends_well == right, "$he") for right in (True, False)]
-    return [context, *([ending] for ending in endings)]
+    return [context, [ending(True)], [ending(False)]]
 
 
 def classification(teller: Teller, kind: str, is_well: bool) -> list[list[str]]:
@@ -317,17 +318,16 @@ def classification(teller: Teller, kind: str, is_well: bool) -> list[list[str]]:
 def entailment(teller: Teller, kind: str, follows: bool) -> list[list[str]]:
     """Return a premise, and a hypothesis that follows from it or contradicts it, after "True or false?"."""
     t = Story.draw(teller)
-    asked = "True or false?"
     if kind == "who":
         hypothesis = teller.common(t.people if follows else teller.exchanged(t.people), "give")
-        return [[teller.common(t.people, "give"), teller.common(t.people, "scene")], [asked, hypothesis]]
+        return [[teller.common(t.people, "give"), teller.common(t.people, "scene")], [ASKED, hypothesis]]
     if kind == "cause":
-        return [t.context(teller), [asked, t.end(teller, t.ends_well == follows)]]
+        return [t.context(teller), [ASKED, t.end(teller, t.ends_well == follows)]]
     event = teller.event(t.people, t.ends_well)
     if kind == "word":
-        return [[teller.common(t.people, "scene"), event], [asked, teller.feeling(t.people, t.ends_well == follows)]]
+        return [[teller.common(t.people, "scene"), event], [ASKED, teller.feeling(t.people, t.ends_well == follows)]]
     feeling = teller.feeling(t.people, t.is_m_glad == follows, "$M")
-    return [[teller.attitude(t.people, t.is_friend), event], [asked, feeling]]
+    return [[teller.attitude(t.people, t.is_friend), event], [ASKED, feeling]]
 
 
 def similarity(teller: Teller, kind: str, same: bool) -> list[list[str]]:
@@ -335,18 +335,16 @@ def similarity(teller: Teller, kind: str, same: bool) -> list[list[str]]:
     t, other = Story.draw(teller), Story.draw(teller)
     is_good = t.ends_well == same  # for the other one
     if kind == "who":
-        texts = [
-            teller.common(t.people, "give"),
-            teller.common(t.people if same else teller.exchanged(t.people), "give"),
-        ]
+        again = t.people if same else teller.exchanged(t.people)
+        texts = [[teller.common(t.people, "give")], [teller.common(again, "give")]]
     elif kind == "word":
-        texts = [teller.feeling(t.people, t.ends_well), teller.feeling(other.people, is_good)]
+        texts = [[teller.feeling(t.people, t.ends_well)], [teller.feeling(other.people, is_good)]]
     elif kind == "event":
-        texts = [teller.event(t.people, t.ends_well), teller.event(other.people, is_good)]
+        texts = [[teller.event(t.people, t.ends_well)], [teller.event(other.people, is_good)]]
     else:
-        texts = [t.begin(teller) + " " + t.cause(teller, t.ends_well), other.end(teller, is_good)]
+        texts = [[t.begin(teller), t.cause(teller, t.ends_well)], [other.end(teller, is_good)]]
     teller.rng.shuffle(texts)
-    return [re.split(r"(?<=[.]) ", text) for text in texts]
+    return texts
 
 
 @dataclass(frozen=True)
@@ -426,7 +424,7 @@ def read_examples(folder: Path) -> set[tuple[str, ...]]:
         with open(path, encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 if "label" in row:
-                    texts = [text.replace("True or false? ", "") for column, text in row.items() if column != "label"]
+                    texts = [text.removeprefix(f"{ASKED} ") for column, text in row.items() if column != "label"]
                     for order in (texts, texts[::-1]):
                         found.add(flat(re.split(r"(?<=[.?]) ", text) for text in order))
                 else:

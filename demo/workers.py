@@ -113,9 +113,7 @@ def work(pipe: Connection) -> None:
             except KeyboardInterrupt:  # Stopped: its checkpoint is written
                 return
             except (Exception, SystemExit) as error:
-                is_input = isinstance(
-                    error, InputError | SystemExit
-                )  # SystemExit: of a wrong flag, which is in the log
+                is_input = isinstance(error, InputError | SystemExit)  # the latter: of a wrong flag, named in the log
                 if not is_input:
                     traceback.print_exc()
                 result = Failure(str(error) if is_input else f"{type(error).__name__}: {error}")
