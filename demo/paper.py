@@ -208,7 +208,7 @@ def make_data(work: Path) -> None:
             continue
         print(f"{name} is made with stories.py", flush=True)
         part = work / f"{name}.part"
-        command = [arg.replace("{out}", str(part.resolve())).replace("{work}", str(work)) for arg in arguments]
+        command = [arg.replace("{out}", str(part.resolve())) for arg in filled(arguments, work.resolve())]
         made = subprocess.run(
             [sys.executable, str(ROOT / "demo/stories.py"), *command], cwd=ROOT, stderr=subprocess.PIPE, text=True
         )
@@ -232,7 +232,7 @@ def pre_train_missing(results: dict[str, Any], save: Callable[[], None], args: a
     probe = ",".join(filled(list(PROBES), work))
     flags = {
         name: [
-            f"--corpus={CORPUS.replace('{work}', str(work))}",
+            *filled([f"--corpus={CORPUS}"], work),
             f"--model_dir={work / name}",
             f"--desc={name}",
             f"--log_dir={work / 'log'}",
@@ -240,16 +240,11 @@ def pre_train_missing(results: dict[str, Any], save: Callable[[], None], args: a
             *PRE_TRAINING,
             *([f"--probe={probe}"] if probe else []),
         ]
-        for name in missing
+        for name in NETWORKS
     }
     if missing and not (work / "transformer" / ENCODER_FILE).exists():
         print("the vocabulary is learned", flush=True)
-        first = flags.get("transformer") or [
-            *flags["LSTM"],
-            f"--model_dir={work / 'transformer'}",
-            "--desc=transformer",
-        ]
-        list(run_jobs([Job("tokenizing", tokenize, (first,), work / "tokenize.txt")], 1))
+        list(run_jobs([Job("tokenizing", tokenize, (flags["transformer"],), work / "tokenize.txt")], 1))
     if "LSTM" in missing:
         make_output_folder(work / "LSTM")
         for name in (ENCODER_FILE, BPE_FILE):
