@@ -68,7 +68,7 @@ test: .venv/installed-dev
 	.venv/bin/python -m pytest
 
 test-slow: .venv/installed-dev
-	.venv/bin/python -m pytest -m slow
+	.venv/bin/python -m pytest -m slow --timeout 7200
 
 test-gpu: .venv/installed-dev
 	.venv/bin/python -m pytest -m gpu -rs

@@ -65,7 +65,7 @@ def run_jobs(jobs: Iterable[Job], n_workers: int, watch: Callable[[], None] | No
             worker = context.Process(target=work, args=(theirs,))
             worker.start()
             theirs.close()  # so that the end of the worker is the end of the pipe
-            workers.append(worker)
+            workers.append((ours, worker))
             give(ours)
             if ours not in busy:
                 break  # there are fewer jobs than workers
@@ -84,9 +84,10 @@ def run_jobs(jobs: Iterable[Job], n_workers: int, watch: Callable[[], None] | No
             if watch is not None:
                 watch()
     finally:
-        for worker in workers:
+        for pipe, worker in workers:
+            pipe.close()  # a job that ends before it notices the signal is the worker's last
             worker.terminate()
-        for worker in workers:
+        for _, worker in workers:
             worker.join()
     if failed:
         job, reason = failed
@@ -105,7 +106,7 @@ def work(pipe: Connection) -> None:
     while True:
         try:
             job = pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             return
         with open(job.log, "w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
             try:
@@ -117,7 +118,8 @@ def work(pipe: Connection) -> None:
                 if not is_input:
                     traceback.print_exc()
                 result = Failure(str(error) if is_input else f"{type(error).__name__}: {error}")
-        pipe.send(result)
+        with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
+            pipe.send(result)
 
 
 def end_with_parent() -> None:

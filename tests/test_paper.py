@@ -4,6 +4,8 @@ import contextlib
 import io
 import json
 import random
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -226,6 +228,27 @@ def test_jobs_end_with_their_results_or_one_message(tmp_path):
         for job, result in run_jobs(jobs, 1):
             found.append((job.name, result))
     assert found == [("job 0", (3, 1)), ("job 1", (7, 0))]
+
+
+def outlast_the_signal(started: Path) -> None:
+    """Do what a training run does that is asked to stop after its last update: end as if nothing had happened."""
+    earlier = signal.signal(signal.SIGTERM, lambda *_: None)
+    started.touch()
+    time.sleep(1)
+    signal.signal(signal.SIGTERM, earlier)
+
+
+def wait_for(started: Path) -> None:
+    while not started.exists():
+        time.sleep(0.01)
+
+
+def test_a_job_that_outlasts_the_signal_is_the_last_of_its_worker(tmp_path):
+    started = tmp_path / "started"
+    calls = enumerate((outlast_the_signal, wait_for))
+    jobs = run_jobs([Job(f"job {i}", call, (started,), tmp_path / f"{i}.txt") for i, call in calls], 2)
+    assert next(jobs)[0].name == "job 1"
+    jobs.close()  # as when the caller is stopped
 
 
 # --- the report ------------------------------------------------------------------------------------------------------
