@@ -28,34 +28,41 @@ class _Dropout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, n_dropped: int) -> Tensor:
-        ctx.n_dropped = n_dropped
-        out, mask = _Dropout.sample(x, n_dropped)
+        ctx.scale = 2**16 / (2**16 - n_dropped)
+        out, mask = _Dropout.sample(x, n_dropped, ctx.scale)
         ctx.save_for_backward(mask)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _Dropout.apply_mask(grad, *ctx.saved_tensors, ctx.n_dropped), None
+        return _Dropout.apply_mask(grad, *ctx.saved_tensors, ctx.scale), None
 
     @staticmethod
-    def sample(x: Tensor, n_dropped: int) -> tuple[Tensor, Tensor]:
-        """Return x after dropout and the mask, both of x's shape."""
+    def sample(x: Tensor, n_dropped: int, scale: float | None = None) -> tuple[Tensor, Tensor]:
+        """Return x where a new mask is 1, rescaled if asked, and 0 elsewhere; and the mask. Both are of x's shape."""
         out, mask = torch.empty(x.shape, dtype=x.dtype), torch.empty(x.shape, dtype=torch.int8)
         for out_chunk, mask_chunk, x_chunk in _Dropout.chunks(out, mask, x):
             seed = int(torch.randint(2**63 - 1, ()))  # SFC64, seeded by torch: 1.5 times faster than torch's own
             bits = torch.from_numpy(np.random.SFC64(seed).random_raw(math.ceil(len(x_chunk) / 4)).view(np.int16))
             mask_chunk.copy_(bits[: len(x_chunk)].ge_(n_dropped - 2**15))
-            out_chunk.copy_(mask_chunk).mul_(x_chunk).mul_(2**16 / (2**16 - n_dropped))
+            _Dropout.mask_chunk(out_chunk, mask_chunk, x_chunk, scale)
         return out, mask
 
     @staticmethod
-    def apply_mask(x: Tensor, mask: Tensor, n_dropped: int) -> Tensor:
-        """Return x after dropout with the mask of an earlier sample."""
+    def apply_mask(x: Tensor, mask: Tensor, scale: float | None = None) -> Tensor:
+        """Return x under the mask of an earlier sample."""
         out = torch.empty(x.shape, dtype=x.dtype)
         for out_chunk, mask_chunk, x_chunk in _Dropout.chunks(out, mask, x):
-            out_chunk.copy_(mask_chunk).mul_(x_chunk).mul_(2**16 / (2**16 - n_dropped))
+            _Dropout.mask_chunk(out_chunk, mask_chunk, x_chunk, scale)
         return out
+
+    @staticmethod
+    def mask_chunk(out: Tensor, mask: Tensor, x: Tensor, scale: float | None) -> None:
+        """Write x under a mask to out."""
+        out.copy_(mask).mul_(x)
+        if scale is not None:
+            out.mul_(scale)
 
     @staticmethod
     def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -171,15 +178,17 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, n_dropped: int, block: int) -> Tensor:
-        ctx.n_dropped, ctx.block, out, kept = n_dropped, block, q.new_empty(*q.shape[:-1], v.size(-1)), []
+        ctx.scale, ctx.block, out, kept = 2**16 / (2**16 - n_dropped), block, q.new_empty(*q.shape[:-1], v.size(-1)), []
+        q = q / math.sqrt(q.size(-1))
         for rows, seen in _Attention.blocks(q, k, block):
-            q_block, k_block = q[:, :, rows], k[:, :, seen]
-            attends = causal_mask(q_block, k_block) if mask is None else mask
-            scores = (q_block @ k_block.transpose(-2, -1)).div_(math.sqrt(q.size(-1)))  # (H, S, block, seen)
-            scores += torch.zeros(attends.shape, dtype=scores.dtype).masked_fill_(~attends, -math.inf)
+            scores = q[:, :, rows] @ k[:, :, seen].transpose(-2, -1)  # (H, S, block, seen)
+            # a causal block attends to all slots before its own
+            attends = causal_mask(q[:, :, rows], q[:, :, rows]) if mask is None else mask
+            minus_inf = torch.zeros(attends.shape, dtype=scores.dtype).masked_fill_(~attends, -math.inf)
+            scores[..., -attends.size(-1) :] += minus_inf
             weights = scores.softmax(-1)
             dropped, dropout_mask = _Dropout.sample(weights, n_dropped)
-            out[:, :, rows] = dropped @ v[:, :, seen]
+            out[:, :, rows] = (dropped @ v[:, :, seen]).mul_(ctx.scale)
             kept += [dropout_mask, dropped, weights]
         ctx.save_for_backward(q, k, v, *kept)
         return out
@@ -188,13 +197,12 @@ class _Attention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *kept = ctx.saved_tensors
-        grad_q, grad_k_t, grad_v = q.new_empty(q.shape), None, None
+        grad, grad_q, grad_k_t, grad_v = grad * ctx.scale, torch.empty_like(q), None, None
         for rows, seen in reversed(_Attention.blocks(q, k, ctx.block)):  # the last one attends to all of k and v
             weights, dropped, dropout_mask = (kept.pop() for _ in range(3))
             grad_dropped = grad[:, :, rows] @ v[:, :, seen].transpose(-2, -1)
-            grad_weights = _Dropout.apply_mask(grad_dropped, dropout_mask, ctx.n_dropped)
+            grad_weights = _Dropout.apply_mask(grad_dropped, dropout_mask)
             grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-            grad_scores /= math.sqrt(q.size(-1))
             grad_q[:, :, rows] = grad_scores @ k[:, :, seen]
             of_k_t = q[:, :, rows].transpose(-2, -1) @ grad_scores  # (H, S, D, seen)
             of_v = dropped.transpose(-2, -1) @ grad[:, :, rows]  # (H, S, seen, D)
@@ -203,7 +211,7 @@ class _Attention(torch.autograd.Function):
             else:
                 grad_k_t[..., seen] += of_k_t
                 grad_v[:, :, seen] += of_v
-        return grad_q, grad_k_t.transpose(-2, -1), grad_v, None, None, None
+        return grad_q.div_(math.sqrt(q.size(-1))), grad_k_t.transpose(-2, -1), grad_v, None, None, None
 
     @staticmethod
     def blocks(q: Tensor, k: Tensor, block: int) -> list[tuple[slice, slice]]:
@@ -312,27 +320,28 @@ def _cross_entropies(
         chunk = slice(start, start + _RowLosses.CHUNK)
         state, target = states[chunk].to(dtype), targets[chunk]
 
-        # logits block by block: their maximum, the sum of exp(logit - maximum), and the target's logit
+        # block by block: the softmax within the block, its normaliser, and the target's logit
         columns = [(target - i * width).clamp(0, len(block) - 1)[:, None] for i, block in enumerate(blocks)]  # (P, 1)
         is_here = [(target // width == i).to(losses.dtype)[:, None] for i in range(len(blocks))]
-        exponentials, tops, sums, target_logit = [], [], [], 0.0
+        softmaxes, log_zs, target_logit = [], [], 0.0
         for block, column, here in zip(blocks, columns, is_here, strict=True):
-            logits = at_least_float32(product(state, block.T))  # (P, W)
-            target_logit = target_logit + logits.gather(1, column) * here
-            tops.append(logits.amax(1, keepdim=True))
-            exponentials.append(logits.sub_(tops[-1]).exp_())
-            sums.append(exponentials[-1].sum(1, keepdim=True))
-        tops, sums = torch.cat(tops, 1), torch.cat(sums, 1)  # (P, number of blocks)
-        log_z = (tops + sums.log()).logsumexp(1, keepdim=True)
+            logits = product(state, block.T)  # (P, W)
+            target_logit = target_logit + at_least_float32(logits.gather(1, column)) * here
+            softmaxes.append(logits.softmax(1, dtype=losses.dtype))
+            # the largest probability is exp(0) / sum
+            log_zs.append(logits.amax(1, keepdim=True) - softmaxes[-1].amax(1, keepdim=True).log())
+        del logits
+        log_zs = torch.cat(log_zs, 1)  # (P, number of blocks)
+        log_z = log_zs.logsumexp(1, keepdim=True)
         losses[chunk] = (log_z - target_logit).squeeze(1)
         if weights is None:
             continue
 
-        # gradient of the logits: weight * (softmax - one-hot target), from the same exponentials
+        # gradient of the logits: weight * (softmax - one-hot target)
         weight = weights[chunk, None]
-        scales = weight * (tops - log_z).exp()
-        for i, (exponential, block) in enumerate(zip(exponentials, blocks, strict=True)):
-            grad_logits = exponential.mul_(scales[:, i : i + 1])
+        scales = weight * (log_zs - log_z).exp()
+        for i, (softmax, block) in enumerate(zip(softmaxes, blocks, strict=True)):
+            grad_logits = softmax.mul_(scales[:, i : i + 1])
             grad_logits = grad_logits.scatter_add_(1, columns[i], -weight * is_here[i]).to(dtype)
             grad_states[chunk] += product(grad_logits, block)
             grad_table[i * width : (i + 1) * width] += product(grad_logits.T, state)

@@ -164,7 +164,7 @@ def test_attention_written_out_for_drop_out_is_torchs(monkeypatch, share_context
     packing = Packing(x, m, share_context)
     assert not packing.is_dense
     monkeypatch.setattr(Dropout, "forward", lambda self, x: x)  # drops nothing
-    monkeypatch.setattr(kernels._Dropout, "sample", lambda x, n_dropped: (x, torch.ones_like(x)))
+    monkeypatch.setattr(kernels._Dropout, "sample", lambda x, n_dropped: (x / 2, torch.ones_like(x)))  # doubled again
     written_out, torchs = (model.train(training).transformer(packing) for training in (True, False))
     assert_close(written_out, torchs, atol=1e-12)
 
