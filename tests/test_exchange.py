@@ -293,7 +293,9 @@ def rows_of(run: SavedRun, example: tuple[str, ...] | str, n_tokens: int) -> tor
     return torch.from_numpy(pad_rows([rows], run.settings["n_vocab"], n_tokens)[0])
 
 
-@pytest.mark.parametrize("form", EXAMPLES)
+@pytest.mark.parametrize(
+    "form", [name if name == "multiple_choice" else pytest.param(name, marks=pytest.mark.slow) for name in EXAMPLES]
+)
 def test_an_exported_model_gives_the_same_logits(runs, form, tmp_path):
     run = runs[form]
     x = rows_of(run, EXAMPLES[form], 12).repeat(3, 1, 1, 1)

@@ -79,7 +79,9 @@ def without_cache(
 
 
 @pytest.mark.parametrize("n_prompts", [1, 3])
-@pytest.mark.parametrize("name, n_tokens", [("demo", 80), ("demo", 200), ("tiny", 50), ("tiny", 200)])
+@pytest.mark.parametrize(
+    "name, n_tokens", [pytest.param("demo", 200, marks=pytest.mark.slow), ("demo", 80), ("tiny", 50), ("tiny", 200)]
+)
 def test_greedy_tokens_are_those_without_a_cache(request, name, n_tokens, n_prompts):
     model, encoder = request.getfixturevalue(name)
     n_vocab, n_ctx = len(encoder.encoder), model.transformer.n_ctx

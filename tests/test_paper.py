@@ -186,6 +186,7 @@ def without_runs(finished, path: Path, **more) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_changes_no_result(finished, folder, tmp_path):
     path = without_runs(finished, tmp_path / "results.json")
     assert paper.main(command(folder, path, workers=1)) == 0

@@ -106,7 +106,12 @@ def alone(world, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(
     "n_processes, n_batch, accumulate",
-    [(None, 4, 2), (1, 8, 1), (2, 4, 1), (2, 2, 2), (4, 2, 1)],
+    [
+        (None, 4, 2),
+        (1, 8, 1),
+        (2, 2, 2),
+        *(pytest.param(*way, marks=pytest.mark.slow) for way in ((2, 4, 1), (4, 2, 1))),
+    ],
 )
 def test_processes_and_accumulation_train_as_one_batch_does(world, alone, tmp_path, n_processes, n_batch, accumulate):
     flags = train_flags(world, *TWENTY_UPDATES, "--n_batch", n_batch, "--accumulate", accumulate)
