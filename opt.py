@@ -84,10 +84,9 @@ class OpenAIAdam(torch.optim.AdamW):
             group["t"] = 0  # updates made; in the group, so that state_dict holds it
 
     def preallocate(self) -> None:
-        """Preallocate gradients and running means, before activations: made between them, they fragment memory."""
+        """Preallocate the running means, before activations: made between them, they fragment memory."""
         for group in self.param_groups:
             for p in group["params"]:
-                p.grad = torch.zeros_like(p)
                 means = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
                 step = torch.zeros((), dtype=torch.float32, device=p.device)
                 self.state[p] = {"step": step} | means  # as AdamW's own
@@ -104,9 +103,9 @@ class OpenAIAdam(torch.optim.AdamW):
         norm = get_total_norm(grads)
         if not norm.isfinite():
             raise FloatingPointError(f"the norm of the gradients is {norm.item()}")
-        if self.max_grad_norm > 0 and grads:
+        if 0 < self.max_grad_norm < norm:
             # as TF's clip_by_global_norm, opt.py:30-31: no epsilon in the quotient
-            torch._foreach_mul_(grads, self.max_grad_norm / norm.clamp(min=self.max_grad_norm))
+            torch._foreach_mul_(grads, self.max_grad_norm / norm)
         for group in self.param_groups:
             b1, b2 = group["betas"]
             group["t"] = t = group["t"] + 1

@@ -41,7 +41,7 @@ def update(
     Raises:
         InputError: the cost or a gradient is not finite (no parameter has changed then), or memory is full.
     """
-    optimizer.zero_grad(set_to_none=False)  # keep the preallocated gradients
+    optimizer.zero_grad()
     cost = 0.0
     try:
         for i, part in enumerate(parts, 1):
