@@ -2,8 +2,8 @@
 
 An example of a task is of one of four kinds, which ask for skills of different depth: to know words (of feelings, and
 men's and women's names), to tell who did what to whom, to know what a cause leads to, and to feel with friends and
-against enemies. No sentence of the corpus judges a story, and no example of a task, nor its story, occurs in it. What
-the right answer depends on is drawn independently of all that a simple rule could read it from.
+against enemies. No sentence of the corpus judges a story, and no example of a task occurs in it. What the right answer
+depends on is drawn independently of all that a simple rule could read it from.
 
     python demo/stories.py tasks --out tasks
     python demo/stories.py corpus --exclude tasks --out corpus.txt
@@ -33,7 +33,6 @@ HE = {"he": "he", "him": "him", "his": "his", "mhe": "she"}
 People = dict[str, str]  # slot -> word: two people of opposite sex, N and M, their pronouns, and a thing
 Phrases = dict[str, list[str]]
 
-N_STORY = 4  # sentences of a story without its ending
 ASKED, ANSWERS = "True or false?", {True: "True.", False: "False."}
 
 
@@ -419,18 +418,18 @@ def write_tasks(folder: Path, seed: int, sizes: dict[str, int]) -> None:
 
 
 def read_examples(folder: Path) -> set[tuple[str, ...]]:
-    """Return the sentences of each example in folders of tasks, and those of each story of four sentences in it."""
+    """Return the sentences of each example in folders of tasks; of a cloze, its context with either ending."""
     found = set()
     for path in sorted(folder.glob("*/*.csv")):
         with open(path, encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 if "label" in row:
                     texts = [text.removeprefix(f"{ASKED} ") for column, text in row.items() if column != "label"]
-                    texts = [re.split(r"(?<=[.?]) ", text) for text in texts]
-                    found.update((flat(texts), flat(texts[::-1])))
+                    for order in (texts, texts[::-1]):
+                        found.add(flat(re.split(r"(?<=[.?]) ", text) for text in order))
                 else:
-                    texts = [[row[column] for column in CLOZE_HEADER[1:5]]]  # with any ending
-                found.update(tuple(text[:N_STORY]) for text in texts if len(text) >= N_STORY)
+                    context = [row[column] for column in CLOZE_HEADER[1:5]]
+                    found.update({(*context, row[ending]) for ending in CLOZE_HEADER[5:7]})
     return found
 
 
