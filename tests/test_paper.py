@@ -193,6 +193,7 @@ def test_the_number_of_workers_changes_no_result(finished, folder, tmp_path):
     assert accuracies(path) == accuracies(finished[0])
 
 
+@pytest.mark.slow
 def test_a_failing_run_is_reported_and_the_others_are_kept(finished, folder, tmp_path, monkeypatch, capsys):
     path = without_runs(finished, tmp_path / "results.json")
     monkeypatch.setattr(paper, "TABLE", paper.TABLE | {"without auxiliary LM": ["--lm_coef=none"]})

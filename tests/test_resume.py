@@ -137,12 +137,12 @@ STOPS = [  # command, function, call of it, updates made when the run stops
     ("train", "training.update", 5, 5),
     ("train", "inference.predict", 2, 7),  # on valid
     ("train", "training.save_checkpoint", 2, 6),
-    ("train", "finetuning.predict", 1, 14),  # on test
+    pytest.param("train", "finetuning.predict", 1, 14, marks=pytest.mark.slow),  # on test
     ("pretrain", "corpus.learn_vocabulary", 1, 0),
-    ("pretrain", "text_utils:TextEncoder.encode", 1, 0),
+    pytest.param("pretrain", "text_utils:TextEncoder.encode", 1, 0, marks=pytest.mark.slow),
     ("pretrain", "training.update", 6, 6),
-    ("pretrain", "pretrain.sequence_losses", 6, 5),  # on held-out sequences
-    ("pretrain", "training:Training.log", 2, 10),
+    pytest.param("pretrain", "pretrain.sequence_losses", 6, 5, marks=pytest.mark.slow),  # on held-out sequences
+    pytest.param("pretrain", "training:Training.log", 2, 10, marks=pytest.mark.slow),
     ("pretrain", "pretrain.save_openai_model", 1, 10),
 ]
 
@@ -243,10 +243,10 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_end(world, unbroken, tmp
     "name, function, number",
     [
         ("train", "training.update", 9),
-        ("train", "inference.predict", 4),
-        ("train", "training.save_parameters", 1),
+        pytest.param("train", "inference.predict", 4, marks=pytest.mark.slow),
+        pytest.param("train", "training.save_parameters", 1, marks=pytest.mark.slow),
         ("train", "checkpoint.save_file", 4),
-        ("pretrain", "training:Training.log", 2),
+        pytest.param("pretrain", "training:Training.log", 2, marks=pytest.mark.slow),
         ("pretrain", "shards.replacing", 3),  # some weights are written
     ],
 )
