@@ -102,16 +102,50 @@ class Bag:
         return hstack(counts + ([counts[0].minimum(counts[1])] if len(counts) == 2 else []), format="csr")
 
 
-def bag_of_words(train: list[Example], test: list[Example], n_choices: int = 0) -> float:
-    """Return the test accuracy of a logistic regression on a bag of words; of n_choices the one with the best score."""
+def indicators(values: list[list[str]]) -> csr_matrix:
+    """Return a feature for each different value of some examples (N, F)."""
+    return HashingVectorizer(analyzer=list, n_features=2**12, norm=None, alternate_sign=False).transform(values)
+
+
+def lengths(columns: list[list[str]]) -> csr_matrix:
+    """Return the number of words of each text, a feature for each number."""
+    counts = [[f"{i}: {len(words(text))}" for text in column] for i, column in enumerate(columns)]
+    return indicators(list(zip(*counts, strict=True)))
+
+
+def overlaps(columns: list[list[str]]) -> csr_matrix:
+    """Return the number of words that two texts share, a feature for each number."""
+    return indicators([[str(len(set(words(a)) & set(words(b))))] for a, b in zip(*columns, strict=True)])
+
+
+Features = Callable[[list[list[str]]], csr_matrix]  # N examples' texts, one column or two -> (N, F)
+
+
+def rules(train: list[Example]) -> dict[str, Features]:
+    """Return what a simple rule may look at in a task; an ending or hypothesis is the last text."""
     bag = Bag([text for example in train for text in example.texts])
+    found: dict[str, Features] = {"bag of words": bag, "length": lengths}
+    if len(train[0].texts) > 1:
+        found |= {"word overlap": overlaps, "last text alone": lambda columns: bag(columns[-1:])}
+    return found
+
+
+def bag_of_words(train: list[Example], test: list[Example], n_choices: int = 0) -> float:
+    """Return the test accuracy of a logistic regression on a bag of words."""
+    return rule_accuracy(rules(train)["bag of words"], train, test, n_choices)
+
+
+def rule_accuracy(features: Features, train: list[Example], test: list[Example], n_choices: int = 0) -> float:
+    """Return the test accuracy of a logistic regression; of n_choices it takes the one with the best score."""
     if not n_choices:
-        features = [bag(list(zip(*(e.texts for e in part), strict=True))) for part in (train, test)]
-        model = LogisticRegression(max_iter=2000).fit(features[0], [e.label for e in train])
-        return float(model.score(features[1], [e.label for e in test]))
+        found = [features(list(zip(*(e.texts for e in part), strict=True))) for part in (train, test)]
+        model = LogisticRegression(max_iter=2000).fit(found[0], [e.label for e in train])
+        return float(model.score(found[1], [e.label for e in test]))
 
     def pairs(examples: list[Example]) -> csr_matrix:  # (N * n_choices, F)
-        return bag([[e.texts[0] for e in examples for _ in e.texts[1:]], [t for e in examples for t in e.texts[1:]]])
+        return features(
+            [[e.texts[0] for e in examples for _ in e.texts[1:]], [t for e in examples for t in e.texts[1:]]]
+        )
 
     def is_right(examples: list[Example]) -> np.ndarray:  # (N, n_choices)
         return np.array([int(e.label) - 1 for e in examples])[:, None] == np.arange(n_choices)

@@ -23,7 +23,7 @@ from typing import Any
 import lstm
 import numpy as np
 import pandas as pd
-from baselines import bag_of_words, majority
+from baselines import majority, rule_accuracy, rules
 from matplotlib.figure import Figure
 from workers import ROOT, Job, run_jobs
 
@@ -281,7 +281,7 @@ def read_log(path: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
 
 
 def measure_baselines(work: Path) -> dict[str, dict[str, float]]:
-    """Return the test accuracy (%) of the most frequent label and of a bag of words, for each task."""
+    """Return the test accuracy (%) of the most frequent label and of simple rules, for each task."""
     found = {}
     for name, flags in TASKS.items():
         task, folder, settings = task_of(filled(flags, work))
@@ -289,10 +289,10 @@ def measure_baselines(work: Path) -> dict[str, dict[str, float]]:
         labels = None if FORMS[task.form].has_choices else task.labels
         _, train = read_unencoded(task.train, folder, labels, task.strict, None)
         train, n_choices = list(train.values()), len(task.labels) if FORMS[task.form].has_choices else 0
-        found[name] = {
-            "always the most frequent label": 100 * majority(train, test.examples),
-            "bag of words, logistic regression": 100 * bag_of_words(train, test.examples, n_choices),
-        }
+        found[name] = {"always the most frequent label": 100 * majority(train, test.examples)}
+        for rule, features in rules(train).items():
+            accuracy = rule_accuracy(features, train, test.examples, n_choices)
+            found[name][f"{rule}, logistic regression"] = 100 * accuracy
     return found
 
 
@@ -336,8 +336,8 @@ def cell(values: pd.Series) -> str:
     return f"{values.mean():.1f}" + (f" ± {values.std():.1f}" if len(values) > 1 else "")
 
 
-def table(results: dict[str, Any], names: list[str], head: str, baselines: bool) -> str:
-    """Return test accuracies in Markdown: a line for each of these variants, then the baselines; tasks in columns."""
+def table(results: dict[str, Any], names: list[str], head: str, n_baselines: int | None) -> str:
+    """Return test accuracies in Markdown: lines of variants, then of the first n_baselines (None: of all)."""
     runs = pd.DataFrame(results["runs"], columns=["task", "variant", "seed", "test"])
     seeds = runs.groupby(["task", "variant"])["seed"].count()
     n_seeds = " to ".join(str(n) for n in dict.fromkeys([seeds.min(), seeds.max()])) if len(seeds) else "no"
@@ -350,10 +350,11 @@ def table(results: dict[str, Any], names: list[str], head: str, baselines: bool)
         )
         cells = [cell(by_task[task].dropna()) for task in TASKS] + [cell(by_task.dropna().mean(axis=1))]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    if baselines and results["baselines"]:
+    if results["baselines"]:
         simple = pd.DataFrame(results["baselines"]).reindex(columns=TASKS)
-        for name, values in simple.iterrows():
-            lines.append(f"| {name} | {' | '.join(f'{value:.1f}' for value in [*values, values.mean()])} |")
+        for name, values in simple[:n_baselines].iterrows():
+            figures = [*values, values.mean(skipna=False)]
+            lines.append(f"| {name} | {' | '.join('-' if pd.isna(f) else f'{f:.1f}' for f in figures)} |")
     return "\n".join(lines)
 
 
@@ -411,8 +412,8 @@ def fill_in(path: Path, text: str) -> None:
 
 def report(results: dict[str, Any], figure: Path) -> None:
     """Draw the figure, print the tables and put them into the documents."""
-    short = table(results, list(TABLE), "fine-tuning", True)
-    by_blocks = table(results, list(transfer_names().values()), "transferred", False)
+    short = table(results, list(TABLE), "fine-tuning", 2)
+    by_blocks = table(results, list(transfer_names().values()), "transferred", None)
     perplexities = [
         f"{name} {found['log'][-1]['va_ppl']:.3f}" for name, found in results["pre_training"].items() if found["log"]
     ]

@@ -268,22 +268,24 @@ def results(monkeypatch: pytest.MonkeyPatch) -> dict:
         for task in "AB"
     ]
     log = [{"n_updates": n, "va_ppl": 9.0 - n, "choice_own": 25.0 + 25 * n} for n in (0, 1, 2)]
-    simple = {"always the most frequent label": 50.0}
     return {
         "made_with": {},
         "pre_training": {"transformer": {"log": log}},
-        "baselines": {"A": simple, "B": simple},
+        "baselines": {task: {"always the most frequent label": 50.0} for task in "AB"},
         "runs": runs,
     }
 
 
 def test_tables(results):
-    lines = paper.table(results, list(paper.TABLE), "fine-tuning", True).splitlines()
+    results["baselines"]["B"]["length"] = 49.0
+    lines = paper.table(results, list(paper.TABLE), "fine-tuning", None).splitlines()
     assert lines[0] == "| fine-tuning: test accuracy in %, mean ± s.d. of 2 seeds | A | B | average |"
     assert lines[2] == f"| {paper.FULL} | 65.0 ± 7.1 | 66.0 ± 7.1 | 65.5 ± 7.1 |"
-    assert lines[-1] == "| always the most frequent label | 50.0 | 50.0 | 50.0 |" and len(lines) == 7
+    assert lines[-2] == "| always the most frequent label | 50.0 | 50.0 | 50.0 |" and len(lines) == 8
+    assert lines[-1] == "| length | - | 49.0 | - |"
+    assert paper.table(results, list(paper.TABLE), "fine-tuning", 1).splitlines() == lines[:-1]
     results["runs"] = results["runs"][:2]
-    lines = paper.table(results, list(paper.transfer_names().values()), "transferred", False).splitlines()
+    lines = paper.table(results, list(paper.transfer_names().values()), "transferred", 0).splitlines()
     assert lines[0] == "| transferred: test accuracy in % of 1 seed | A | B | average |"
     assert lines[2:] == [
         f"| {paper.NOT_PRE_TRAINED} | - | - | - |",
@@ -342,6 +344,6 @@ def test_the_readme_has_room_for_its_table():
     results = {"runs": [], "baselines": dict.fromkeys(paper.TASKS, {"bag of words": 50.0, "majority": 50.0})}
     head, _, rest = (paper.ROOT / "README.md").read_text(encoding="utf-8").partition("<!-- paper:begin -->\n")
     _, found, tail = rest.partition("<!-- paper:end -->")
-    text = paper.table(results, list(paper.TABLE), "fine-tuning", True)
+    text = paper.table(results, list(paper.TABLE), "fine-tuning", 2)
     assert found and len(f"{head}\n{text}\n{found}{tail}".splitlines()) <= 150
     assert "<!-- paper:begin -->\n" in (paper.ROOT / "BENCHMARKS.md").read_text(encoding="utf-8")
