@@ -392,7 +392,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     right.axhline(0, color="grey", linestyle=":", linewidth=1)
     right.set(xlabel="update of pre-training", ylabel="zero-shot accuracy (0: chance, 1: all right)")
     if right.get_legend_handles_labels()[0]:
-        right.legend()
+        right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         figure.savefig(file, dpi=120)
