@@ -309,10 +309,10 @@ def classification(teller: Teller, kind: str, is_well: bool) -> list[list[str]]:
         told = t.context(teller)
     elif kind == "friend":
         event = teller.event(t.people, is_well == t.is_friend)
-        return [[teller.attitude(t.people, t.is_friend), event, teller.say(t.people, "How did $M feel?")]]
+        told = [teller.attitude(t.people, t.is_friend), event]
     else:
         told = [teller.attitude(t.people, t.is_friend), teller.feeling(t.people, t.is_m_glad, "$M")]
-    return [[*told, teller.say(t.people, "How did $N feel?")]]
+    return [[*told, teller.say(t.people, f"How did {'$M' if kind == 'friend' else '$N'} feel?")]]
 
 
 # kinds in which the second text always tells a good feeling, so that the first one decides -> that text
@@ -324,10 +324,9 @@ GLAD: dict[str, Callable[[Teller, Story], list[str]]] = {
 
 def entailment(teller: Teller, kind: str, follows: bool) -> list[list[str]]:
     """Return a premise, and a hypothesis that follows from it or contradicts it, after "True or false?"."""
+    t = Story.draw(teller, follows if kind in GLAD else None)
     if kind in GLAD:
-        t = Story.draw(teller, follows)
         return [GLAD[kind](teller, t), [ASKED, teller.feeling(t.people, True)]]
-    t = Story.draw(teller)
     if kind == "who":
         hypothesis = teller.common(t.people if follows else teller.exchanged(t.people), "give")
         return [[teller.common(t.people, "give"), teller.common(t.people, "scene")], [ASKED, hypothesis]]

@@ -23,8 +23,8 @@ def examples(name: str, n_train: int, n_test: int) -> tuple[list[Example], list[
 
 @pytest.mark.parametrize("name", stories.TASKS)
 def test_a_simple_rule_is_far_from_solving_a_task(name: str) -> None:
-    train, test = examples(name, 800, 800)
-    assert 0.5 <= baselines.majority(train, test) < 0.51
+    train, test = examples(name, 816, 816)  # kinds and labels are equally frequent
+    assert baselines.majority(train, test) == 0.5
     n_choices = 2 if name == "cloze" else 0
     for rule, features in baselines.rules(train).items():
         accuracy = baselines.rule_accuracy(features, train, test, n_choices)
