@@ -130,11 +130,6 @@ def rules(train: list[Example]) -> dict[str, Features]:
     return found
 
 
-def bag_of_words(train: list[Example], test: list[Example], n_choices: int = 0) -> float:
-    """Return the test accuracy of a logistic regression on a bag of words."""
-    return rule_accuracy(rules(train)["bag of words"], train, test, n_choices)
-
-
 def rule_accuracy(features: Features, train: list[Example], test: list[Example], n_choices: int = 0) -> float:
     """Return the test accuracy of a logistic regression; of n_choices it takes the one with the best score."""
     if not n_choices:
