@@ -85,8 +85,9 @@ def run_jobs(jobs: Iterable[Job], n_workers: int, watch: Callable[[], None] | No
                 watch()
     finally:
         for pipe, worker in workers:
-            pipe.close()  # a job that ends before it notices the signal is the worker's last
-            worker.terminate()
+            pipe.close()  # ends a worker that waits; a job that ends before it notices the signal is the worker's last
+            if pipe in busy:
+                worker.terminate()
         for _, worker in workers:
             worker.join()
     if failed:

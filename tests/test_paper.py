@@ -1,5 +1,6 @@
 """The paper in miniature on tiny data: every run once, the tables, the figure; the LSTM; the worker processes."""
 
+import atexit
 import contextlib
 import io
 import json
@@ -251,6 +252,12 @@ def test_a_job_that_outlasts_the_signal_is_the_last_of_its_worker(tmp_path):
     jobs = run_jobs([Job(f"job {i}", call, (started,), tmp_path / f"{i}.txt") for i, call in calls], 2)
     assert next(jobs)[0].name == "job 1"
     jobs.close()  # as when the caller is stopped
+
+
+def test_a_worker_without_work_ends_in_order(tmp_path):
+    at_exit = Job("job", atexit.register, ((tmp_path / "left").touch,), tmp_path / "log.txt")
+    assert len(list(run_jobs([at_exit], 1))) == 1
+    assert (tmp_path / "left").exists()  # a killed process would leave no mark, and its locks to others
 
 
 # --- the report ------------------------------------------------------------------------------------------------------
