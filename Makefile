@@ -64,8 +64,9 @@ $(GLUE_OUT)/log/glue_flags: always | .venv/installed
 	@mkdir -p $(@D)
 	@echo '$(GLUE_DIR) $(MODEL_DIR) $(GLUE_FLAGS)' | cmp -s - $@ || echo '$(GLUE_DIR) $(MODEL_DIR) $(GLUE_FLAGS)' > $@
 
+# two files of tests at a time; a test uses one thread
 test: .venv/installed-dev
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist loadfile
 
 test-slow: .venv/installed-dev
 	.venv/bin/python -m pytest -m slow --timeout 7200
