@@ -55,8 +55,8 @@ def run_jobs(jobs: Iterable[Job], n_workers: int, watch: Callable[[], None] | No
         job = None if failed else next(waiting, None)
         if job is not None:
             job.log.parent.mkdir(parents=True, exist_ok=True)
+            busy[pipe] = job  # first: a Ctrl-C in between must find the worker busy
             pipe.send(job)
-            busy[pipe] = job
 
     try:
         context = multiprocessing.get_context("spawn")
