@@ -353,8 +353,8 @@ def table(results: dict[str, Any], names: list[str], head: str, n_baselines: int
     if results["baselines"]:
         simple = pd.DataFrame(results["baselines"]).reindex(columns=TASKS)
         for name, values in simple[:n_baselines].iterrows():
-            figures = [*values, values.mean(skipna=False)]
-            lines.append(f"| {name} | {' | '.join('-' if pd.isna(f) else f'{f:.1f}' for f in figures)} |")
+            cells = [cell(pd.Series([value]).dropna()) for value in (*values, values.mean(skipna=False))]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -412,7 +412,7 @@ def fill_in(path: Path, text: str) -> None:
 
 def report(results: dict[str, Any], figure: Path) -> None:
     """Draw the figure, print the tables and put them into the documents."""
-    short = table(results, list(TABLE), "fine-tuning", 2)
+    short = table(results, list(TABLE), "fine-tuning", 2)  # the README has room for two baselines
     by_blocks = table(results, list(transfer_names().values()), "transferred", None)
     perplexities = [
         f"{name} {found['log'][-1]['va_ppl']:.3f}" for name, found in results["pre_training"].items() if found["log"]
