@@ -26,7 +26,7 @@ DEMO_STORY = {"context": "David had a ticket for an early train. Two hours went 
 PAPER_FLAGS ?=
 
 paper: .venv/installed
-	.venv/bin/python demo/paper.py $(PAPER_FLAGS)
+	.venv/bin/python -m demo.paper $(PAPER_FLAGS)
 
 # `make glue GLUE_DIR=...` trains and predicts the nine tasks of GLUE, with the paper's settings, and packs the eleven
 # files to hand in. Repeat it after a stop: finished tasks are left as they are, the others go on. Flags that change

@@ -7,10 +7,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from datasets import TASKS, find_task
-from readers import parse_columns
-from results import analyse, read_log
-from utils import InputError, exit_code, find
+from formats.examples import parse_columns
+from formats.files import InputError, find
+from reading.tasks import TASKS, find_task
+from running.command import exit_code
+from running.results import analyse, read_log
 
 
 def run(args: argparse.Namespace) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from checkpoint import save_parameters
-from exchange import (
+from formats.authors import BPE_FILE, ENCODER_FILE, read_sizes, save_openai_model, vocabulary_files
+from formats.files import InputError, copy_file, digests, find, make_output_folder, write_json
+from formats.hugging_face import (
     CONFIG_FILE,
     RUN_KEY,
     WEIGHTS_FILES,
@@ -25,11 +26,11 @@ from exchange import (
     read_tensors,
     write_hugging_face,
 )
-from inputs import CUTS, FORMS, N_SPECIAL, special_tokens
 from model_pytorch import Config, DoubleHeadModel
-from settings import parse, positional
-from shards import BPE_FILE, ENCODER_FILE, read_sizes, save_openai_model, vocabulary_files
-from utils import InputError, copy_file, digests, exit_code, find, make_output_folder, write_json
+from reading.rows import CUTS, FORMS, N_SPECIAL, special_tokens
+from running.checkpoint import save_parameters
+from running.command import exit_code
+from running.settings import parse, positional
 from weights import SavedRun, is_run, open_model, open_run
 
 MULTIPLE_CHOICE, CLASSIFIER = "OpenAIGPTDoubleHeadsModel", "OpenAIGPTForSequenceClassification"

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from inputs import Ids, special_tokens
+from formats.files import InputError
 from model_pytorch import DoubleHeadModel
+from reading.rows import Ids, special_tokens
 from scoring import pack
 from text_utils import Span, TextEncoder, Word
-from utils import InputError
 
 Example = str | Sequence[str]  # one text; of a fine-tuned run also two: premise and hypothesis, context and choice, ...
 

@@ -15,18 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from checkpoint import load_parameters
-from datasets import Task, find_task
-from inference import answers, evaluate, predict, written_answers
-from inputs import FORMS, N_SPECIAL, special_tokens
-from loss import METRICS, packed_losses
-from model_pytorch import Config, DoubleHeadModel
-from opt import OpenAIAdam
-from packing import Packing
-from processes import Ranks, Stop, autocast, describe_device, join_ranks, pick_precision
-from readers import OWN_FIELDS, parse_columns
-from settings import Settings, fixed_on_resume
-from shards import (
+from formats.authors import (
     BPE_FILE,
     ENCODER_FILE,
     FolderSizes,
@@ -35,10 +24,21 @@ from shards import (
     read_sizes,
     weight_files,
 )
-from splits import Splits, describe, majority, read_splits
+from formats.examples import OWN_FIELDS, parse_columns
+from formats.files import InputError, copy_file, digests, find, make_output_folder, replacing
+from loss import METRICS, packed_losses
+from model_pytorch import Config, DoubleHeadModel
+from opt import OpenAIAdam
+from reading.rows import FORMS, N_SPECIAL, special_tokens
+from reading.splits import Splits, describe, majority, read_splits
+from reading.tasks import Task, find_task
+from running.checkpoint import load_parameters
+from running.inference import answers, evaluate, predict, written_answers
+from running.processes import Ranks, Stop, autocast, describe_device, join_ranks, pick_precision
+from running.settings import Settings, fixed_on_resume
+from running.training import Training, summary_writer
+from speed.packing import Packing
 from text_utils import TextEncoder
-from training import Training, summary_writer
-from utils import InputError, copy_file, digests, find, make_output_folder, replacing
 from weights import SavedRun, open_run
 
 # --- what a run trains -----------------------------------------------------------------------------------------------

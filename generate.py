@@ -19,14 +19,15 @@ from pathlib import Path
 
 import torch
 
+from formats.examples import OWN_FIELDS, parse_columns
+from formats.files import InputError, find
 from generation import stream_text
 from model_pytorch import DoubleHeadModel, LMModel
-from processes import Ranks, keep_freed_memory
-from readers import OWN_FIELDS, parse_columns
+from running.command import exit_code
+from running.processes import Ranks, keep_freed_memory
+from running.settings import COUNT, DATASETS, NOT_NEGATIVE, number, parse, setting
 from scoring import score_file, summary
-from settings import COUNT, DATASETS, NOT_NEGATIVE, number, parse, setting
 from text_utils import TextEncoder
-from utils import InputError, exit_code, find
 from weights import open_model, open_run
 from zero_shot import HEURISTICS, zero_shot_on
 

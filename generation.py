@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inputs import special_tokens
+from formats.files import InputError
 from model_pytorch import DoubleHeadModel, LMModel, TransformerModel
+from reading.rows import special_tokens
 from text_utils import TextEncoder, WordJoiner
-from utils import InputError
 
 Model = TransformerModel | LMModel | DoubleHeadModel
 

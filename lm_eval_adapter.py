@@ -7,10 +7,11 @@ import re
 import sys
 from os.path import commonprefix, dirname, realpath
 
+from formats.files import InputError
 from generation import generate_text
-from processes import Ranks
+from running.command import exit_code
+from running.processes import Ranks
 from scoring import log_probabilities, next_tokens, pack
-from utils import InputError, exit_code
 from weights import open_model
 
 

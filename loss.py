@@ -10,9 +10,9 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import at_least_float32, row_losses
 from model_pytorch import DoubleHeadModel, LMModel
-from packing import Packing
+from speed.kernels import at_least_float32, row_losses
+from speed.packing import Packing
 
 
 def compute_losses(

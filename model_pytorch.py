@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kernels import Dropout, activated_linear, attention
-from packing import Packing
-from shards import load_openai_pretrained_model  # noqa: F401  a public name of this file
+from formats.authors import load_openai_pretrained_model  # noqa: F401  a public name of this file
+from speed.kernels import Dropout, activated_linear, attention
+from speed.packing import Packing
 
 ACTIVATIONS = {
     "relu": F.relu,

@@ -15,11 +15,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from datasets import TASKS
-from processes import keep_freed_memory
-from readers import FIELDS, SUFFIXES, Bad, Example, check_own, json_example, own_examples, parse_columns
-from settings import COUNT, parse, setting
-from utils import InputError, exit_code, replacing
+from formats.examples import FIELDS, SUFFIXES, Bad, Example, check_own, json_example, own_examples, parse_columns
+from formats.files import InputError, replacing
+from reading.tasks import TASKS
+from running.command import exit_code
+from running.processes import keep_freed_memory
+from running.settings import COUNT, parse, setting
 from weights import Prediction, SavedRun, open_run
 
 

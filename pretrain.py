@@ -17,13 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from corpus import n_cores, open_tokens, prepare
-from inputs import Sequences
+from formats.authors import BPE_FILE, ENCODER_FILE, FolderSizes, save_openai_model
+from formats.files import InputError, copy_file, digests, make_output_folder, sha256
 from loss import sequence_losses, token_mean
 from model_pytorch import ACTIVATIONS, DEFAULT_CONFIG, LMModel, TransformerModel
 from opt import OpenAIAdam
-from packing import Packing
-from processes import (
+from reading.corpus import n_cores, open_tokens, prepare
+from reading.rows import Sequences
+from running.command import exit_code
+from running.processes import (
     Ranks,
     Stop,
     autocast,
@@ -35,8 +37,8 @@ from processes import (
     pick_precision,
     restarted,
 )
-from results import draw_perplexity
-from settings import (
+from running.results import draw_perplexity
+from running.settings import (
     COUNT,
     FRACTION,
     NOT_NEGATIVE,
@@ -51,10 +53,9 @@ from settings import (
     required,
     setting,
 )
-from shards import BPE_FILE, ENCODER_FILE, FolderSizes, save_openai_model
+from running.training import Speed, Training, count_operations, matrix_rate, summary_writer
+from speed.packing import Packing
 from text_utils import TextEncoder
-from training import Speed, Training, count_operations, matrix_rate, summary_writer
-from utils import InputError, copy_file, digests, exit_code, make_output_folder, sha256
 from weights import copy_weights, open_transformer, parameter_files
 from zero_shot import parse_probes, read_probes
 

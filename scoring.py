@@ -16,15 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inference import progress_bar
-from inputs import N_SPECIAL, Ids, pad_rows
-from kernels import row_losses
+from formats.examples import read_lines
+from formats.files import InputError
 from model_pytorch import TransformerModel
-from packing import Packing
-from processes import Ranks
-from readers import read_lines
+from reading.rows import N_SPECIAL, Ids, pad_rows
+from running.inference import progress_bar
+from running.processes import Ranks
+from speed.kernels import row_losses
+from speed.packing import Packing
 from text_utils import TextEncoder, Word
-from utils import InputError
 
 # --- rows of ids -> log-probabilities --------------------------------------------------------------------------------
 

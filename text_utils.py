@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tqdm import tqdm
 
-from utils import InputError, read_json
+from formats.files import InputError, read_json
 
 if TYPE_CHECKING:  # spaCy and ftfy take a second to import: they are imported where a text is split
     from spacy.language import Language

@@ -9,11 +9,12 @@ from contextlib import closing
 from pathlib import Path
 
 from finetuning import Run, Settings
-from inputs import transform_roc  # noqa: F401  a public name of this file
-from processes import Stop, join_ranks, keep_freed_memory, make_deterministic, peak_memory
-from results import analyse
-from settings import parse
-from utils import exit_code, find
+from formats.files import find
+from reading.rows import transform_roc  # noqa: F401  a public name of this file
+from running.command import exit_code
+from running.processes import Stop, join_ranks, keep_freed_memory, make_deterministic, peak_memory
+from running.results import analyse
+from running.settings import parse
 from verify import verify
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inputs import position_rows
-from shards import FolderSizes, read_sizes, verify_authors_files
-from utils import InputError, find
+from formats.authors import FolderSizes, read_sizes, verify_authors_files
+from formats.files import InputError, find
+from reading.rows import position_rows
 from weights import open_model
 
 AUTHORS_SIZES = FolderSizes(n_vocab=40478, n_positions=512, n_embd=768, n_head=12, n_layer=12)

@@ -10,13 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from checkpoint import load_parameters
-from encoding import Encoded
-from inference import answers, predict, written_answers
-from inputs import CUTS, FORMS, Rows, special_tokens
-from model_pytorch import DEFAULT_CONFIG, Config, DoubleHeadModel, LMModel, TransformerModel
-from processes import Ranks
-from shards import (
+from formats.authors import (
     BPE_FILE,
     ENCODER_FILE,
     FolderSizes,
@@ -25,8 +19,14 @@ from shards import (
     vocabulary_files,
     weight_files,
 )
+from formats.files import InputError, copy_file, find, make_output_folder, read_json, sha256
+from model_pytorch import DEFAULT_CONFIG, Config, DoubleHeadModel, LMModel, TransformerModel
+from reading.encoding import Encoded
+from reading.rows import CUTS, FORMS, Rows, special_tokens
+from running.checkpoint import load_parameters
+from running.inference import answers, predict, written_answers
+from running.processes import Ranks
 from text_utils import TextEncoder
-from utils import InputError, copy_file, find, make_output_folder, read_json, sha256
 
 
 def open_model(folder: str | os.PathLike, return_probs: bool = True) -> tuple[LMModel, TextEncoder]:

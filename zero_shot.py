@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from datasets import Task, find_task
-from inference import progress_bar
-from inputs import FORMS, Ids, Rows
+from formats.examples import parse_columns
+from formats.files import InputError, find
 from loss import METRICS
 from model_pytorch import TransformerModel
-from processes import Ranks
-from readers import parse_columns
+from reading.rows import FORMS, Ids, Rows
+from reading.splits import Splits, read_splits
+from reading.tasks import Task, find_task
+from running.inference import progress_bar
+from running.processes import Ranks
+from running.settings import DATASETS
 from scoring import next_log_probabilities, pack
-from settings import DATASETS
-from splits import Splits, read_splits
 from text_utils import TextEncoder
-from utils import InputError, find
 
 Choice = tuple[Ids, list[Ids]]  # a context, and what may follow it
 

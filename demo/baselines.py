@@ -1,11 +1,10 @@
 """Score methods that need no understanding on a cloze set: on a fair set all but the last score about 50 %.
 
-python demo/baselines.py --data_dir demo/data
+python -m demo.baselines --data_dir demo/data
 """
 
 import argparse
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +14,9 @@ from scipy.sparse import csr_matrix, hstack, spmatrix
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer
 from sklearn.linear_model import LogisticRegression
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the scripts in the folder above
-
-from datasets import ROCSTORIES_TEST, ROCSTORIES_VALID, read_cloze  # noqa: E402
-from readers import Example  # noqa: E402
+from datasets import read_cloze
+from formats.examples import Example
+from reading.tasks import ROCSTORIES_TEST, ROCSTORIES_VALID
 
 Row = tuple[str, str, str, int]  # an example: story of four sentences, two endings, index of the right one
 

@@ -5,23 +5,20 @@ stay: it reads the same rows. There is dropout on the embedding matrix and befor
 """
 
 import math
-import sys
 from contextlib import closing
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the scripts in the folder above
-
-import finetuning  # noqa: E402
-import pretrain  # noqa: E402
-from checkpoint import load_parameters, save_parameters  # noqa: E402
-from model_pytorch import DoubleHeadModel, LMModel, TransformerModel  # noqa: E402
-from packing import Packing  # noqa: E402
-from processes import Ranks, Stop, join_ranks  # noqa: E402
-from shards import read_sizes  # noqa: E402
-from utils import find  # noqa: E402
+import finetuning
+import pretrain
+from formats.authors import read_sizes
+from formats.files import find
+from model_pytorch import DoubleHeadModel, LMModel, TransformerModel
+from running.checkpoint import load_parameters, save_parameters
+from running.processes import Ranks, Stop, join_ranks
+from speed.packing import Packing
 
 
 class LSTM(nn.Module):

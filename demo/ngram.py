@@ -1,6 +1,6 @@
 """Compare a pre-trained model's held-out perplexity with that of a 5-gram on the same tokens.
 
-python demo/ngram.py --log log/pretrain.jsonl --tokens save/pretrain/tokens.bin
+python -m demo.ngram --log log/pretrain.jsonl --tokens save/pretrain/tokens.bin
 
 Both leave out the first token of each sequence: of each window, or with --by_document of each document. The 5-gram
 counts in all tokens before the first held-out sequence.
@@ -8,14 +8,11 @@ counts in all tokens before the first held-out sequence.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the scripts in the folder above
-
-from inputs import Sequences  # noqa: E402
+from reading.rows import Sequences
 
 
 def ngram_probabilities(tokens: np.ndarray, n_train: int, n_vocab: int, order: int = 5) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The paper in miniature: its Table 5 and the two panels of its figure 2, with small networks and generated text.
 
-    python demo/paper.py
+    python -m demo.paper
 
 makes the data, pre-trains the transformer and an LSTM of as many parameters, fine-tunes both on every task over seeds,
 and writes all results to one JSON file. From that file it draws --figure and fills the tables in README.md and
@@ -20,33 +20,24 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import lstm
 import numpy as np
 import pandas as pd
-from baselines import majority, rule_accuracy, rules
 from matplotlib.figure import Figure
-from workers import ROOT, Job, run_jobs
 
 import finetuning
 import pretrain
-from corpus import n_cores
-from datasets import Task, find_task
-from inputs import FORMS
-from processes import Stop, join_ranks
-from settings import COUNT, parse
-from shards import BPE_FILE, ENCODER_FILE, is_model, weight_files
-from splits import read_texts, read_unencoded
-from utils import (
-    InputError,
-    copy_file,
-    digests,
-    exit_code,
-    find,
-    make_output_folder,
-    read_json,
-    replacing,
-    write_json,
-)
+from demo import lstm
+from demo.baselines import majority, rule_accuracy, rules
+from demo.workers import ROOT, Job, run_jobs
+from formats.authors import BPE_FILE, ENCODER_FILE, is_model, weight_files
+from formats.files import InputError, copy_file, digests, find, make_output_folder, read_json, replacing, write_json
+from reading.corpus import n_cores
+from reading.rows import FORMS
+from reading.splits import read_texts, read_unencoded
+from reading.tasks import Task, find_task
+from running.command import exit_code
+from running.processes import Stop, join_ranks
+from running.settings import COUNT, parse
 from zero_shot import parse_probes
 
 # --- the experiments; in flags {work} is the work folder -------------------------------------------------------------
@@ -211,7 +202,7 @@ def make_data(work: Path) -> None:
         part = work / f"{name}.part"
         command = [arg.replace("{out}", str(part.resolve())) for arg in filled(arguments, work.resolve())]
         made = subprocess.run(
-            [sys.executable, str(ROOT / "demo/stories.py"), *command], cwd=ROOT, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "demo.stories", *command], cwd=ROOT, stderr=subprocess.PIPE, text=True
         )
         if made.returncode:
             last = (made.stderr.splitlines() or [f"exit code {made.returncode}"])[-1]

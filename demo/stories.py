@@ -5,10 +5,10 @@ and men's and women's names), to tell who did what to whom, to know what a cause
 against enemies, and to compare two texts in this. No sentence of the corpus judges a story, and no example of a task,
 nor its story of four sentences, occurs in it. A simple rule finds the right answer only in a part of the kinds.
 
-    python demo/stories.py tasks --out tasks
-    python demo/stories.py corpus --exclude tasks --out corpus.txt
+    python -m demo.stories tasks --out tasks
+    python -m demo.stories corpus --exclude tasks --out corpus.txt
 
-The cloze set of the demo: python demo/stories.py tasks --out tasks && cp tasks/cloze/*.csv demo/data
+The cloze set of the demo: python -m demo.stories tasks --out tasks && cp tasks/cloze/*.csv demo/data
 """
 
 import argparse

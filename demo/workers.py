@@ -4,7 +4,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -15,11 +14,10 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the scripts in the folder above
+from formats.files import InputError
+from running.processes import keep_freed_memory
 
-from processes import keep_freed_memory  # noqa: E402
-from utils import InputError  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 N_LINES = 5  # of a failed job's log that are shown
 

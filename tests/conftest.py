@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import ROCSTORIES_TEST, ROCSTORIES_VALID
-from shards import FolderSizes
+from formats.authors import FolderSizes
+from reading.tasks import ROCSTORIES_TEST, ROCSTORIES_VALID
 
 HEADER = (
     "InputStoryid,InputSentence1,InputSentence2,InputSentence3,InputSentence4,"

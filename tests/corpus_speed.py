@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MEASURE = """
 import json, resource, sys, time
 from pathlib import Path
-import corpus
+from reading import corpus
 step, n_workers, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
 (folder / "shards").mkdir(exist_ok=True)
 vocabulary, times = (folder / "encoder.json", folder / "merges.bpe"), [time.monotonic()]

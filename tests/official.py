@@ -9,7 +9,7 @@ from pathlib import Path
 
 from conftest import HEADER
 
-from datasets import ROCSTORIES_TEST, ROCSTORIES_VALID
+from reading.tasks import ROCSTORIES_TEST, ROCSTORIES_VALID
 
 N = 24  # good lines of each file, and more where it has quirks
 QUIRKS = (

@@ -15,11 +15,11 @@ from conftest import write_data, write_model
 import convert
 import pretrain
 import train
-import training
-from datasets import find_task
+from reading.splits import read_splits
+from reading.tasks import find_task
+from running import training
+from running.training import Speed, Training
 from scoring import log_probabilities
-from splits import read_splits
-from training import Speed, Training
 from weights import open_model, open_run
 from zero_shot import parse_probes, zero_shot
 

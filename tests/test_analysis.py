@@ -10,14 +10,14 @@ import pytest
 import scipy.stats
 
 import analysis
-from datasets import ROCSTORIES_TEST, ROCSTORIES_VALID, find_task
-from inference import written_answers
+from formats.files import InputError, sha256
 from loss import METRICS
-from measures import ON_COUNTS, calibration, confusion_matrix, error_by_length, intervals
-from results import accuracy_by_length, draw_perplexity
-from splits import read_splits, read_texts
+from reading.splits import read_splits, read_texts
+from reading.tasks import ROCSTORIES_TEST, ROCSTORIES_VALID, find_task
+from running.inference import written_answers
+from running.metrics import ON_COUNTS, calibration, confusion_matrix, error_by_length, intervals
+from running.results import accuracy_by_length, draw_perplexity
 from text_utils import TextEncoder
-from utils import InputError, sha256
 
 SETTINGS = dict(desc="a run", t_total=20, n_valid=7, lr_schedule="warmup_linear", lr=1e-3, lr_warmup=0.1)
 LOGS = [

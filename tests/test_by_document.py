@@ -13,9 +13,9 @@ from launch import Processes
 from test_pretrain import SMALL, outcome, write_corpus
 
 import pretrain
-from inputs import Sequences, position_rows
 from model_pytorch import Config, LMModel
-from training import Training
+from reading.rows import Sequences, position_rows
+from running.training import Training
 from weights import open_model
 
 N_VOCAB, NEWLINE = 10, 9

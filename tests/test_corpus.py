@@ -17,11 +17,11 @@ from launch import ROOT
 from test_pretrain import write_corpus
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-import corpus
-from corpus import ByteRange, cut, find_files, open_tokens, prepare, read_lines
-from merges import learn_merges
+from formats.files import InputError, sha256
+from reading import corpus
+from reading.corpus import ByteRange, cut, find_files, open_tokens, prepare, read_lines
+from reading.merges import learn_merges
 from text_utils import TextEncoder, split_words, word_splitter
-from utils import InputError, sha256
 
 VOCABULARY = Path("encoder_bpe_40000.json"), Path("vocab_40000.bpe")
 
@@ -314,8 +314,8 @@ def test_a_text_that_changes_while_it_is_read_is_named(monkeypatch):
 PREPARE = """
 import sys
 from pathlib import Path
-import corpus
-from utils import exit_code
+from reading import corpus
+from running.command import exit_code
 corpus.SHARD_BYTES, corpus.BATCH_BYTES, n_workers = 1500, 200, int(sys.argv[1])
 vocabulary = Path("encoder_bpe_40000.json"), Path("vocab_40000.bpe")
 sys.exit(exit_code("it", lambda: corpus.prepare(["corpus.txt"], vocabulary, 10, Path("."), n_workers), "go on"))

@@ -9,13 +9,15 @@ import pytest
 from sklearn.model_selection import train_test_split
 
 import datasets
-from datasets import ROCSTORIES_TEST, ROCSTORIES_VALID, TASKS, Task, read_cloze
-from inputs import CUTS, FORMS
+from datasets import read_cloze
+from formats.authors import BPE_FILE, ENCODER_FILE
+from formats.files import InputError
 from loss import METRICS
-from shards import BPE_FILE, ENCODER_FILE
-from splits import read_splits
+from reading import tasks
+from reading.rows import CUTS, FORMS
+from reading.splits import read_splits
+from reading.tasks import ROCSTORIES_TEST, ROCSTORIES_VALID, TASKS, Task
 from text_utils import TextEncoder
-from utils import InputError
 
 AUTHORS_SEED = 3535999445
 
@@ -251,15 +253,15 @@ def test_a_missing_folder_is_named_with_a_file_that_it_should_hold(tmp_path):
 def test_the_same_fraction_of_each_label_is_held_out(tmp_path):
     labels = np.array([0] * 60 + [1] * 30 + [2] * 10)
     for seed in range(5):
-        train, valid = datasets.hold_out(labels, 20, seed, True, tmp_path)
+        train, valid = tasks.hold_out(labels, 20, seed, True, tmp_path)
         assert np.bincount(labels[valid]).tolist() == [12, 6, 2]
         assert sorted([*train, *valid]) == list(range(100))
-    assert set(datasets.hold_out(labels, 20, 0, True, tmp_path)[1]) != set(valid)  # seed decides
+    assert set(tasks.hold_out(labels, 20, 0, True, tmp_path)[1]) != set(valid)  # seed decides
     single = np.array([0] * 9 + [1])  # a label that cannot be in both
-    assert len(datasets.hold_out(single, 3, 0, True, tmp_path)[1]) == 3
+    assert len(tasks.hold_out(single, 3, 0, True, tmp_path)[1]) == 3
 
 
 @pytest.mark.parametrize("n_valid", [0, 10, 11])
 def test_nothing_held_out_or_everything_is_refused(tmp_path, n_valid):
     with pytest.raises(InputError, match=f"--n_valid {n_valid} of its 10 examples"):
-        datasets.hold_out(np.zeros(10, int), n_valid, 0, False, tmp_path)
+        tasks.hold_out(np.zeros(10, int), n_valid, 0, False, tmp_path)

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import encoding
-from datasets import Source
-from encoding import ARRAYS, KEPT_CACHES, Encoded, encode_cached
-from readers import Bad, Example
-from utils import InputError
+from formats.examples import Bad, Example
+from formats.files import InputError
+from reading import encoding
+from reading.encoding import ARRAYS, KEPT_CACHES, Encoded, encode_cached
+from reading.tasks import Source
 
 
 def test_encoded_texts_come_back_as_they_were():

@@ -18,13 +18,13 @@ from torch.export import Dim, export
 
 import convert
 import train
-from exchange import array_names, classifier_weights
 from finetuning import fit
-from inputs import FORMS, N_SPECIAL, pad_rows, position_rows, special_tokens
+from formats.authors import FolderSizes, read_sizes, save_openai_model
+from formats.files import InputError
+from formats.hugging_face import array_names, classifier_weights
 from model_pytorch import DEFAULT_CONFIG, LayerNorm, LMModel, load_openai_pretrained_model
-from shards import FolderSizes, read_sizes, save_openai_model
+from reading.rows import FORMS, N_SPECIAL, pad_rows, position_rows, special_tokens
 from text_utils import TextEncoder
-from utils import InputError
 from weights import SavedRun, open_model, open_run
 
 ROOT = Path(__file__).parents[1]

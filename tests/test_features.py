@@ -8,8 +8,8 @@ import torch
 
 import train
 from features import Features, attention_weights, features, hidden_states, pooled_features, read_row
+from formats.files import InputError
 from scoring import pack
-from utils import InputError
 from weights import open_model, open_run
 
 TEXT = "The cat was IN the hat, don’t!"

@@ -13,17 +13,17 @@ import torch
 from launch import Processes
 
 import analysis
-import datasets
 import finetuning
 import train
-from datasets import Source, Task
-from inference import evaluate, predict
-from inputs import Rows
+from formats.examples import Example
+from formats.files import InputError
 from model_pytorch import Config, DoubleHeadModel
-from processes import Ranks, join_ranks
-from readers import Example
-from results import analyse
-from utils import InputError
+from reading import tasks
+from reading.rows import Rows
+from reading.tasks import Source, Task
+from running.inference import evaluate, predict
+from running.processes import Ranks, join_ranks
+from running.results import analyse
 from weights import open_run
 
 NO_DROPOUT = [f"--{part}_pdrop=0" for part in ("embd", "attn", "resid", "clf")]
@@ -105,7 +105,7 @@ def column(path: str) -> list[str]:
 
 def test_a_new_data_set_goes_from_training_to_predictions_and_analysis(folder, monkeypatch, capsys):
     task = weather("classification")
-    monkeypatch.setitem(datasets.TASKS, "weather", task)
+    monkeypatch.setitem(tasks.TASKS, "weather", task)
     assert train.main([*FLAGS, "--n_iter", "20", "--lr", "1e-2", "--lm_coef", "0", *NO_DROPOUT]) == 0
     out = capsys.readouterr().out
     settings, *lines = map(json.loads, Path("log/weather.jsonl").read_text().splitlines())
@@ -148,7 +148,7 @@ def test_a_new_data_set_goes_from_training_to_predictions_and_analysis(folder, m
 @pytest.mark.parametrize("form", ["entailment", "similarity", "multiple_choice"])
 def test_each_form_trains_and_predicts(folder, monkeypatch, form):
     task = weather(form)
-    monkeypatch.setitem(datasets.TASKS, "weather", task)
+    monkeypatch.setitem(tasks.TASKS, "weather", task)
     assert train.main([*FLAGS, "--n_iter", "2", "--n_ctx", "30"]) == 0
     predictions = column("submission/Weather.tsv")
     assert len(predictions) == 12 and set(predictions) <= set(WEATHER)
@@ -161,7 +161,7 @@ def test_each_form_trains_and_predicts(folder, monkeypatch, form):
 
 def test_predictions_in_other_words_than_the_labels_are_refused(folder, monkeypatch):
     task = weather("classification")
-    monkeypatch.setitem(datasets.TASKS, "weather", task)
+    monkeypatch.setitem(tasks.TASKS, "weather", task)
     assert train.main([*FLAGS, "--n_iter", "1"]) == 0
     path = Path("log/weather.tsv")
     head, first, *rest = path.read_text().splitlines()

@@ -11,13 +11,13 @@ import scipy.stats
 import sklearn.metrics
 import torch
 
-from encoding import Encoded
 from finetuning import FineTuning, balanced_weights
-from inference import answers, evaluate, predict, written_answers
-from inputs import CUTS, FORMS, Rows, cut_longest, soft_labels, special_tokens
 from loss import METRICS, packed_losses, task_losses
 from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel
-from processes import Ranks
+from reading.encoding import Encoded
+from reading.rows import CUTS, FORMS, Rows, cut_longest, soft_labels, special_tokens
+from running.inference import answers, evaluate, predict, written_answers
+from running.processes import Ranks
 
 N_VOCAB, T = 20, 24  # words; tokens of the longest row allowed
 START, DELIMITER, CLASSIFY = 20, 21, 22

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards import FolderSizes
+from formats.authors import FolderSizes
 
 LOAD = """
 import resource, sys, torch

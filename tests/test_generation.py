@@ -14,13 +14,13 @@ from test_packing import assert_all_close
 from torch import Tensor
 
 import generation
-from datasets import ROCSTORIES_TEST
+from formats.files import InputError
 from generation import Transcript, encode_prompt, generate, generate_text, sample, stream_text
-from inputs import special_tokens
-from kernels import attention, plain_attention
 from model_pytorch import DoubleHeadModel, LMModel
+from reading.rows import special_tokens
+from reading.tasks import ROCSTORIES_TEST
+from speed.kernels import attention, plain_attention
 from text_utils import TextEncoder
-from utils import InputError
 from weights import open_model
 
 ROOT = Path(__file__).parents[1]

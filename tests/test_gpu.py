@@ -18,10 +18,10 @@ from launch import Processes
 from test_training import read_log, train_flags
 
 import bench
-import kernels
 import loss
 import train
-from processes import autocast, pick_precision
+from running.processes import autocast, pick_precision
+from speed import kernels
 
 DEVICE = torch.device("cuda")
 

@@ -1,41 +1,51 @@
-"""How the code is laid out: which file may import which, what an import loads, public names, plain words, length."""
+"""How the code is laid out: which file may import which, what an import loads, public names."""
 
 import argparse
 import ast
 import dataclasses
 import importlib
 import inspect
-import io
 import json
 import re
 import subprocess
 import sys
-import tokenize
 from pathlib import Path
 
 import pytest
 
 import model_pytorch
-from datasets import TASKS
+from reading.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
+ROOMS = ("speed", "formats", "reading", "running", "bench", "demo")
 FILES = {path.stem: path for path in sorted(ROOT.glob("*.py"))}
+FILES |= {
+    f"{room}.{path.stem}": path
+    for room in ROOMS
+    for path in sorted((ROOT / room).glob("*.py"))
+    if path.stem != "__init__"
+}
 
-# a file imports only from the layers above its own line
-LAYERS = [
-    {"utils"},
-    {"exchange"},
-    {"kernels", "packing", "opt", "text_utils", "processes", "shards", "readers", "merges"},
-    {"model_pytorch", "corpus", "checkpoint", "datasets"},
-    {"loss", "settings", "encoding"},
-    {"inputs"},
-    {"inference", "splits", "measures", "figures", "generation"},
-    {"training", "weights", "results", "scoring"},
-    {"finetuning", "zero_shot", "features", "verify"},
-    {"train", "predict", "pretrain", "generate", "convert", "analysis", "bench", "lm_eval_adapter"},
-]
-COMMANDS = LAYERS[-1]
-LIBRARY = sorted(set().union(*LAYERS[:-1]))
+# the first part of a module's name -> the parts from which it may import, beside its own room
+COMMANDS = {"train", "pretrain", "predict", "generate", "convert", "verify", "analysis", "lm_eval_adapter"}
+REPRODUCTION = {"model_pytorch", "loss", "opt", "text_utils"}
+NOTEBOOK = {"weights", "generation", "scoring", "zero_shot", "features"}
+BELOW = {
+    "speed": set(),
+    "formats": set(),
+    "utils": {"formats"},
+    "opt": {"speed"},
+    "text_utils": {"formats"},
+    "model_pytorch": {"speed", "formats"},
+    "loss": {"speed", "model_pytorch"},
+    "reading": {"speed", "formats", "text_utils"},
+    "datasets": {"formats", "reading"},
+    "running": {"speed", "formats", "reading", *REPRODUCTION},
+}
+BELOW |= {name: {"speed", "formats", "reading", "running", *REPRODUCTION, *NOTEBOOK} for name in NOTEBOOK}
+BELOW |= {name: BELOW["weights"] | COMMANDS for name in COMMANDS}
+BELOW["finetuning"] = BELOW["train"]
+BELOW["bench"] = BELOW["demo"] = BELOW["finetuning"] | {"finetuning"}
 
 # --- imports ---------------------------------------------------------------------------------------------------------
 
@@ -45,28 +55,46 @@ def imports(source: str, within_functions: bool = True) -> set[str]:
     found, tree = set(), ast.parse(source)
     for node in ast.walk(tree) if within_functions else tree.body:
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found.add((node.module or "").split(".")[0])
+            module = node.module or ""
+            found |= {f"{module}.{alias.name}" for alias in node.names} if module in ROOMS else {module}
     return found
 
 
-def test_every_file_has_one_layer():
-    assert sum(map(len, LAYERS)) == len(set().union(*LAYERS))
-    assert set(LIBRARY) <= set(FILES) <= set(LIBRARY) | COMMANDS
+def arrows(names: set[str] | None = None) -> dict[str, set[str]]:
+    """Return for each of our modules those of ours that it imports."""
+    return {name: imports(path.read_text(encoding="utf-8")) & FILES.keys() for name, path in FILES.items()}
 
 
-def test_every_import_goes_to_a_lower_layer():
-    layer = {name: i for i, names in enumerate(LAYERS) for name in names}
-    arrows = [(name, other) for name, path in FILES.items() for other in imports(path.read_text()) & layer.keys()]
-    assert len(arrows) > 50
-    assert [f"{name} imports {other}" for name, other in arrows if layer[other] >= layer[name]] == []
+def test_every_import_goes_to_a_room_or_file_below():
+    assert {name.split(".")[0] for name in FILES} <= BELOW.keys()
+    found = []
+    for name, others in arrows().items():
+        part = name.split(".")[0]
+        allowed = BELOW[part] | ({part} if part in ROOMS else set())
+        found += [f"{name} imports {other}" for other in others if other.split(".")[0] not in allowed]
+    assert found == []
+
+
+def test_no_imports_go_round_in_a_circle():
+    left = arrows()
+    assert sum(map(len, left.values())) > 50
+    while free := [name for name, others in left.items() if not others & left.keys()]:
+        for name in free:
+            del left[name]
+    assert left == {}
 
 
 def test_imports_are_found_wherever_they_stand():
-    source = "import a.b\nfrom c.d import e\ndef f():\n    import g, h\n    def i():\n        from j import k\n"
-    assert imports(source) == {"a", "c", "g", "h", "j"}
-    assert imports(source, within_functions=False) == {"a", "c"}
+    source = "import a.b\nfrom c.d import e\ndef f():\n    import g, h\n    from reading import rows\n"
+    assert imports(source) == {"a.b", "c.d", "g", "h", "reading.rows"}
+    assert imports(source, within_functions=False) == {"a.b", "c.d"}
+
+
+def test_every_room_says_in_a_line_what_it_is_for():
+    for room in ROOMS:
+        assert re.fullmatch(r'""".+\."""\n', (ROOT / room / "__init__.py").read_text(encoding="utf-8")), room
 
 
 def test_the_model_and_the_files_below_it_import_no_package_but_torch_and_numpy():
@@ -75,8 +103,10 @@ def test_the_model_and_the_files_below_it_import_no_package_but_torch_and_numpy(
         found |= todo
         reached |= set().union(*(imports(FILES[name].read_text(), False) & FILES.keys() for name in todo))
     packages = set().union(*(imports(FILES[name].read_text(), False) for name in reached))
-    assert reached == {"model_pytorch", "kernels", "packing", "shards", "exchange", "utils"}
-    assert packages - sys.stdlib_module_names - FILES.keys() == {"torch", "numpy"}
+    expected = {"speed.kernels", "speed.packing", "formats.authors", "formats.hugging_face", "formats.files"}
+    assert reached == {"model_pytorch", *expected}
+    packages = {name.split(".")[0] for name in packages}
+    assert packages - sys.stdlib_module_names - set(ROOMS) == {"torch", "numpy"}
 
 
 def modules_after(*statements: str) -> list[set[str]]:
@@ -91,20 +121,21 @@ def modules_after(*statements: str) -> list[set[str]]:
 def test_importing_the_model_loads_no_package_but_torch_and_numpy():
     before, after = modules_after("import torch, numpy", "import model_pytorch")
     assert "torch" in before and "model_pytorch" in after
-    assert after - before - sys.stdlib_module_names - FILES.keys() == set()
+    assert after - before - sys.stdlib_module_names - FILES.keys() - set(ROOMS) == set()
 
 
 def test_importing_the_library_loads_no_package_for_texts_tables_or_pictures():
-    (loaded,) = modules_after(f"import {', '.join(LIBRARY)}")
+    library = sorted(FILES.keys() - COMMANDS - {name for name in FILES if name.startswith(("bench", "demo"))})
+    (loaded,) = modules_after(f"import {', '.join(library)}")
     heavy = {"matplotlib", "pandas", "scipy", "spacy", "sklearn", "ftfy", "transformers", "tokenizers"}
-    assert set(LIBRARY) <= loaded
+    assert {"model_pytorch", "finetuning"} <= loaded
     assert loaded & heavy == set()
 
 
 # --- data and network know nothing of each other ----------------------------------------------------------------------
 
-READERS = ["readers", "datasets", "encoding"]
-NETWORK = ["model_pytorch", "kernels", "packing", "loss", "opt", "training"]
+READERS = ["formats.examples", "reading.tasks", "datasets", "reading.encoding"]
+NETWORK = ["model_pytorch", "speed.kernels", "speed.packing", "loss", "opt", "running.training"]
 
 
 def names_in(source: str, words: set[str]) -> set[str]:
@@ -204,59 +235,3 @@ def test_flags_of_the_specification_exist():
         n_iter n_batch lr lr_warmup lr_schedule max_grad_norm n_ctx n_embd n_head n_layer embd_pdrop attn_pdrop
         resid_pdrop clf_pdrop afn l2 vector_l2 b1 b2 e lm_coef n_transfer n_valid""".split()
     )
-
-
-# --- words and length ------------------------------------------------------------------------------------------------
-
-UNCLEAR = [
-    "mend(s|ed|ing)?",
-    "learnt",
-    "drop-outs?",
-    "seen by none",
-    "no wait",
-    "half as long again",
-    "makes act.u. again",
-    "one behind the other",
-    "tokens of no use",
-    "keeps u alone",
-    "one draw of",
-    "whoever",
-    "draws his own",
-    "nor any computed twice",
-    "they leave gaps",
-    "every method is free",
-    "its going would",
-    "drops out others",
-    "choices' beginning",
-    "reads beside",
-    "where none can be written",
-    "how many kinds",
-    "no sound",
-    "is no (array|log|multiple|table|vocabulary)",
-]
-
-
-def prose(source: str) -> str:
-    """Return the comments and strings of a source, docstrings included, as one line."""
-    types = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return " ".join(" ".join(token.string.strip("#\"' ") for token in tokens if token.type in types).split())
-
-
-def test_comments_and_strings_are_in_plain_words():
-    unclear = re.compile(rf"\b({'|'.join(UNCLEAR)})\b", re.IGNORECASE)
-    found = []
-    for path in FILES.values():
-        text = prose(path.read_text(encoding="utf-8"))
-        found += [(path.name, text[max(0, m.start() - 30) : m.end() + 30]) for m in unclear.finditer(text)]
-    assert found == []
-
-
-def test_prose_holds_comments_docstrings_and_strings_across_lines():
-    source = '"""Seen by\nnone."""\nx = "no " "wait"  # half as\n# long again\ny = f"{x} learnt"\n'
-    assert len(re.findall("|".join(UNCLEAR), prose(source).lower())) == 4
-
-
-def test_no_file_is_longer_than_420_lines():
-    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in FILES.values()}
-    assert {name: n for name, n in lengths.items() if n > 420 and name != "bench.py"} == {}

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-import inputs
 import train
-from encoding import Encoded
-from inputs import (
+from reading import rows as inputs
+from reading.encoding import Encoded
+from reading.rows import (
     CUTS,
     FORMS,
     Rows,
@@ -23,7 +23,7 @@ from inputs import (
     similarity_rows,
     special_tokens,
 )
-from packing import Packing
+from speed.packing import Packing
 
 SPECIAL = special_tokens(100)  # start 100, delimiter 101, classify 102
 

@@ -10,10 +10,10 @@ from test_model_pytorch import N_VOCAB, T, assert_close, make
 from test_packing import assert_all_close
 from torch import Tensor, nn
 
-import kernels
-from kernels import Dropout
 from model_pytorch import ACTIVATIONS
-from packing import Packing
+from speed import kernels
+from speed.kernels import Dropout
+from speed.packing import Packing
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

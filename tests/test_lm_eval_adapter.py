@@ -11,10 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from formats.files import InputError
 from generation import generate_text
 from lm_eval_adapter import Adapter
 from scoring import score
-from utils import InputError
 
 ROOT = Path(__file__).parents[1]
 STORY = "Anna had a big exam. She went over each chapter twice."

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from test_model_pytorch import CFG, CLASSIFY, N_VOCAB, T, V, make
 from test_packing import SHARED, assert_all_close, rows_of
 
-import kernels
 import loss
-from packing import Packing
+from speed import kernels
+from speed.packing import Packing
 
 HEADS = {
     "multiple_choice": "multiple_choice",

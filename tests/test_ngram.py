@@ -2,9 +2,10 @@
 
 from collections import Counter
 
-import ngram
 import numpy as np
 import pytest
+
+from demo import ngram
 
 
 def probability(train: list[int], history: list[int], token: int, order: int, n_vocab: int) -> float:

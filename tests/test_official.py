@@ -12,9 +12,9 @@ import pytest
 from official import GLUE, OTHERS, Files, N
 
 import train
-from datasets import TASKS, Task
-from encoding import good_examples
-from splits import Splits, read_splits
+from reading.encoding import good_examples
+from reading.splits import Splits, read_splits
+from reading.tasks import TASKS, Task
 from text_utils import TextEncoder
 
 ROOT = Path(__file__).resolve().parent.parent

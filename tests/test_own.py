@@ -9,7 +9,7 @@ import pytest
 
 import train
 from finetuning import Settings, balanced_weights, fit
-from utils import InputError
+from formats.files import InputError
 from weights import open_run
 
 WORDS = ("cat", "red", "hat", "rat", "in")

@@ -7,7 +7,7 @@ from test_model_pytorch import CLASSIFY, N_VOCAB, T, make
 
 import loss
 from model_pytorch import DoubleHeadModel
-from packing import Packing
+from speed.packing import Packing
 
 # --- the worked example of Packing's docstring -----------------------------------------------------------------------
 

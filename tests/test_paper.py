@@ -10,16 +10,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import lstm
-import paper
 import pytest
 import torch
-from workers import Job, run_jobs
 
+from demo import lstm, paper
+from demo.workers import Job, run_jobs
+from formats.files import InputError
 from loss import sequence_losses
 from model_pytorch import Config, LMModel
-from packing import Packing
-from utils import InputError
+from speed.packing import Packing
 
 # --- the LSTM --------------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import pytest
 
 import predict
 import train
-from datasets import ROCSTORIES_TEST
+from reading.tasks import ROCSTORIES_TEST
 from weights import open_run
 
 ROWS = {

@@ -15,14 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import checkpoint
-import corpus
 import model_pytorch
 import pretrain
 import train
+from formats.authors import load_openai_pretrained_model, read_sizes
 from model_pytorch import Config, LMModel, TransformerModel
-from shards import load_openai_pretrained_model, read_sizes
-from training import Training
+from reading import corpus
+from running import checkpoint
+from running.training import Training
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = (

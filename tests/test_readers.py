@@ -5,8 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from readers import Bad, Example, as_number, json_lines, race, read_csv, read_lines, read_pairs, read_tsv, table
-from utils import InputError
+from formats.examples import (
+    Bad,
+    Example,
+    as_number,
+    json_lines,
+    race,
+    read_csv,
+    read_lines,
+    read_pairs,
+    read_tsv,
+    table,
+)
+from formats.files import InputError
 
 
 def write(path: Path, content: bytes | str) -> Path:

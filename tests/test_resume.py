@@ -25,12 +25,12 @@ from launch import ROOT, Processes, rank, torchrun
 from safetensors.torch import save_file
 from test_pretrain import write_corpus
 
-import checkpoint
 import opt
 import pretrain
 import train
-from processes import Ranks
-from utils import InputError, sha256
+from formats.files import InputError, sha256
+from running import checkpoint
+from running.processes import Ranks
 
 ONE = Ranks(device=torch.device("cpu"))
 COMMANDS = {"train": train, "pretrain": pretrain}

@@ -14,6 +14,7 @@ from test_packing import rows_of
 from test_pretrain import SMALL, write_corpus
 
 import pretrain
+from formats.files import InputError
 from loss import compute_losses, lm_losses
 from model_pytorch import LMModel
 from scoring import (
@@ -26,7 +27,6 @@ from scoring import (
     summary,
     windows,
 )
-from utils import InputError
 from weights import open_model
 
 N_CTX = 8

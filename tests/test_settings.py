@@ -8,10 +8,10 @@ import pytest
 
 import finetuning
 import pretrain
-import settings
 import train
 from model_pytorch import DEFAULT_CONFIG
-from settings import check_name, fixed_on_resume, number
+from running import settings
+from running.settings import check_name, fixed_on_resume, number
 
 PRETRAIN = ["--corpus", "corpus.txt", "--model_dir", "new"]
 COMMANDS = pytest.mark.parametrize("command, flags", [(train, []), (pretrain, PRETRAIN)], ids=["train", "pretrain"])

@@ -11,10 +11,10 @@ import pytest
 import reference
 from test_model_pytorch import CFG, N_VOCAB
 
-import shards
 import utils
+from formats import authors as shards
+from formats.authors import load_openai_pretrained_model
 from model_pytorch import TransformerModel
-from shards import load_openai_pretrained_model
 
 # --- the authors' weights --------------------------------------------------------------------------------------------
 

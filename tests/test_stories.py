@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import stories
+
+from demo import stories
 
 DEMO = Path(__file__).parents[1] / "demo"
 SPLITS = ("train", "valid", "test")
@@ -20,10 +21,10 @@ SPLITS = ("train", "valid", "test")
 
 def run(folder: Path, *arguments: str, hash_seed: str = "0") -> None:
     subprocess.run(
-        [sys.executable, DEMO / "stories.py", *arguments],
+        [sys.executable, "-m", "demo.stories", *arguments],
         cwd=folder,
         check=True,
-        env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(DEMO.parent)},
     )
 
 

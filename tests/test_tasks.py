@@ -1,10 +1,9 @@
 """The baselines of a task: what needs no understanding does not solve the demo's tasks."""
 
-import baselines
 import pytest
-import stories
 
-from readers import Example
+from demo import baselines, stories
+from formats.examples import Example
 
 
 def examples(name: str, n_train: int, n_test: int) -> tuple[list[Example], list[Example]]:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from formats.files import InputError
 from text_utils import PLAIN, TextEncoder, text_standardize
-from utils import InputError
 
 CHARACTERS = [*"abcdefghijklmnopqrstuvwxyzö.-'\\"]
 MERGES = [("a", "a"), ("aa", "a</w>"), ("b", "a"), ("a", "b"), ("ab", "ab</w>"), ("a", "b</w>"), ("a", "c</w>")]

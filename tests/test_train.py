@@ -12,18 +12,18 @@ import torch
 from safetensors.torch import load_file
 
 import analysis
-import checkpoint
 import datasets as readers
 import finetuning
 import model_pytorch
 import train
-import training
-from datasets import ROCSTORIES_TEST, ROCSTORIES_VALID, read_cloze
-from inputs import Rows
+from datasets import read_cloze
+from formats.files import InputError
 from model_pytorch import Config, DoubleHeadModel
 from opt import SCHEDULES
+from reading.rows import Rows
+from reading.tasks import ROCSTORIES_TEST, ROCSTORIES_VALID
+from running import checkpoint, training
 from text_utils import TextEncoder
-from utils import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_DROPOUT = [f"--{part}_pdrop=0" for part in ("embd", "attn", "resid", "clf")]

@@ -21,11 +21,11 @@ from test_pretrain import write_corpus
 
 import finetuning
 import pretrain
-import processes
 import train
-import training
-from packing import Packing
-from utils import InputError, Interrupted, sha256
+from formats.files import InputError, sha256
+from running import processes, training
+from running.command import Interrupted
+from speed.packing import Packing
 
 NO_DROPOUT = [f"--{part}_pdrop=0" for part in ("embd", "attn", "resid", "clf")]
 PRETRAIN = (

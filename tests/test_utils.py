@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import utils
-from utils import InputError, ResultLogger, encode_dataset, iter_data, make_output_folder, replacing
+from formats import files
+from formats.files import InputError, ResultLogger, make_output_folder, replacing
+from running import command
+from utils import encode_dataset, iter_data
 
 ROOT = Path(__file__).parents[1]
 
@@ -132,26 +134,26 @@ def test_a_disk_that_does_not_take_a_file_is_named_and_the_old_file_stays(tmp_pa
 
 def test_sha256_is_that_of_the_standard_library(tmp_path):
     (tmp_path / "file").write_bytes(bytes(range(256)) * 9000)
-    assert utils.sha256(tmp_path / "file") == hashlib.sha256(bytes(range(256)) * 9000).hexdigest()
+    assert files.sha256(tmp_path / "file") == hashlib.sha256(bytes(range(256)) * 9000).hexdigest()
 
 
 def test_digests_are_by_name(tmp_path):
     contents = {f"{i}.npy": bytes([i]) * 5000 for i in range(20)}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-    found = utils.digests(tmp_path / name for name in contents)
+    found = files.digests(tmp_path / name for name in contents)
     assert found == {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
 
 
 def test_a_path_is_looked_up_here_and_then_beside_the_scripts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert utils.find("opt.py") == ROOT / "opt.py"
-    assert utils.find("./opt.py") == ROOT / "opt.py"
-    assert utils.find("no such file") == Path("no such file")
+    assert files.find("opt.py") == ROOT / "opt.py"
+    assert files.find("./opt.py") == ROOT / "opt.py"
+    assert files.find("no such file") == Path("no such file")
     Path("opt.py").write_text("")
-    assert utils.find("opt.py") == Path("opt.py")
-    assert utils.find(tmp_path / "opt.py") == tmp_path / "opt.py"
-    assert utils.find(tmp_path / "no such file") == tmp_path / "no such file"
+    assert files.find("opt.py") == Path("opt.py")
+    assert files.find(tmp_path / "opt.py") == tmp_path / "opt.py"
+    assert files.find(tmp_path / "no such file") == tmp_path / "no such file"
 
 
 def test_an_output_folder_is_made_and_left_empty(tmp_path):
@@ -183,12 +185,12 @@ def test_a_json_file_that_is_missing_or_damaged_is_named(tmp_path, content, mess
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(InputError, match=f"^{re.escape(str(path))} {message}"):
-        utils.read_json(path)
+        files.read_json(path)
 
 
 def test_a_json_file_is_utf_8(tmp_path):
     (tmp_path / "file.json").write_bytes('{"ö": [1, null]}'.encode())
-    assert utils.read_json(tmp_path / "file.json") == {"ö": [1, None]}
+    assert files.read_json(tmp_path / "file.json") == {"ö": [1, None]}
 
 
 # --- the end of a command --------------------------------------------------------------------------------------------
@@ -198,16 +200,16 @@ def test_a_command_ends_with_0_2_130_or_143(capsys):
     def fail(error):
         raise error
 
-    assert utils.exit_code("p", lambda: None, "x") == 0
-    assert utils.exit_code("p", lambda: fail(InputError("a file: its remedy")), "x") == 2
-    assert utils.exit_code("p", lambda: fail(KeyboardInterrupt()), "what was there stays") == 130
+    assert command.exit_code("p", lambda: None, "x") == 0
+    assert command.exit_code("p", lambda: fail(InputError("a file: its remedy")), "x") == 2
+    assert command.exit_code("p", lambda: fail(KeyboardInterrupt()), "what was there stays") == 130
     assert capsys.readouterr().err == "p: error: a file: its remedy\np: stopped; what was there stays\n"
     handler = signal.getsignal(signal.SIGTERM)
-    assert utils.exit_code("p", lambda: os.kill(os.getpid(), signal.SIGTERM), "what was there stays") == 143
+    assert command.exit_code("p", lambda: os.kill(os.getpid(), signal.SIGTERM), "what was there stays") == 143
     assert capsys.readouterr().err == "p: stopped; what was there stays\n"
     assert signal.getsignal(signal.SIGTERM) is handler
     with pytest.raises(ZeroDivisionError):  # a mistake of ours keeps its traceback
-        utils.exit_code("p", lambda: fail(ZeroDivisionError()), "x")
+        command.exit_code("p", lambda: fail(ZeroDivisionError()), "x")
 
 
 def test_a_second_sigterm_does_not_disturb_the_end():
@@ -220,5 +222,5 @@ def test_a_second_sigterm_does_not_disturb_the_end():
             os.kill(os.getpid(), signal.SIGTERM)
             ended.append(True)
 
-    assert utils.exit_code("program", action, "nothing is written") == 128 + signal.SIGTERM
+    assert command.exit_code("program", action, "nothing is written") == 128 + signal.SIGTERM
     assert ended == [True]

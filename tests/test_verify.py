@@ -17,11 +17,11 @@ from conftest import write_model
 from torch import Tensor
 
 import convert
-import shards
 import train
 import verify
+from formats import authors as shards
+from formats.files import InputError
 from text_utils import TextEncoder
-from utils import InputError
 
 ROOT = Path(__file__).parents[1]
 N = 40478

@@ -10,13 +10,14 @@ import torch
 from conftest import write_data, write_model
 
 import finetuning
-import inputs
 import train
 import weights
-from datasets import ROCSTORIES_TEST, read_cloze
+from datasets import read_cloze
+from formats.authors import load_openai_pretrained_model
+from formats.files import InputError
 from model_pytorch import Config, LMModel
-from shards import load_openai_pretrained_model
-from utils import InputError
+from reading import rows as inputs
+from reading.tasks import ROCSTORIES_TEST
 from weights import SavedRun, open_model, open_run
 
 # --- a model folder --------------------------------------------------------------------------------------------------

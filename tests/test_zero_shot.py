@@ -11,9 +11,9 @@ import pytest
 import torch
 from sklearn.metrics import matthews_corrcoef
 
-from datasets import TASKS, find_task
-from splits import Splits, read_splits
-from utils import InputError
+from formats.files import InputError
+from reading.splits import Splits, read_splits
+from reading.tasks import TASKS, find_task
 from weights import open_model
 from zero_shot import continuation_scores, fit_threshold, mean_log_probabilities, zero_shot, zero_shot_on
 

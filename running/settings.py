@@ -7,12 +7,12 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from datasets import TASKS
+from formats.authors import BPE_FILE, ENCODER_FILE, vocabulary_files
+from formats.examples import OWN_FIELDS, parse_columns
+from formats.files import find
 from model_pytorch import ACTIVATIONS, DEFAULT_CONFIG, Config
 from opt import SCHEDULES
-from readers import OWN_FIELDS, parse_columns
-from shards import BPE_FILE, ENCODER_FILE, vocabulary_files
-from utils import find
+from reading.tasks import TASKS
 
 S = TypeVar("S")
 

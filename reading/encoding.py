@@ -18,10 +18,10 @@ import numpy as np
 from tqdm import tqdm
 
 import text_utils
-from datasets import Source
-from readers import Bad, Example, Reader
+from formats.examples import Bad, Example, Reader
+from formats.files import InputError, sha256
+from reading.tasks import Source
 from text_utils import TextEncoder
-from utils import InputError, sha256
 
 
 @dataclass(frozen=True)

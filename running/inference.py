@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from inputs import Rows
 from loss import METRICS, task_losses
 from model_pytorch import DoubleHeadModel
-from processes import Ranks
+from reading.rows import Rows
+from running.processes import Ranks
 
 
 def progress_bar(total: int, name: str | None, unit: str, ranks: Ranks, done: int = 0) -> tqdm:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from encoding import Encoded
-from packing import Packing
+from reading.encoding import Encoded
+from speed.packing import Packing
 
 Ids = Sequence[int]  # token ids of a text
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets import Source, Task, hold_out
-from encoding import Encoded, encode_cached, good_examples, present
-from inputs import FORMS, N_CLASSES_OF_SCORE, Rows
-from readers import Example, as_number
+from formats.examples import Example, as_number
+from formats.files import InputError
+from reading.encoding import Encoded, encode_cached, good_examples, present
+from reading.rows import FORMS, N_CLASSES_OF_SCORE, Rows
+from reading.tasks import Source, Task, hold_out
 from text_utils import TextEncoder
-from utils import InputError
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils import InputError, copy_file, read_json, replacing, write_json
+from formats.files import InputError, copy_file, read_json, replacing, write_json
 
 CONFIG_FILE, VOCAB_FILE, MERGES_FILE = "config.json", "vocab.json", "merges.txt"
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that exists is read

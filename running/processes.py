@@ -19,7 +19,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from utils import InputError, Interrupted
+from formats.files import InputError
+from running.command import Interrupted
 
 # --- ranks -----------------------------------------------------------------------------------------------------------
 

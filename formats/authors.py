@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from exchange import (
+from formats.files import InputError, find, read_json, replacing, write_json
+from formats.hugging_face import (
     ACTIVATIONS,
     MERGES_FILE,
     VOCAB_FILE,
@@ -21,7 +22,6 @@ from exchange import (
     read_tensors,
     weights_file,
 )
-from utils import InputError, find, read_json, replacing, write_json
 
 ENCODER_FILE, BPE_FILE = "encoder_bpe_40000.json", "vocab_40000.bpe"
 N_SHARDS = 10

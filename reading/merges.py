@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
-from utils import replacing, write_json
+from formats.files import replacing, write_json
 
 
 def learn_vocabulary(counts: Mapping[str, int], n_merges: int, encoder_path: Path, bpe_path: Path) -> None:

@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from processes import Ranks
-from utils import InputError, flush, replacing, sha256
+from formats.files import InputError, flush, replacing, sha256
+from running.processes import Ranks
 
 KEPT = 2  # checkpoints; the older one is used when the newest is damaged
 FILES = ("tensors.safetensors", "state.json")

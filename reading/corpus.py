@@ -30,9 +30,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from merges import learn_vocabulary
+from formats.files import InputError, read_json, replacing, sha256, write_json
+from reading.merges import learn_vocabulary
 from text_utils import TextEncoder, split_words, word_splitter
-from utils import InputError, read_json, replacing, sha256, write_json
 
 SHARD_BYTES = 2**25  # of text; about 12 s of work
 BATCH_BYTES = 2**20  # of text in memory at a time, or one line
@@ -285,8 +285,10 @@ def _workers(n: int) -> Iterator[dict[Connection, subprocess.Popen]]:
     try:
         for _ in range(n):
             ours, theirs = Pipe()
-            folder, descriptor = str(Path(__file__).resolve().parent), theirs.fileno()
-            program = f"import sys; sys.path.insert(0, {folder!r}); import corpus; corpus.serve({descriptor})"
+            folder, descriptor = str(Path(__file__).resolve().parent.parent), theirs.fileno()
+            program = (
+                f"import sys; sys.path.insert(0, {folder!r}); from reading import corpus; corpus.serve({descriptor})"
+            )
             environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
             workers[ours] = subprocess.Popen(
                 [sys.executable, "-P", "-c", program], pass_fds=[descriptor], stdin=subprocess.DEVNULL, env=environment

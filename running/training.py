@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from checkpoint import read_checkpoint, remove_checkpoints, restore, save_checkpoint, save_parameters
-from inference import progress_bar
-from kernels import product
+from formats.files import InputError, ResultLogger, write_json
 from model_pytorch import Config
 from opt import OpenAIAdam
-from processes import Ranks, Stop, Stopped, provenance, restarted
-from utils import InputError, ResultLogger, write_json
+from running.checkpoint import read_checkpoint, remove_checkpoints, restore, save_checkpoint, save_parameters
+from running.inference import progress_bar
+from running.processes import Ranks, Stop, Stopped, provenance, restarted
+from speed.kernels import product
 
 # --- one update ------------------------------------------------------------------------------------------------------
 

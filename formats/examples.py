@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from utils import InputError
+from formats.files import InputError
 
 
 class Example(NamedTuple):

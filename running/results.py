@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-import figures
-from datasets import Task
-from inputs import FORMS
+from formats.files import InputError, digests, replacing, write_json
 from loss import METRICS
-from measures import accuracy_by_length, calibration, confusion_matrix, error_by_length, intervals
-from splits import Texts, read_texts
-from utils import InputError, digests, replacing, write_json
+from reading.rows import FORMS
+from reading.splits import Texts, read_texts
+from reading.tasks import Task
+from running import figures
+from running.metrics import accuracy_by_length, calibration, confusion_matrix, error_by_length, intervals
 
 if TYPE_CHECKING:
     import pandas as pd

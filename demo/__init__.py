@@ -1,0 +1,1 @@
+"""The small model, its stories, and the paper in miniature."""

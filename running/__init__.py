@@ -1,0 +1,1 @@
+"""A run: its settings, processes, checkpoints, training, predictions, metrics and pictures."""
