@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from model_pytorch import DoubleHeadModel, LMModel
 from speed.kernels import at_least_float32, row_losses
@@ -28,16 +28,39 @@ def compute_losses(
         m: 1 on real tokens, 0 on padding (B, K, T), or (B, T).
         y: what task_losses takes.
     """
-    return packed_losses(model, Packing(x, m), y, lm_coef)
+    packing = Packing.of_padded(x, m, clf_token=model.task_head.clf_token)
+    return packed_losses(model, packing, y, lm_coef)
 
 
 def packed_losses(model: DoubleHeadModel, packing: Packing, y: Tensor, lm_coef: float) -> tuple[Tensor, Tensor | None]:
-    """Return what compute_losses does, of a packed batch; rows that are no choices have no language-model loss."""
+    """Return what compute_losses does, of a packed batch."""
     h, table, task_logits = model.forward_packed(packing)
-    if lm_coef == 0:
-        return task_losses(task_logits, y), None
-    lm = lm_losses(h, table, packing)
-    return task_losses(task_logits, y), lm if packing.is_choice is None else lm[packing.is_choice.flatten()]
+    task = task_losses(task_logits, y)
+    lm = None if lm_coef == 0 else lm_losses(h, table, packing)
+    return task, lm
+
+
+class PackedLosses(nn.Module):
+    """packed_losses of a network as a module, as DistributedDataParallel needs."""
+
+    def __init__(self, model: DoubleHeadModel, lm_coef: float):
+        super().__init__()
+        self.model = model
+        self.lm_coef = lm_coef
+
+    def forward(self, packing: Packing, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        return packed_losses(self.model, packing, y, self.lm_coef)
+
+
+class SequenceLosses(nn.Module):
+    """sequence_losses of a network as a module, as DistributedDataParallel needs."""
+
+    def __init__(self, model: LMModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, packing: Packing) -> Tensor:
+        return sequence_losses(self.model, packing)
 
 
 def sequence_losses(model: LMModel, packing: Packing) -> Tensor:
