@@ -133,6 +133,7 @@ class Run:
 
     def __enter__(self) -> "Run":
         self.log = None
+        self.bar = None
         if self.ranks.is_first:
             if self.n_updates == 0:
                 remove_checkpoints(self.folder)
@@ -152,8 +153,9 @@ class Run:
                 self.save()
         finally:
             self.signals.__exit__(None, None, None)
-            if self.log is not None:
-                self.log.close()
+            for opened in (self.bar, self.log):
+                if opened is not None:
+                    opened.close()
         if isinstance(error, FloatingPointError):
             raise InputError(
                 f"{error}; the update was not made. Its examples: {', '.join(map(str, self.examples))}. Look at them, "
@@ -182,21 +184,23 @@ class Run:
         per_epoch, n_update = self.plan.per_epoch, self.plan.n_update
         self.bar = progress_bar(self.plan.t_total, "training", "updates", self.ranks, self.n_updates)
         epoch_before = -1
-        with self.bar:
-            while True:
-                if self.is_checkpoint_due():
-                    self.save()
-                    self.ranks.pause()
-                if self.n_updates == self.plan.t_total:
-                    return
-                epoch, i = divmod(self.n_updates, per_epoch)
-                if epoch != epoch_before:
-                    order = order_of_epoch[epoch]
-                    epoch_before = epoch
-                self.examples = order[i * n_update : (i + 1) * n_update]
-                self.model.train()
-                yield self.examples
+        while True:
+            # a checkpoint, and the end; a signal that came meanwhile stops the run here, too
+            if self.is_checkpoint_due():
+                self.save()
                 self.ranks.pause()
+            if self.n_updates == self.plan.t_total:
+                return
+
+            # the next examples
+            epoch, i = divmod(self.n_updates, per_epoch)
+            if epoch != epoch_before:
+                order = order_of_epoch[epoch]
+                epoch_before = epoch
+            self.examples = order[i * n_update : (i + 1) * n_update]
+            self.model.train()
+            yield self.examples
+            self.ranks.pause()
 
     def parts(self, examples: Sequence[int]) -> Iterator[Sequence[int]]:
         """Yield the examples of an update that this process computes, n_batch at a time."""
