@@ -30,7 +30,7 @@ from loss import METRICS, packed_losses
 from model_pytorch import Config, DoubleHeadModel
 from opt import OpenAIAdam
 from reading.rows import FORMS, N_SPECIAL, special_tokens
-from reading.splits import Splits, describe, majority, read_splits
+from reading.splits import Limits, Splits, describe, majority, read_splits
 from reading.tasks import Task, find_task
 from running.checkpoint import load_parameters
 from running.inference import answers, evaluate, predict, written_answers
@@ -82,11 +82,12 @@ def prepare(settings: Settings, task: Task, encoder: TextEncoder, ranks: Ranks) 
             task,
             find(settings.data_dir),
             encoder,
-            (settings.encoder_path, settings.bpe_path),
-            n_valid=settings.n_valid,
-            seed=settings.seed,
-            n_ctx=settings.n_ctx if settings.n_transfer < 0 else min(settings.n_ctx, sizes.n_positions),
-            max_examples=settings.max_examples,
+            Limits(
+                n_valid=settings.n_valid,
+                seed=settings.seed,
+                n_ctx=settings.n_ctx if settings.n_transfer < 0 else min(settings.n_ctx, sizes.n_positions),
+                max_examples=settings.max_examples,
+            ),
         )
     return Prepared(splits, cfg, n_vocab, splits.n_ctx())
 
@@ -236,7 +237,7 @@ class Run:
                 "precision": precision,
                 "form": task.form,
                 "cut": task.cut,
-                "labels": list(task.written or task.labels or ()),
+                "labels": list(task.shown_labels() or ()),
                 "scores": task.scores and list(task.scores),
                 "n_out": self.splits.n_out(),
                 "n_ctx": prepared.n_ctx,
@@ -329,7 +330,7 @@ class Run:
 
     def write_predictions(self, found: np.ndarray) -> None:
         """Write the predictions of test: one file of all parts for the analysis, one file per part for submission."""
-        texts = written_answers(found, self.task.written or self.task.labels, self.task.scores)
+        texts = written_answers(found, self.task.written_labels(), self.task.scores)
         files, first = [(self.log_dir / f"{self.settings.desc}.tsv", texts)], 0
         for part, n in self.splits.test_parts:
             files.append((self.submission_dir / self.task.submission[part], texts[first : first + n]))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from formats.examples import Example
 from reading.encoding import Encoded
 from speed.packing import Packing
 
@@ -250,7 +251,7 @@ class Rows:
         scores: tuple[float, float] | None = None,
         which: np.ndarray | None = None,
     ):
-        if encoded.largest_id() >= n_vocab:
+        if encoded.largest_id >= n_vocab:
             raise ValueError(f"a token id of {n_vocab} or more is not in the vocabulary, and would end a row early")
         self.encoded, self.labels, self.form, self.cut = encoded, labels, form, cut
         self.n_vocab, self.n_ctx, self.scores = n_vocab, n_ctx, scores
@@ -259,10 +260,19 @@ class Rows:
     def __len__(self) -> int:
         return len(self.which)
 
+    def chosen(self, which: np.ndarray) -> "Rows":
+        """Return some of the examples, by their indices."""
+        labels = None if self.labels is None else self.labels[which]
+        which = self.which[which]
+        return Rows(self.encoded, labels, self.form, self.cut, self.n_vocab, self.n_ctx, self.scores, which)
+
     def first(self, n: int) -> "Rows":
         """Return the first n examples, or all there are."""
-        labels = None if self.labels is None else self.labels[:n]
-        return Rows(self.encoded, labels, self.form, self.cut, self.n_vocab, self.n_ctx, self.scores, self.which[:n])
+        return self.chosen(np.arange(min(n, len(self))))
+
+    def example(self, i: int) -> Example:
+        """Return example i as it was read."""
+        return self.encoded.example(int(self.which[i]))
 
     def rows(self, i: int) -> list[list[int]]:
         """Return the K rows of example i."""
