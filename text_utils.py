@@ -16,6 +16,7 @@ from formats.files import InputError, read_json
 if TYPE_CHECKING:  # spaCy and ftfy take a second to import: they are imported where a text is split
     from spacy.language import Language
 
+VERSION = 1  # raise it when a text gets other ids: encoded texts that were kept are then made anew
 REPLACEMENTS = str.maketrans({"—": "-", "–": "-", "―": "-", "…": "...", "´": "'"})
 # TF's pattern (text_utils.py:30) is not a raw string: its backslash alternative never matches one (FIDELITY 4)
 PUNCTUATION_RUNS = re.compile(r"""([-~!";?+,)(/*\[\]}{|_])\1*""")

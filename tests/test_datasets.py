@@ -15,8 +15,8 @@ from formats.files import InputError
 from loss import METRICS
 from reading import tasks
 from reading.rows import CUTS, FORMS
-from reading.splits import read_splits
-from reading.tasks import ROCSTORIES_TEST, ROCSTORIES_VALID, TASKS, Task
+from reading.splits import Limits, read_splits
+from reading.tasks import LAYOUTS, ROCSTORIES_TEST, ROCSTORIES_VALID, TASKS
 from text_utils import TextEncoder
 
 AUTHORS_SEED = 3535999445
@@ -49,8 +49,10 @@ def numbers(columns: datasets.Columns) -> list[int]:
 def test_the_split_is_the_authors(tmp_path):
     write(tmp_path / ROCSTORIES_VALID, [row(i) for i in range(1871)])
     write(tmp_path / ROCSTORIES_TEST, [row(i) for i in range(1871)])
-    train, valid, test = map(numbers, datasets.rocstories(tmp_path))
-    assert (len(train), len(valid), test) == (1497, 374, list(range(1871)))
+    *labelled, test = datasets.rocstories(tmp_path)
+    train, valid = map(numbers, labelled)
+    assert (len(train), len(valid)) == (1497, 374)
+    assert numbers((*test, read_cloze(tmp_path / ROCSTORIES_TEST)[3])) == list(range(1871))  # three columns, in order
     assert [train, valid] == train_test_split(list(range(1871)), test_size=374, random_state=AUTHORS_SEED)
     order = np.random.RandomState(AUTHORS_SEED).permutation(1871).tolist()  # what that comes to, whatever the version
     assert (valid, train) == (order[:374], order[374:])
@@ -67,18 +69,18 @@ def test_n_valid_rows_are_kept_for_validation(data_dir, n_valid):
 @pytest.mark.parametrize("n_valid", [30, 31])
 def test_a_split_that_leaves_nothing_to_train_on_is_refused(data_dir, n_valid):
     write(data_dir / ROCSTORIES_VALID, [row(i) for i in range(30)])
-    with pytest.raises(InputError, match=f"--n_valid {n_valid} of its 30 examples .* Lower"):
+    with pytest.raises(InputError, match=f"holding out {n_valid} of its 30 examples .* Hold out fewer"):
         datasets.rocstories(data_dir, n_valid)
 
 
 def test_the_real_rows(real_data_dir):
     train, valid, test = datasets.rocstories(real_data_dir)
     n_rows = sum(1 for _ in open_rows(real_data_dir / ROCSTORIES_VALID))
-    assert [len(split[0]) for split in (train, valid, test)] == [n_rows - 374, 374, len(test[3])]
+    assert [len(train[0]), len(valid[0]), len(test)] == [n_rows - 374, 374, 3]
     if n_rows == 1400:  # the examples at hand in this project
         assert (len(train[0]), len(valid[0]), len(test[0])) == (1026, 374, 471)
     known = {tuple(r) for name in (ROCSTORIES_VALID, ROCSTORIES_TEST) for r in open_rows(real_data_dir / name)}
-    for columns in (train, valid, test):
+    for columns in (train, valid, read_cloze(real_data_dir / ROCSTORIES_TEST)):
         assert all((*rest, str(label + 1)) in known for *rest, label in zip(*columns, strict=True))
         assert 0.4 < columns[3].mean() < 0.6
 
@@ -203,29 +205,39 @@ def test_the_record_gives_the_examples_of_the_reader(data_dir, encoder, model_di
     assert {file for source in task.sources() for file in source.files} == {
         path.name for path in data_dir.glob("*.csv")
     }
-    vocabulary = str(model_dir / ENCODER_FILE), str(model_dir / BPE_FILE)
-    splits = read_splits(task, data_dir, encoder, vocabulary, n_valid=10, seed=42, n_ctx=64)
-    for rows, columns in zip(splits.all(), datasets.rocstories(data_dir, 10), strict=True):
-        texts = [encoder.encode(list(texts), verbose=False) for texts in zip(*columns[:3], strict=True)]
-        assert [rows.encoded.texts(i) for i in rows.which] == texts
+    splits = read_splits(task, data_dir, encoder, Limits(n_valid=10, seed=42, n_ctx=64))
+    train, valid, test = datasets.rocstories(data_dir, 10)
+    test = (*test, read_cloze(data_dir / ROCSTORIES_TEST)[3])
+    for rows, columns in zip(splits.all(), (train, valid, test), strict=True):
+        texts = list(zip(*columns[:3], strict=True))
+        assert [rows.encoded.texts(i) for i in rows.which] == [encoder.encode(list(t), verbose=False) for t in texts]
         np.testing.assert_array_equal(rows.labels, columns[3])
+        examples = [rows.example(i) for i in range(len(rows))]
+        assert [example.texts for example in examples] == texts
+        assert [int(example.label) - 1 for example in examples] == columns[3].tolist()
+    assert [splits.test.example(i).where for i in (0, 11)] == [f"{ROCSTORIES_TEST}, line {line}" for line in (2, 13)]
 
 
-def records(task: Task) -> list[Task]:
-    """Return a record and those for other layouts of its files."""
-    return [task, *task.layouts]
+@pytest.mark.parametrize(
+    "name, shown, written",
+    [("rocstories", ("1", "2"), ("0", "1")), ("race", tuple("ABCD"), tuple("ABCD")), ("cola", *2 * [("0", "1")])]
+    + [("stsb", None, None)],
+)
+def test_labels_are_shown_as_in_the_files_and_written_as_they_are_handed_in(name, shown, written):
+    assert (TASKS[name].shown_labels(), TASKS[name].written_labels()) == (shown, written)
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_record_names_what_exists(name):
-    for task in records(TASKS[name]):
+    for task in (TASKS[name], *LAYOUTS.get(name, ())):
         assert task.form in FORMS and task.cut in CUTS and task.title == TASKS[name].title
         assert task.metrics and set(task.metrics) <= METRICS.keys()
         if task.scores:
             assert task.labels is None and task.scores[0] < task.scores[1] and task.form == "similarity"
         else:
             assert len(set(task.labels)) == len(task.labels) > 1
-            assert task.written is None or len(set(task.written)) == len(task.labels) == len(task.written)
+            for labels in (task.labels, task.shown_labels(), task.written_labels()):
+                assert len(set(labels)) == len(labels) == len(task.labels)
         assert {source.part for source in task.test} == task.submission.keys()  # each part has its file
         files = list(task.submission.values())
         assert len(set(files)) == len(files) and all(file == Path(file).name for file in files)
@@ -242,7 +254,7 @@ def test_no_two_records_hand_in_files_of_one_name():
 
 def test_a_missing_folder_is_named_with_a_file_that_it_should_hold(tmp_path):
     for task in TASKS.values():
-        with pytest.raises(InputError, match="nowhere: no such folder. --data_dir names the one that holds '") as error:
+        with pytest.raises(InputError, match="nowhere: no such folder. The data folder is the one with '") as error:
             task.find(tmp_path / "nowhere")
         assert task.train[0].files[0] in str(error.value)
 
@@ -263,5 +275,5 @@ def test_the_same_fraction_of_each_label_is_held_out(tmp_path):
 
 @pytest.mark.parametrize("n_valid", [0, 10, 11])
 def test_nothing_held_out_or_everything_is_refused(tmp_path, n_valid):
-    with pytest.raises(InputError, match=f"--n_valid {n_valid} of its 10 examples"):
+    with pytest.raises(InputError, match=f"holding out {n_valid} of its 10 examples"):
         tasks.hold_out(np.zeros(10, int), n_valid, 0, False, tmp_path)
