@@ -26,7 +26,7 @@ from formats.authors import (
 )
 from formats.examples import OWN_FIELDS, parse_columns
 from formats.files import InputError, copy_file, digests, find, make_output_folder, replacing
-from loss import METRICS, packed_losses
+from loss import packed_losses
 from model_pytorch import Config, DoubleHeadModel
 from opt import OpenAIAdam
 from reading.rows import FORMS, N_SPECIAL, special_tokens
@@ -34,6 +34,7 @@ from reading.splits import Splits, describe, majority, read_splits
 from reading.tasks import Task, find_task
 from running.checkpoint import load_parameters
 from running.inference import answers, evaluate, predict, written_answers
+from running.metrics import METRICS
 from running.processes import Ranks, Stop, autocast, describe_device, join_ranks, pick_precision
 from running.settings import Settings, fixed_on_resume
 from running.training import Training, summary_writer

@@ -25,6 +25,7 @@ from opt import OpenAIAdam
 from reading.corpus import n_cores, open_tokens, prepare
 from reading.rows import Sequences
 from running.command import exit_code
+from running.figures import draw_perplexity
 from running.processes import (
     Ranks,
     Stop,
@@ -37,7 +38,6 @@ from running.processes import (
     pick_precision,
     restarted,
 )
-from running.results import draw_perplexity
 from running.settings import (
     COUNT,
     FRACTION,
@@ -405,7 +405,7 @@ def run(settings: Settings) -> None:
             return
         transformer, n_vocab = pre_training.model.transformer, pre_training.n_vocab
         save_openai_model(transformer, n_vocab, pre_training.model_dir, pre_training.cfg.afn)
-        draw_perplexity(pre_training.log_dir / f"{settings.desc}.jsonl")
+        draw_perplexity(settings.desc, pre_training.training.logs, pre_training.log_dir / f"{settings.desc}.png")
         seconds = time.monotonic() - started
         print(f"done in {seconds:.0f} s, {peak_memory(ranks.device)}; the model is in {pre_training.model_dir}")
 

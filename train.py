@@ -8,12 +8,12 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+from analysis import analyse
 from finetuning import Run, Settings
 from formats.files import find
 from reading.rows import transform_roc  # noqa: F401  a public name of this file
 from running.command import exit_code
 from running.processes import Stop, join_ranks, keep_freed_memory, make_deterministic, peak_memory
-from running.results import analyse
 from running.settings import parse
 from verify import verify
 
@@ -33,7 +33,7 @@ def run(settings: Settings) -> None:
         if not ranks.is_first:
             return
         if settings.analysis:
-            analyse(fine_tuning.task, find(settings.data_dir), Path(settings.log_dir), settings.desc)
+            analyse(Path(settings.log_dir), settings.desc)
         seconds = time.monotonic() - started
         print(
             f"done in {seconds:.0f} s, {peak_memory(ranks.device)}; see {fine_tuning.log_dir}, {fine_tuning.save_dir}"
