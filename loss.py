@@ -1,12 +1,8 @@
-"""The two losses of fine-tuning, the task's and the auxiliary one of the language model (paper, 3.2), and metrics.
+"""The two losses of fine-tuning, the task's and the auxiliary one of the language model (paper, 3.2).
 
 Shape letters as in model_pytorch.py.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -102,62 +98,3 @@ def lm_losses(h: Tensor, table: Tensor, packing: Packing) -> Tensor:
     weights = at_least_float32(is_next.to(h.dtype)) / is_next.sum(1, keepdim=True).clamp(min=1)
     states = h.index_select(0, packing.predictors)  # (M, C)
     return row_losses(states, table, packing.targets, packing.predictions, weights)
-
-
-# --- metrics ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How good predictions are: of(labels (N,), predictions (N,)) is at most 1, the larger the better.
-
-    It is a number for any predictions; where a formula divides 0 by 0, as for a constant prediction, it is 0.
-    """
-
-    title: str  # as printed
-    of: Callable[[np.ndarray, np.ndarray], float]
-
-
-def accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
-    return float(np.mean(labels == predictions))
-
-
-def f1(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """Return F1 of class 1."""
-    from sklearn.metrics import f1_score  # here, like the others: they import scipy
-
-    return float(f1_score(labels, predictions, zero_division=0.0))
-
-
-def matthews(labels: np.ndarray, predictions: np.ndarray) -> float:
-    from sklearn.metrics import matthews_corrcoef
-
-    if len(np.unique([labels, predictions])) < 2:
-        return 0.0  # as scikit-learn has it, but without its warning
-    return float(matthews_corrcoef(labels, predictions))
-
-
-def pearson(labels: np.ndarray, predictions: np.ndarray) -> float:
-    from scipy.stats import pearsonr
-
-    return float(pearsonr(labels, predictions).statistic) if _both_vary(labels, predictions) else 0.0
-
-
-def spearman(labels: np.ndarray, predictions: np.ndarray) -> float:
-    from scipy.stats import spearmanr
-
-    return float(spearmanr(labels, predictions).statistic) if _both_vary(labels, predictions) else 0.0
-
-
-def _both_vary(labels: np.ndarray, predictions: np.ndarray) -> bool:
-    # numbers equal but for rounding count as constant: their correlation is noise
-    return len(labels) > 1 and all(np.ptp(v) > 1e-9 * np.abs(v).max() for v in (labels, predictions))
-
-
-METRICS = {
-    "acc": Metric("Accuracy", accuracy),
-    "f1": Metric("F1", f1),
-    "mcc": Metric("Matthews", matthews),
-    "pearson": Metric("Pearson", pearson),
-    "spearman": Metric("Spearman", spearman),
-}

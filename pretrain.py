@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from analysis import draw_perplexity
 from formats.authors import BPE_FILE, ENCODER_FILE, FolderSizes, save_openai_model
 from formats.files import InputError, copy_file, digests, make_output_folder, sha256
 from loss import SequenceLosses, sequence_losses, token_mean
@@ -21,6 +20,7 @@ from opt import OpenAIAdam
 from reading.corpus import n_cores, open_tokens, prepare
 from reading.rows import Sequences
 from running.command import exit_code
+from running.figures import draw_perplexity
 from running.processes import (
     Ranks,
     describe_device,
@@ -112,6 +112,8 @@ def pre_train(settings: PreTrainingFlags, ranks: Ranks, make_network=None) -> LM
 
             if is_log_due(run):
                 write_log(run, measured)
+    if ranks.is_first:
+        draw_perplexity(settings.desc, run.logs, run.log_path.with_suffix(".png"))
     return model
 
 
@@ -335,7 +337,6 @@ def run(settings: PreTrainingFlags, make_network=None) -> None:
         return
     n_vocab = len(model.transformer.embed.weight) - model.transformer.n_ctx
     save_openai_model(model.transformer, n_vocab, Path(settings.model_dir), model.cfg.afn)
-    draw_perplexity(Path(settings.log_dir) / f"{settings.desc}.jsonl")
     seconds = time.monotonic() - started
     print(f"done in {seconds:.0f} s, {peak_memory(ranks.device)}; the model is in {settings.model_dir}")
 

@@ -207,6 +207,7 @@ class TextEncoder:
     def __init__(self, encoder_path: str | os.PathLike, bpe_path: str | os.PathLike):
         self.files = Path(encoder_path), Path(bpe_path)  # that it was read from
         self.encoder = _read_encoder(self.files[0])
+        self.n_vocab = len(self.encoder)
         self.decoder = {i: token for token, i in self.encoder.items()}
         merges = _read_merges(self.files[1])
         unknown = next((merge for merge in merges if "".join(merge) not in self.encoder), None)

@@ -21,7 +21,7 @@ from loss import PackedLosses
 from model_pytorch import DoubleHeadModel
 from opt import OpenAIAdam
 from reading.rows import FORMS, N_SPECIAL, special_tokens, transform_roc  # noqa: F401  a public name of this file
-from reading.splits import Reading, Splits, describe, majority, read_splits
+from reading.splits import Limits, Splits, describe, majority, read_splits
 from reading.tasks import find_task
 from running.checkpoint import load_parameters
 from running.command import exit_code
@@ -134,15 +134,17 @@ def fine_tune(settings: FineTuningFlags, ranks: Ranks, make_network=None) -> Non
         # predict valid and test with the parameters that were best on valid
         ranks.wait()  # for the first process to have written them
         load_parameters(run.folder / "best_params", model)
-        logits = {}
+        predicted = {}
         with run.autocast:
             for name, rows in (("valid", valid), ("test", test)):
                 if rows is not None:
-                    logits[name] = predict(model, rows, settings.n_batch, ranks, f"{name} rows")
+                    predicted[name] = (rows, predict(model, rows, settings.n_batch, ranks, f"{name} rows"))
     if ranks.is_first:
-        write_predictions(predictions_path(settings), splits, logits)
+        parts = {"valid": splits.valid_parts, "test": splits.test_parts}
+        write_predictions(predictions_path(settings), task, predicted, parts)
         if test is not None:
-            write_submission(Path(settings.submission_dir), splits, answers(logits["test"], task.scores))
+            found = answers(predicted["test"][1], task.scores)
+            write_submission(Path(settings.submission_dir), task, splits.test_parts, found)
 
 
 # --- the steps of the page above -------------------------------------------------------------------------------------
@@ -166,8 +168,8 @@ def read_task(settings: FineTuningFlags, encoder: TextEncoder) -> Splits:
     n_ctx = settings.n_ctx
     if settings.n_transfer >= 0:
         n_ctx = min(n_ctx, read_sizes(Path(settings.model_dir)).n_positions)
-    reading = Reading(settings.n_valid, settings.seed, n_ctx, settings.max_examples)
-    return read_splits(task, data_dir, encoder, reading)
+    limits = Limits(settings.n_valid, settings.seed, n_ctx, settings.max_examples)
+    return read_splits(task, data_dir, encoder, limits)
 
 
 def check_splits(settings: FineTuningFlags, splits: Splits) -> None:
@@ -245,7 +247,7 @@ def record_of(
         "title": task.title,
         "form": task.form,
         "cut": task.cut,
-        "labels": list(task.names()),
+        "labels": list(task.shown_labels() or ()),
         "scores": None if task.scores is None else list(task.scores),
         "metrics": list(task.metrics),
         "n_out": splits.n_out(),

@@ -11,12 +11,12 @@ from torch import nn
 
 from formats.examples import parse_columns
 from formats.files import InputError, find
-from loss import METRICS
 from model_pytorch import TransformerModel
 from reading.rows import FORMS, Ids, Rows
 from reading.splits import Limits, Splits, read_splits
 from reading.tasks import Task, find_task
 from running.inference import progress_bar
+from running.metrics import METRICS
 from running.processes import Ranks
 from running.settings import DATASETS
 from scoring import next_log_probabilities, pack

@@ -300,7 +300,7 @@ class Rows:
         scores: tuple[float, float] | None = None,
         which: np.ndarray | None = None,
     ):
-        if encoded.largest_id() >= layout.n_vocab:
+        if encoded.largest_id >= layout.n_vocab:
             raise ValueError(
                 f"a token id of {layout.n_vocab} or more is not in the vocabulary, and would end a row early"
             )
@@ -315,8 +315,12 @@ class Rows:
 
     def first(self, n: int) -> "Rows":
         """Return the first n examples, or all there are."""
-        labels = None if self.labels is None else self.labels[:n]
-        return Rows(self.encoded, self.layout, labels, self.scores, self.which[:n])
+        return self.chosen(np.arange(min(n, len(self))))
+
+    def chosen(self, which: np.ndarray) -> "Rows":
+        """Return some of the examples, by their indices."""
+        labels = None if self.labels is None else self.labels[which]
+        return Rows(self.encoded, self.layout, labels, self.scores, self.which[which])
 
     def example(self, i: int) -> Example:
         """Return the texts and the label of example i, and where it stands in its file."""

@@ -8,7 +8,7 @@ import numpy as np
 from formats.examples import as_number
 from formats.files import InputError
 from reading.encoding import Encoded, SplitFiles, encode_cached
-from reading.rows import FORMS, N_CLASSES_OF_SCORE, Rows, special_tokens
+from reading.rows import FORMS, N_CLASSES_OF_SCORE, Layout, Rows, special_tokens
 from reading.tasks import Source, Task, hold_out
 from text_utils import TextEncoder
 
@@ -34,6 +34,7 @@ class Splits:
     valid_parts: tuple[tuple[str, int], ...] = ()  # name and number of examples of each part of valid
     test_parts: tuple[tuple[str, int], ...] = ()
     notes: tuple[str, ...] = ()  # warnings about the files
+    files: tuple[Path, ...] = ()  # that were read
 
     def n_out(self) -> int:
         """Return the number of outputs of the task head."""
@@ -77,8 +78,16 @@ def read_splits(task: Task, data_dir: Path, encoder: TextEncoder, limits: Limits
     notes = []
     for name, split in encoded.items():
         notes += notes_on(getattr(task, name), folder, split, limits.max_examples)
+    read = [folder / name for source in task.sources() for name in source.files]
     return Splits(
-        task, rows["train"], rows["valid"], rows.get("test"), parts["valid"], parts.get("test", ()), tuple(notes)
+        task,
+        rows["train"],
+        rows["valid"],
+        rows.get("test"),
+        parts["valid"],
+        parts.get("test", ()),
+        tuple(notes),
+        tuple(path for path in read if path.is_file()),
     )
 
 
@@ -107,7 +116,8 @@ def with_labels(task: Task, train: Encoded, path: Path) -> Task:
 def make_rows(task: Task, folder: Path, encoded: Encoded, encoder: TextEncoder, n_ctx: int) -> Rows:
     """Return a split's rows. Raises InputError for an example whose uncut part does not fit, or a bad label."""
     labels = label_values(task, folder, encoded)
-    rows = Rows(encoded, labels, task.form, task.cut, len(encoder.encoder), n_ctx, task.scores)
+    layout = Layout(task.form, task.cut, encoder.n_vocab, n_ctx)
+    rows = Rows(encoded, layout, labels, task.scores)
     lengths = rows.lengths()
     if lengths.max() > n_ctx:
         i = int(lengths.argmax())
@@ -168,8 +178,8 @@ def majority(splits: Splits) -> float:
 
 def describe(splits: Splits, encoder: TextEncoder) -> list[str]:
     """Return lines on labels, lengths and cut examples, and three examples as the network reads them."""
-    lengths = np.concatenate([rows.lengths(cut=False) for rows in splits.all()])
-    n_cut = int(sum((rows.lengths(cut=False) > rows.lengths()).sum() for rows in splits.all()))
+    lengths = np.concatenate([rows.lengths(is_cut=False) for rows in splits.all()])
+    n_cut = int(sum((rows.lengths(is_cut=False) > rows.lengths()).sum() for rows in splits.all()))
     lines = [
         describe_labels(splits),
         f"lengths  {int(np.median(lengths))} tokens in the median, {lengths.max()} at most; {n_cut:,} examples are cut",
@@ -198,7 +208,9 @@ def describe_example(splits: Splits, i: int, encoder: TextEncoder) -> list[str]:
     """Return the label of an example of train and its rows, the special tokens by their names."""
     task, train = splits.task, splits.train
     label = f"{train.labels[i]:g}" if task.scores else task.shown_labels()[train.labels[i]]
-    special = dict(zip(special_tokens(train.n_vocab), (" _start_ ", " _delimiter_ ", " _classify_ "), strict=True))
+    special = dict(
+        zip(special_tokens(train.layout.n_vocab), (" _start_ ", " _delimiter_ ", " _classify_ "), strict=True)
+    )
     lines = [f"example  label {label}"]
     for row in train.rows(i):
         text = "".join(special[token] if token in special else encoder.decoder[token] for token in row)

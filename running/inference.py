@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from loss import METRICS, task_losses
+from loss import task_losses
 from model_pytorch import DoubleHeadModel
 from reading.rows import Rows
+from running.metrics import METRICS
 from running.processes import Ranks
 
 

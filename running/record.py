@@ -45,6 +45,7 @@ class RunRecord:
     dataset: str = ""
     n_valid: int = 0
     t_total: int = 0  # updates
+    lm_coef: float = 0.0
     lr: float = 0.0
     lr_schedule: str = "warmup_constant"
     lr_warmup: float = 0.0

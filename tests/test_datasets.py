@@ -12,11 +12,11 @@ import datasets
 from datasets import read_cloze
 from formats.authors import BPE_FILE, ENCODER_FILE
 from formats.files import InputError
-from loss import METRICS
 from reading import tasks
 from reading.rows import CUTS, FORMS
 from reading.splits import Limits, read_splits
 from reading.tasks import LAYOUTS, ROCSTORIES_TEST, ROCSTORIES_VALID, TASKS
+from running.metrics import METRICS
 from text_utils import TextEncoder
 
 AUTHORS_SEED = 3535999445
