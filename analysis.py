@@ -59,7 +59,7 @@ def analyse(log_dir: Path, desc: str) -> None:
     figures.draw(report, record, logs, splits[analysed], picture)
     worst = "largest" if record.scores else "most confident"
     files = f"picture {picture}, numbers {numbers}, {worst} errors {errors}"
-    print(f"{settings['title']} {analysed.title()}: {files}")
+    print(f"{record.title} {analysed.title()}: {files}")
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def draw_costs(axes: "Axes", record: RunRecord, logs: "pd.DataFrame") -> None:
     updates = np.arange(last - len(costs), last) + 1
     label = "train, every update"
     if record.lm_coef:
-        label += f",\nwith {settings['lm_coef']:g} x language model"
+        label += f",\nwith {record.lm_coef:g} x language model"
     axes.plot(updates, costs, color="lightsteelblue", linewidth=0.8, label=label)
     draw_evaluations(axes, "cost", record, logs)
     axes.set(ylabel="cost (nats)")
@@ -94,7 +94,7 @@ def draw_metric(axes: "Axes", report: dict, record: RunRecord, logs: "pd.DataFra
 def draw_evaluations(axes: "Axes", name: str, record: RunRecord, logs: "pd.DataFrame") -> None:
     """Draw a figure of the log on train and valid over the updates."""
     updates = logs["n_updates"]
-    axes.plot(updates, logs[f"tr_{name}"], "o-", label=f"train (its first {settings['n_valid']})")
+    axes.plot(updates, logs[f"tr_{name}"], "o-", label=f"train (its first {record.n_valid})")
     axes.plot(updates, logs[f"va_{name}"], "s-", label="valid")
     axes.set(xlabel="update", xlim=(0, record.t_total * 1.02))
     axes.legend()

@@ -1,7 +1,7 @@
 """What settings.json and the first line of the log hold of a fine-tuning run: the one place that knows its names."""
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,12 @@ class RunRecord:
     lr: float = 0.0
     lr_schedule: str = "warmup_constant"
     lr_warmup: float = 0.0
-    others: dict[str, Any] = field(default_factory=dict)  # further flags, digests of files, versions
+    others: dict[str, Any] | None = None  # further flags, digests of files, versions
 
     def to_json(self) -> dict[str, Any]:
         """Return what settings.json holds."""
         values = dataclasses.asdict(self)
-        return values.pop("others") | values
+        return (values.pop("others") or {}) | values
 
     @classmethod
     def of_json(cls, values: Any, path: Path) -> "RunRecord":
