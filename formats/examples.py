@@ -127,11 +127,12 @@ def table(
         quoted: True: comma-separated and quoted; False: tab-separated and not quoted, like GLUE's files.
     """
     path = folder / file
+    # a line is kept, with empty texts, where predictions are numbered by line: in a test set without labels
     columns = texts if label is None else (*texts, label)
-    n_kept = len(texts) if label is None else 0  # of a line without labels that cannot be read
+    n_kept = len(texts) if label is None else 0
     lines = read_csv(path) if quoted else read_tsv(path)
     for i, (number, fields, why) in enumerate(lines):
-        # the first line tells where the columns are
+        # the first line tells where the columns stand
         if i == 0:
             names = [name.strip() for name in fields] if header else None
             indices = [column_index(column, names, path) for column in columns]
@@ -188,6 +189,7 @@ def json_example(
     line: str, where: str, texts: tuple[str, ...], label: str | None, choices: str | None
 ) -> Example | Bad:
     """Return the example in a line that is a JSON object."""
+    # the line is an object
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -195,12 +197,12 @@ def json_example(
     if not isinstance(value, dict):
         return Bad(where, "not a JSON object. Fix the line or remove it.")
 
-    # every field is there
+    # it has every field
     for name in texts if choices is None else (*texts, choices):
         if name not in value:
             return Bad(where, f"no field {name!r} among {', '.join(value)}. Fix the line, or use --columns.")
 
-    # and holds what it should
+    # and texts in them
     found = [value[name] for name in texts]
     if choices is not None:
         if not isinstance(value[choices], list) or len(value[choices]) < 2:
@@ -208,6 +210,8 @@ def json_example(
         found += value[choices]
     if not all(isinstance(text, str) for text in found):
         return Bad(where, "a field that should be a text is none. Fix the line.")
+
+    # the label may be missing, or a number
     answer = None if label is None else value.get(label)
     if isinstance(answer, dict | list):
         return Bad(where, f"{label!r} is neither a text nor a number. Fix the line.")
@@ -285,6 +289,7 @@ def _questions(value: dict[str, Any], path: Path) -> Iterator[Example | Bad]:
     for i, (question, options, answer) in enumerate(columns, 1):
         where = f"{path}, question {i}"
         texts = (value["article"], question, *options)
+        # a text in the place of a list would be four letters
         if len(texts) != 6 or isinstance(options, str) or not all(isinstance(text, str) for text in texts):
             yield Bad(where, "not an article, a question and four options. Fetch it again.")
         elif answer not in ("A", "B", "C", "D"):
@@ -324,12 +329,16 @@ def own_examples(
         labelled: True: each example must have a label; False: it may have one.
     """
     path = folder / file
+    # the names of the columns, the user's own where they are given
     texts = [columns.get(name, name) for name in FIELDS[form]]
     label = columns.get("label", "label")
     has_choices = form in CHOICE_FORMS
+
+    # JSON has the choices in a list
     if path.suffix == ".jsonl":
         choices = columns.get("choices", "choices") if has_choices else None
         examples = json_lines(folder, file, tuple(texts), label, choices)
+    # a table has each in its column
     else:
         names = header_of(path)
         if has_choices:
@@ -367,6 +376,7 @@ def check_own(example: Example | Bad, form: str, labelled: bool) -> Example | Ba
     """Return the example, a multiple-choice label as a number from 1, or a Bad that says what is wrong with it."""
     if isinstance(example, Bad):
         return example
+    # no text is empty, and the label is one line
     texts, label, where = example
     if not all(text.strip() for text in texts):
         return Bad(where, "an empty text. Fix the line or remove it.")

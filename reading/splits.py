@@ -65,6 +65,8 @@ def read_splits(task: Task, data_dir: Path, encoder: TextEncoder, limits: Limits
     for name, sources in (("valid", task.valid), ("test", task.test)):
         if sources:
             encoded[name] = encode_cached(replace(files, sources=sources, labels=known), encoder)
+
+    # texts to rows, labels to numbers
     rows = {name: make_rows(task, folder, split, encoder, limits.n_ctx) for name, split in encoded.items()}
     parts = {name: split.parts for name, split in encoded.items()}
 
@@ -75,6 +77,7 @@ def read_splits(task: Task, data_dir: Path, encoder: TextEncoder, limits: Limits
         rows["train"] = rows["train"].chosen(train)
         parts["valid"] = (("", len(valid)),)
 
+    # what the files lack
     notes = []
     for name, split in encoded.items():
         notes += notes_on(getattr(task, name), folder, split, limits.max_examples)
@@ -115,6 +118,7 @@ def with_labels(task: Task, train: Encoded, path: Path) -> Task:
 
 def make_rows(task: Task, folder: Path, encoded: Encoded, encoder: TextEncoder, n_ctx: int) -> Rows:
     """Return a split's rows. Raises InputError for an example whose uncut part does not fit, or a bad label."""
+    # only the context of an example is cut
     labels = label_values(task, folder, encoded)
     layout = Layout(task.form, task.cut, encoder.n_vocab, n_ctx)
     rows = Rows(encoded, layout, labels, task.scores)
@@ -132,6 +136,8 @@ def label_values(task: Task, folder: Path, encoded: Encoded) -> np.ndarray | Non
     """Return the labels of examples as indices into task.labels, or as scores (N,); None if any label is missing."""
     if encoded.codes.min() < 0:
         return None
+
+    # scores are numbers
     if task.scores:
         numbers = [as_number(name) for name in encoded.names]
         if None in numbers:
@@ -140,13 +146,16 @@ def label_values(task: Task, folder: Path, encoded: Encoded) -> np.ndarray | Non
             label = encoded.names[wrong]
             raise InputError(f"{folder}/{where}: the label {label!r} is not a number, as the others are. Fix the line.")
         return np.array(numbers)[encoded.codes]
-    if FORMS[task.form].has_choices:  # of which there may be more than in train
+
+    # choices are numbered from 1, and there may be more of them than in train
+    if FORMS[task.form].has_choices:
         return np.array([int(name) - 1 for name in encoded.names])[encoded.codes]
     return np.array([task.labels.index(name) for name in encoded.names])[encoded.codes]
 
 
 def held_out(task: Task, labels: np.ndarray, limits: Limits, path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices of train's examples to train on, and of those held out as valid."""
+    # the authors' split of Story Cloze is not by label
     if task.split_seed is not None:
         return hold_out(labels, limits.n_valid, task.split_seed, False, path)
     n_valid = min(limits.n_valid, max(1, len(labels) // 10))

@@ -352,14 +352,19 @@ def find_task(
 
     Raises InputError for a missing folder, and for own data without files.
     """
+    # own data: what its folder holds
     if dataset == "own":
         return own_task(data_dir, form, columns or {})
+
+    # the files as in TASKS, or those of another layout where these are complete
     task = TASKS[dataset]
     folder = task.find(data_dir)
     if not task.is_in(folder):
         for other in LAYOUTS.get(dataset, ()):
             if other.is_in(folder):
                 return other
+
+    # one level of RACE
     if dataset == "race" and race != "all":
         return replace(
             task,

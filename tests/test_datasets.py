@@ -58,19 +58,15 @@ def test_the_split_is_the_authors(tmp_path):
     assert (valid, train) == (order[:374], order[374:])
 
 
-@pytest.mark.parametrize("n_valid", [1, 10, 29])
-def test_n_valid_rows_are_kept_for_validation(data_dir, n_valid):
+def test_n_valid_examples_are_kept_for_validation_and_some_to_train_on(data_dir):
     write(data_dir / ROCSTORIES_VALID, [row(i) for i in range(30)])
-    train, valid, _ = datasets.rocstories(data_dir, n_valid)
-    assert (len(train[0]), len(valid[0])) == (30 - n_valid, n_valid)
-    assert sorted(numbers(train) + numbers(valid)) == list(range(30))
-
-
-@pytest.mark.parametrize("n_valid", [30, 31])
-def test_a_split_that_leaves_nothing_to_train_on_is_refused(data_dir, n_valid):
-    write(data_dir / ROCSTORIES_VALID, [row(i) for i in range(30)])
-    with pytest.raises(InputError, match=f"holding out {n_valid} of its 30 examples .* Hold out fewer"):
-        datasets.rocstories(data_dir, n_valid)
+    for n_valid in (1, 10, 29):
+        train, valid, _ = datasets.rocstories(data_dir, n_valid)
+        assert (len(train[0]), len(valid[0])) == (30 - n_valid, n_valid)
+        assert sorted(numbers(train) + numbers(valid)) == list(range(30))
+    for n_valid in (0, 30, 31):
+        with pytest.raises(InputError, match=f"holding out {n_valid} of its 30 examples .* Hold out fewer"):
+            datasets.rocstories(data_dir, n_valid)
 
 
 def test_the_real_rows(real_data_dir):
@@ -121,54 +117,49 @@ def test_quoted_commas_quotes_and_newlines_stay_in_their_column(tmp_path):
     assert (first[0], second[0], labels.tolist()) == ("first, ending", 'second "ending"', [1, 0])
 
 
-@pytest.mark.parametrize(
-    "bad, message",
-    [
-        (b"id,a,b,c,d,e,f,3\n", r"'3', not 1 or 2"),
-        (b"id,a,b,c,d,e,f,\n", r"'', not 1 or 2"),
-        (b"id,a,b,c,d,e,1\n", r"7 columns, not 8"),
-        (b"id,a,b,c,d,e,f,g,1\n", r"9 columns, not 8"),
-        (b'id,"a" b,c,d,e,f,g,1\n', r"not CSV"),
-        (b"id,caf\xe9,b,c,d,e,f,1\n", r"not UTF-8 .*iconv"),
-    ],
-    ids=["label", "no label", "few columns", "many columns", "quotes", "Latin-1"],
-)
-def test_an_error_names_the_line_after_newlines_inside_quotes(tmp_path, bad, message):
+ERRORS = {
+    "label": (b"id,a,b,c,d,e,f,3\n", r"'3', not 1 or 2"),
+    "no label": (b"id,a,b,c,d,e,f,\n", r"'', not 1 or 2"),
+    "few columns": (b"id,a,b,c,d,e,1\n", r"7 columns, not 8"),
+    "many columns": (b"id,a,b,c,d,e,f,g,1\n", r"9 columns, not 8"),
+    "quotes": (b'id,"a" b,c,d,e,f,g,1\n', r"not CSV"),
+    "Latin-1": (b"id,caf\xe9,b,c,d,e,f,1\n", r"not UTF-8 .*iconv"),
+}
+EMPTY = {
+    "no story": (b"id,,,,,e,f,1\n", "the story is empty. Fix the line or remove it"),
+    "a story of white space": (b'id," ","\t",," ",e,f,1\n', "the story is empty. Fix the line or remove it"),
+    "no endings": (b"id,a,b,c,d,,,1\n", "both endings are empty. Fix the line or remove it"),
+    "endings of white space": (b"id,a,b,c,d, ,\t,2\n", "both endings are empty. Fix the line or remove it"),
+    "NUL": (b"id,a,b\0,c,d,e,f,2\n", r"a NUL byte \(byte [\d,]+\): the file is damaged. Fetch it again"),
+}
+
+
+def assert_refused(tmp_path: Path, bad: bytes, message: str) -> None:
+    """Check what is said of a line after one with newlines inside quotes."""
     path = write(tmp_path / "c.csv", [QUOTED])  # lines 2 to 5
     path.write_bytes(path.read_bytes() + b"\n" + bad + b"id,a,b,c,d,e,f,1\n")  # line 6 is blank
     with pytest.raises(InputError, match=rf"c\.csv, line 7: .*{message}"):
         read_cloze(path)
 
 
-def test_a_quote_that_never_closes_is_an_error(tmp_path):
+@pytest.mark.parametrize("name", ERRORS)
+def test_an_error_names_the_line_after_newlines_inside_quotes(tmp_path, name):
+    assert_refused(tmp_path, *ERRORS[name])
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_empty_texts_and_nul_bytes_are_named_with_their_line(tmp_path, name):
+    assert_refused(tmp_path, *EMPTY[name])
+
+
+def test_a_quote_that_never_closes_and_a_folder_are_errors(tmp_path):
     path = write(tmp_path / "c.csv", [row(0)])
     path.write_bytes(path.read_bytes() + b'id,"a,b,c,d,e,f,1\nid,a,b,c,d,e,f,1\n')
     with pytest.raises(InputError, match=r"c\.csv, line \d+: not CSV"):
         read_cloze(path)
-
-
-def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
-    (tmp_path / "c.csv").mkdir()
+    path.unlink()
+    path.mkdir()
     with pytest.raises(InputError, match=r"c\.csv cannot be read"):
-        read_cloze(tmp_path / "c.csv")
-
-
-@pytest.mark.parametrize(
-    "bad, message",
-    [
-        (b"id,,,,,e,f,1\n", "the story is empty. Fix the line or remove it"),
-        (b'id," ","\t",,"\n",e,f,1\n', "the story is empty. Fix the line or remove it"),
-        (b"id,a,b,c,d,,,1\n", "both endings are empty. Fix the line or remove it"),
-        (b"id,a,b,c,d, ,\t,2\n", "both endings are empty. Fix the line or remove it"),
-        (b"id,a,b\0,c,d,e,f,2\n", r"a NUL byte \(byte [\d,]+\): the file is damaged. Fetch it again"),
-    ],
-    ids=["no story", "a story of white space", "no endings", "endings of white space", "NUL"],
-)
-def test_empty_texts_and_nul_bytes_are_named_with_their_line(tmp_path, bad, message):
-    path = write(tmp_path / "c.csv", [row(0), row(1)])
-    path.write_bytes(path.read_bytes() + bad + b"id,a,b,c,d,e,f,1\n")
-    line = 4 + bad.count(b"\n") - 1  # an example's last line
-    with pytest.raises(InputError, match=rf"c\.csv, line {line}: {message}"):
         read_cloze(path)
 
 
@@ -271,9 +262,3 @@ def test_the_same_fraction_of_each_label_is_held_out(tmp_path):
     assert set(tasks.hold_out(labels, 20, 0, True, tmp_path)[1]) != set(valid)  # seed decides
     single = np.array([0] * 9 + [1])  # a label that cannot be in both
     assert len(tasks.hold_out(single, 3, 0, True, tmp_path)[1]) == 3
-
-
-@pytest.mark.parametrize("n_valid", [0, 10, 11])
-def test_nothing_held_out_or_everything_is_refused(tmp_path, n_valid):
-    with pytest.raises(InputError, match=f"holding out {n_valid} of its 10 examples"):
-        tasks.hold_out(np.zeros(10, int), n_valid, 0, False, tmp_path)
