@@ -4,7 +4,6 @@ The folder written has the authors' format: `python train.py --model_dir DIR` fi
 language model of another folder is adapted to the text.
 """
 
-import argparse
 import math
 import sys
 import time
@@ -22,8 +21,9 @@ from formats.files import InputError, copy_file, digests, make_output_folder, sh
 from loss import sequence_losses, token_mean
 from model_pytorch import ACTIVATIONS, DEFAULT_CONFIG, LMModel, TransformerModel
 from opt import OpenAIAdam
-from reading.corpus import n_cores, open_tokens, prepare
+from reading.corpus import open_tokens, prepare
 from reading.rows import Sequences
+from reading.workers import n_cores
 from running.command import exit_code
 from running.processes import (
     Ranks,
@@ -62,14 +62,6 @@ from zero_shot import parse_probes, read_probes
 N_CTX = 512  # tokens in a sequence, as the paper has them
 
 
-def parse_part(text: str) -> tuple[int, int]:
-    """Return the numbers k and n of k/n, for argparse to complain with."""
-    k, _, n = text.partition("/")
-    if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
-        raise argparse.ArgumentTypeError(f"{text} is not k/n with k from 1 to n, such as 1/8")
-    return int(k), int(n)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Settings(MachineSettings, NetworkSettings, AdamSettings):
     """The flags; the defaults are the paper's (FIDELITY 104)."""
@@ -90,11 +82,6 @@ class Settings(MachineSettings, NetworkSettings, AdamSettings):
     n_merges: int = setting(40000, "byte-pair merges to learn", COUNT)
     workers: int | None = setting(None, "processes that read the corpus; default: one a CPU core", COUNT)
     tokenize_only: bool = setting(False, "stop when the vocabulary and the tokens are made")
-    part: tuple[int, int] | None = setting(
-        None,
-        "k/n: with --tokenize_only, the k-th of n parts of the work, for n hosts that share the folders",
-        parse_part,
-    )
     n_ctx: int | None = setting(
         None, f"tokens in a sequence; default: as many as --init_from has positions, else {N_CTX}", number(int, 2)
     )
@@ -135,8 +122,6 @@ class Settings(MachineSettings, NetworkSettings, AdamSettings):
         parse_probes(self.probe)
         if self.init_from is None:
             self.config()
-        if self.part and not self.tokenize_only:
-            raise ValueError("--part is a part of --tokenize_only: give both")
 
     def completed(self, sizes: FolderSizes | None) -> "Settings":
         """Return the settings with the sizes that were left out: those of --init_from, else the paper's.
@@ -181,17 +166,17 @@ def keep_vocabulary(encoder: TextEncoder, vocabulary: tuple[Path, Path]) -> None
             copy_file(source, copy)
 
 
-def prepare_tokens(settings: Settings, encoder: TextEncoder | None) -> int:
-    """Make the vocabulary and the tokens where they are missing; return how many shards other hosts still have to make.
+def prepare_tokens(settings: Settings, encoder: TextEncoder | None) -> None:
+    """Make the vocabulary and the tokens where they are missing.
 
     The vocabulary is that of an encoder, if one is given. With torchrun the other processes wait for this, a day at
-    most: --tokenize_only before it lets all hosts work.
+    most.
     """
     vocabulary = vocabulary_of(settings)
     if encoder is not None:
         keep_vocabulary(encoder, vocabulary)
     folder, workers = Path(settings.save_dir) / settings.desc, settings.workers or n_cores()
-    return prepare(settings.corpus_names(), vocabulary, settings.n_merges, folder, workers, settings.part)
+    prepare(settings.corpus_names(), vocabulary, settings.n_merges, folder, workers)
 
 
 class PreTraining(nn.Module):
@@ -373,18 +358,12 @@ class Run:
 
 
 def tokenize(settings: Settings) -> None:
-    """Make the vocabulary and the tokens, or a part of them, and print what is left to do."""
+    """Make the vocabulary and the tokens, and print how many there are."""
     folder = Path(settings.save_dir) / settings.desc
     for path in (Path(settings.model_dir), folder):
         make_output_folder(path)
     encoder = open_transformer(settings.init_from)[1] if settings.init_from else None
-    n_missing = prepare_tokens(settings, encoder)
-    has_vocabulary = all(path.exists() for path in vocabulary_of(settings))
-    if settings.part:
-        done = f"part {settings.part[0]} of {settings.part[1]}: {'tokens' if has_vocabulary else 'words'} done"
-        then = "without --part to join them" if has_vocabulary else "again to learn the vocabulary and tokenize"
-        print(f"{done}; {n_missing} shards of other parts are missing. When none is, run the command {then}.")
-        return
+    prepare_tokens(settings, encoder)
     n_vocab = len(TextEncoder(*vocabulary_of(settings)).encoder)
     print(f"tokens   {len(open_tokens(folder, n_vocab)[0]):,}, vocabulary {n_vocab:,}: {folder / 'tokens.bin'}")
 

@@ -225,7 +225,7 @@ class Settings(MachineSettings, NetworkSettings, AdamSettings):
 # settings that may change when a run is resumed
 FREE_ON_RESUME = {"resume", "checkpoint_every", "submit", "analysis", "verify", "log_dir", "save_dir", "submission_dir"}
 FREE_ON_RESUME |= {"tensorboard", "probe", "probe_examples"}
-FREE_ON_RESUME |= {"workers", "tokenize_only", "part"}
+FREE_ON_RESUME |= {"workers", "tokenize_only"}
 
 
 def fixed_on_resume(settings: Any) -> dict[str, Any]:
