@@ -93,6 +93,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def text_sha256(text: str) -> str:
+    """Return the SHA-256 of a text's UTF-8 bytes, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def digests(paths: Iterable[Path]) -> dict[str, str]:
     """Return name -> SHA-256 of files, several at a time."""
     paths = list(paths)
