@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from formats.files import InputError, ResultLogger, write_json
+from formats.files import InputError, LogFile, write_json
 from opt import OpenAIAdam
 from running.checkpoint import read_checkpoint, remove_checkpoints, restore, save_checkpoint, save_parameters
 from running.inference import progress_bar
@@ -274,7 +274,7 @@ class Log:
     """The log of a run: a file of JSON lines, first the settings; and if asked for, TensorBoard's file beside it."""
 
     def __init__(self, path: Path, settings: dict, tensorboard: bool):
-        self.file = ResultLogger(path, **settings)
+        self.file = LogFile(path, **settings)
         self.board = None
         if tensorboard:
             folder = path.with_suffix(".tensorboard")

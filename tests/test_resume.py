@@ -80,7 +80,7 @@ def outcome(folder: Path) -> dict[str, bytes]:
         name = str(path.relative_to(folder))
         # what a kill may leave beside, and the older checkpoints, of other updates after a stop
         if not any(old in path.parents for old in older) and ".part" not in name and "checkpoint.old" not in name:
-            found[name] = re.sub(rb'"commit": [^,}]+', b"", path.read_bytes())  # which a commit meanwhile changes
+            found[name] = re.sub(rb'"(commit|time)": [^,}]+', b"", path.read_bytes())  # which change meanwhile
     return found
 
 
