@@ -105,7 +105,8 @@ def run_to_hugging_face(run: SavedRun, out: Path) -> None:
     else:
         head = {}
         config["architectures"] = [LANGUAGE_MODEL]
-        note = f"{LANGUAGE_MODEL}: the language model only, without the head of the {record.form} ({WHY_NO_HEAD[record.form]})"
+        why = f"without the head of the {record.form} ({WHY_NO_HEAD[record.form]})"
+        note = f"{LANGUAGE_MODEL}: the language model only, {why}"
     prepare_output(out)
     vocabulary = (run.folder / ENCODER_FILE, run.folder / BPE_FILE)
     write_hugging_face(out, run.model.transformer, record.n_vocab, vocabulary, head, config)
