@@ -18,7 +18,7 @@ from reading.tasks import Task, find_task
 from running.inference import progress_bar
 from running.metrics import METRICS
 from running.processes import Ranks
-from running.settings import DATASETS
+from running.settings import dataset_names
 from scoring import next_log_probabilities, pack
 from text_utils import TextEncoder
 
@@ -66,7 +66,7 @@ def _scores(transformer: TransformerModel, batch: list[Choice], n_words: int, me
 
 def answer_choices(model: nn.Module, encoder: TextEncoder, rows: Rows, n_batch: int = 16) -> np.ndarray:
     """Return for each example the choice of the highest mean log-probability, given the context and question (N,)."""
-    n_texts = FORMS[rows.form].n_texts
+    n_texts = FORMS[rows.layout.form].n_texts
     examples = (([i for text in t[:n_texts] for i in text], t[n_texts:]) for t in _texts(rows))
     found = continuation_scores(model, examples, encoder.n_vocab, n_batch=n_batch)
     return np.array([scores.argmax() for scores in found])
@@ -214,7 +214,7 @@ def parse_probes(text: str | None) -> list[tuple[str, str, str]]:
     """
     probes = [tuple(probe.split(":", 2)) for probe in text.split(",")] if text else []
     for probe in probes:
-        if len(probe) != 3 or probe[0] not in HEURISTICS or probe[1] not in DATASETS or not probe[2]:
+        if len(probe) != 3 or probe[0] not in HEURISTICS or probe[1] not in dataset_names() or not probe[2]:
             raise ValueError(
                 f"--probe {':'.join(probe)!r} is not HEURISTIC:DATASET:FOLDER, such as choice:rocstories:demo/data; "
                 f"heuristics: {', '.join(HEURISTICS)}"

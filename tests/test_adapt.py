@@ -18,7 +18,7 @@ import train
 from reading.splits import Limits, read_splits
 from reading.tasks import find_task
 from running import training
-from running.training import Speed, Training
+from running.training import Run
 from scoring import log_probabilities
 from weights import open_model, open_run
 from zero_shot import parse_probes, zero_shot
@@ -61,7 +61,7 @@ def stop_at_the_first_log(patch: pytest.MonkeyPatch) -> None:
     def stop(*_):
         raise KeyboardInterrupt
 
-    patch.setattr(Training, "log", stop)
+    patch.setattr(Run, "write_log", stop)
 
 
 # --- starting from a model -------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from test_pretrain import SMALL, outcome, write_corpus
 import pretrain
 from model_pytorch import Config, LMModel
 from reading.rows import Sequences, with_positions
-from running.training import Training
+from running.training import Run
 from weights import open_model
 
 N_VOCAB, NEWLINE = 10, 9
@@ -158,7 +158,7 @@ def stop_at_the_first_log(monkeypatch, flags: list[str]) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "log", stop)
+        patch.setattr(Run, "write_log", stop)
         assert pretrain.main(flags) == 130
 
 

@@ -22,7 +22,7 @@ from formats.authors import load_openai_pretrained_model, read_sizes
 from model_pytorch import Config, LMModel, TransformerModel
 from reading import corpus
 from running import checkpoint
-from running.training import Training
+from running.training import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = (
@@ -260,7 +260,7 @@ def test_checkpoints_of_an_unfinished_run_are_not_overwritten(capsys, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "log", stop)
+        patch.setattr(Run, "write_log", stop)
         assert pretrain.main(SMALL) == 130
     checkpoints = sorted(Path("save").rglob("*"))
     assert [path.name for path in checkpoints if path.name.startswith("checkpoint")] == ["checkpoint_000000004"]
