@@ -576,7 +576,7 @@ def test_a_pickle_in_the_place_of_weights_is_refused(world, tmp_path, evil, as_a
 
 def test_a_pickle_in_the_place_of_the_encoded_texts_is_not_run(world, unbroken, tmp_path, evil):
     for cache in (world / "data").glob("encoded_*"):
-        for name in ("ids.bin", "index.json"):
+        for name in ("ids", "index.json"):
             (cache / name).write_bytes(pickle.dumps(evil))
             run = finish(command("train", world), tmp_path / "run")
             assert outcome(tmp_path / "run") == unbroken["train"]
