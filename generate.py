@@ -23,10 +23,11 @@ from formats.examples import OWN_FIELDS, parse_columns
 from formats.files import InputError, find
 from generation import stream_text
 from model_pytorch import DoubleHeadModel, LMModel
+from reading.tasks import find_task
 from running.command import exit_code
 from running.processes import Ranks, keep_freed_memory
 from running.settings import COUNT, DATASETS, NOT_NEGATIVE, number, parse, setting
-from scoring import score_file, summary
+from scoring import score_file
 from text_utils import TextEncoder
 from weights import open_model, open_run
 from zero_shot import HEURISTICS, zero_shot_on
@@ -156,13 +157,13 @@ def run(settings: Settings) -> None:
     model, generator = model.to(device), torch.Generator(device).manual_seed(settings.seed)
     if settings.score is not None:
         found = score_file(model, encoder, settings.score, sys.stdout, settings.stride, settings.all_rows)
-        sizes = len(encoder.encoder), len(model.transformer.embed.weight)
-        print(summary(found, *sizes, settings.all_rows), file=sys.stderr)
+        print(found.perplexities(), file=sys.stderr)
         return
     if settings.zero_shot:
-        data = settings.dataset, find(settings.data_dir), settings.task, settings.columns
-        split = {"n_valid": settings.n_valid, "seed": settings.seed}
-        print("\n".join(zero_shot_on(model, encoder, settings.zero_shot, *data, **split)))
+        folder = find(settings.data_dir)
+        task = find_task(settings.dataset, folder, settings.task, parse_columns(settings.columns))
+        lines = zero_shot_on(model, encoder, settings.zero_shot, task, folder, settings.n_valid, settings.seed)
+        print("\n".join(lines))
         return
     is_asking = settings.prompt is None and settings.prompt_file is None and sys.stdin.isatty()
     for content, where in read_prompts(settings):

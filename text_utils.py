@@ -218,6 +218,7 @@ class TextEncoder:
         self.cache: dict[str, list[int]] = {}  # word -> ids
         self.ends: dict[str, list[int]] = {}  # word -> where its tokens end in it
         self.splits: dict[tuple[str, ...], bool] = {}  # a text and words -> whether it is split into these
+        self.n_vocab = len(self.encoder)  # of the files: users add special tokens to `encoder`
 
     @cached_property
     def nlp(self) -> "Language":

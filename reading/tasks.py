@@ -88,7 +88,7 @@ def hold_out(
 
     if not 1 <= n_valid < len(labels):
         raise InputError(
-            f"{path}: --n_valid {n_valid} of its {len(labels)} examples leaves none to train on. Lower --n_valid."
+            f"{path}: holding out {n_valid} of its {len(labels)} examples leaves none to train on. Hold out fewer."
         )
     if stratified:
         counts = np.unique(labels, return_counts=True)[1]

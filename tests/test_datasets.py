@@ -67,7 +67,7 @@ def test_n_valid_rows_are_kept_for_validation(data_dir, n_valid):
 @pytest.mark.parametrize("n_valid", [30, 31])
 def test_a_split_that_leaves_nothing_to_train_on_is_refused(data_dir, n_valid):
     write(data_dir / ROCSTORIES_VALID, [row(i) for i in range(30)])
-    with pytest.raises(InputError, match=f"--n_valid {n_valid} of its 30 examples .* Lower"):
+    with pytest.raises(InputError, match=f"holding out {n_valid} of its 30 examples leaves none"):
         datasets.rocstories(data_dir, n_valid)
 
 
@@ -263,5 +263,5 @@ def test_the_same_fraction_of_each_label_is_held_out(tmp_path):
 
 @pytest.mark.parametrize("n_valid", [0, 10, 11])
 def test_nothing_held_out_or_everything_is_refused(tmp_path, n_valid):
-    with pytest.raises(InputError, match=f"--n_valid {n_valid} of its 10 examples"):
+    with pytest.raises(InputError, match=f"holding out {n_valid} of its 10 examples"):
         tasks.hold_out(np.zeros(10, int), n_valid, 0, False, tmp_path)

@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
@@ -43,11 +42,10 @@ def test_tokens_and_words_of_a_text(opened):
     for unit in (*row.tokens, *row.words):
         assert unit.source == 0 and TEXT[slice(*unit.span)]
     assert all(TEXT[slice(*word.span)] == word.text for word in row.words)
-    for word, end in zip(row.words, row.word_ends, strict=True):
-        assert row.tokens[end].span[1] == word.span[1] and row.tokens[end].text.endswith("</w>")
-    of_token = row.word_of_token()
-    assert of_token == sorted(of_token) and set(of_token) == set(range(len(row.words)))
-    assert [of_token[end] for end in row.word_ends] == list(range(len(row.words)))
+    for word, tokens in zip(row.words, row.tokens_of_words, strict=True):
+        last = row.tokens[tokens[-1]]
+        assert last.span[1] == word.span[1] and last.text.endswith("</w>")
+    assert [i for tokens in row.tokens_of_words for i in tokens] == list(range(len(row.ids)))
 
 
 def test_a_fine_tuned_run_reads_special_tokens_which_are_words_of_their_own(run):
@@ -60,7 +58,7 @@ def test_a_fine_tuned_run_reads_special_tokens_which_are_words_of_their_own(run)
         ("_classify_", None),
     ]
     assert row.words[5].span == (3, 6)
-    n_vocab = len(run.encoder.encoder)
+    n_vocab = run.encoder.n_vocab
     assert [i for i in row.ids if i >= n_vocab] == [n_vocab, n_vocab + 1, n_vocab + 2]
     one = read_row(run.model, run.encoder, "the cat")
     assert [word.text for word in one.words] == ["_start_", "the", "cat", "_classify_"]
@@ -98,11 +96,30 @@ def test_states_of_every_layer_are_the_networks_own(opened):
     for text in texts:
         expected = layers_of(model, read_row(model, encoder, text).ids)
         for layer in (0, 1, 2, -1, -2, -3):
-            found = features(model, encoder, texts, layer, n_batch=2)[texts.index(text)]
-            torch.testing.assert_close(found.states, expected[layer], atol=1e-5, rtol=0)
+            found = hidden_states(model, [read_row(model, encoder, each).ids for each in texts], layer, n_batch=2)
+            torch.testing.assert_close(found[texts.index(text)], expected[layer], atol=1e-5, rtol=0)
     x = pack(model.transformer, [[read_row(model, encoder, TEXT).ids]])
     torch.testing.assert_close(found := features(model, encoder, [TEXT])[0].states, model.transformer(x).detach())
     assert not found.requires_grad
+
+
+def test_special_tokens_that_a_user_adds_change_nothing(opened, run):
+    """As of the early port: encoder.encoder["_start_"] = len(encoder.encoder)."""
+
+    def found() -> list[torch.Tensor]:
+        pair = [("the cat", "in red")]
+        return [
+            features(*opened, [TEXT])[0].states,
+            features(run.model, run.encoder, pair)[0].states,
+            features(run.model, run.encoder, ["the cat"], per="word", n_context=1)[0].states,
+            attention_weights(run.model, run.encoder, *pair).weights,
+        ]
+
+    expected = found()
+    for encoder in (opened[1], run.encoder):
+        for name in ("_start_", "_delimiter_", "_classify_"):
+            encoder.encoder[name] = len(encoder.encoder)
+    assert all(map(torch.equal, found(), expected))
 
 
 @pytest.mark.parametrize("layer", [3, -4])
@@ -123,7 +140,7 @@ def test_a_fixed_context_is_so_many_words_and_no_more(opened):
     model, encoder = opened
     words = read_row(model, encoder, TEXT).words
     for n in (0, 2, 100):
-        (found,) = features(model, encoder, [TEXT], per="word", n_context=n, n_batch=3)
+        (found,) = features(model, encoder, [TEXT], per="word", n_context=n)
         assert found.units == words
         for i in range(len(words)):
             part = TEXT[words[max(0, i - n)].span[0] : words[i].span[1]]
@@ -208,10 +225,9 @@ def test_attention_to_words_sums_over_their_tokens(run):
     words, row = found.to_words(), found.row
     assert words.shape == (2, 2, len(row.words)) and row.words[-1].text == "_classify_"
     torch.testing.assert_close(words.sum(-1), torch.ones(2, 2), atol=1e-5, rtol=0)
-    starts = [0, *(end + 1 for end in row.word_ends)]
-    for w, (start, end) in enumerate(zip(starts, row.word_ends, strict=False)):
-        torch.testing.assert_close(words[..., w], found.weights[:, :, -1, start : end + 1].sum(-1))
-    assert max(np.diff(row.word_ends)) > 1  # some word has several tokens
+    for w, tokens in enumerate(row.tokens_of_words):
+        torch.testing.assert_close(words[..., w], found.weights[:, :, -1, tokens.start : tokens.stop].sum(-1))
+    assert max(map(len, row.tokens_of_words)) > 1
     assert found.to_words(0)[..., 0].eq(1).all()  # the first token attends to itself
 
 

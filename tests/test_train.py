@@ -403,7 +403,7 @@ def test_a_wrong_flag_is_named(command, capsys, flags, named):
         (["--n_head", "3"], "--n_head 3"),
         (["--n_head", "4"], "for 2 heads, the model has 4"),
         (["--n_batch", "31"], "--n_batch 31"),
-        (["--n_valid", "40"], "--n_valid 40"),
+        (["--n_valid", "40"], "holding out 40 of its 40 examples"),
     ],
     ids=" ".join,
 )
