@@ -170,12 +170,6 @@ def test_special_tokens_that_a_user_adds_change_nothing(opened):
     assert np.array_equal(found.log_probabilities, expected.log_probabilities, equal_nan=True)
 
 
-def test_words_are_more_probable_among_words_than_among_all_rows(opened):
-    over_words, over_all = (score(*opened, "the cat and the hat", all_rows=flag) for flag in (False, True))
-    assert (over_words.log_probabilities[1:] > over_all.log_probabilities[1:]).all()
-    assert over_words.per_token() < over_all.per_token()
-
-
 @pytest.mark.parametrize("text", ["", " \n", "x"])
 def test_a_text_with_nothing_to_score_is_refused(opened, text):
     with pytest.raises(InputError, match="tokens: there is nothing to score"):
