@@ -1,9 +1,8 @@
 """The paper's heuristics (section 5): answers of a language model that was not fine-tuned on the task."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ from torch import nn
 
 from formats.files import InputError, find
 from loss import METRICS
-from model_pytorch import TransformerModel
 from reading.rows import FORMS, Ids, Rows
 from reading.splits import Splits, read_splits
 from reading.tasks import Task, find_task
@@ -27,43 +25,37 @@ Choice = tuple[Ids, list[Ids]]  # a context, and what may follow it
 
 
 def continuation_scores(
-    model: nn.Module, examples: Iterable[Choice], n_entries: int, mean: bool = True, n_batch: int = 16
-) -> Iterator[np.ndarray]:
-    """Yield for each example the log-probability of each continuation, given the context: mean, or sum, of its tokens.
+    model: nn.Module, examples: Sequence[Choice], n_entries: int, mean: bool = True
+) -> list[np.ndarray]:
+    """Return for each example the log-probability of each continuation, given the context: mean, or sum, of its tokens.
 
-    A context that does not fit loses its beginning, the same for all continuations. Without a context the first token
-    is not scored; a continuation without a scored token has -infinity.
+    All examples are computed at once. A context that does not fit loses its beginning, the same for all continuations.
+    Without a context the first token is not scored; a continuation without a scored token has -infinity.
 
     Args:
         n_entries: as of scoring.next_tokens.
     """
+    # cut what does not fit
     n_ctx = model.transformer.n_ctx
-    fitting = (_fitting(context, continuations, n_ctx) for context, continuations in examples)
-    while batch := list(islice(fitting, n_batch)):
-        yield from _batch_scores(model.transformer, batch, n_entries, mean)
+    fitting = []
+    for context, continuations in examples:
+        continuations = [ids[: n_ctx - 1] for ids in continuations]
+        room = n_ctx - max(map(len, continuations))
+        fitting.append((context[max(0, len(context) - room) :], continuations))
 
-
-def _fitting(context: Ids, continuations: list[Ids], n_ctx: int) -> Choice:
-    continuations = [ids[: n_ctx - 1] for ids in continuations]
-    room = n_ctx - max(map(len, continuations))
-    return context[max(0, len(context) - room) :], continuations
-
-
-def _batch_scores(
-    transformer: TransformerModel, batch: list[Choice], n_entries: int, mean: bool
-) -> Iterator[np.ndarray]:
     # a row for each continuation, and as many for each example: the first one fills up
-    n_rows = max(len(continuations) for _, continuations in batch)
-    examples = []
-    for context, continuations in batch:
+    n_rows = max(len(continuations) for _, continuations in fitting)
+    packed = []
+    for context, continuations in fitting:
         rows = [[*context, *ids] or [0] for ids in continuations]  # a row has a token
-        examples.append(rows + rows[:1] * (n_rows - len(rows)))
-    packing = pack(transformer, examples, share_context=True)
-    logs, _ = next_tokens(transformer, packing, n_entries)
-    logs = logs.double().cpu().numpy().reshape(len(batch), n_rows, -1)  # (B, K, T-1)
+        packed.append(rows + rows[:1] * (n_rows - len(rows)))
+    packing = pack(model.transformer, packed, share_context=True)
+    logs, _ = next_tokens(model.transformer, packing, n_entries)
+    logs = logs.double().cpu().numpy().reshape(len(packed), n_rows, -1)  # (B, K, T-1)
 
     # the sum or mean over the tokens of each continuation that another token precedes
-    for (context, continuations), of_rows in zip(batch, logs, strict=True):
+    found = []
+    for (context, continuations), of_rows in zip(fitting, logs, strict=True):
         first = max(1, len(context))
         scores = []
         for ids, of_row in zip(continuations, of_rows, strict=False):
@@ -73,12 +65,14 @@ def _batch_scores(
                 continue
             scored = of_row[first - 1 : end - 1]  # of_row[0] is of the second token
             scores.append(scored.mean() if mean else scored.sum())
-        yield np.array(scores)
+        found.append(np.array(scores))
+    return found
 
 
 # --- the heuristics --------------------------------------------------------------------------------------------------
 
 HEURISTICS = ("choice", "sentiment", "acceptability")
+N_BATCH = 16  # examples computed at a time
 
 
 def check_heuristic(heuristic: str, task: Task) -> None:
@@ -101,28 +95,24 @@ def heuristic_scores(model: nn.Module, encoder: TextEncoder, rows: Rows, heurist
     "negative" and "positive", with "very" appended to the text; acceptability: the mean log-probability of the tokens
     of the text but its first.
     """
-    examples = _continuations(encoder, rows, heuristic)
-    return list(continuation_scores(model, examples, encoder.n_vocab, mean=heuristic != "sentiment"))
-
-
-def _continuations(encoder: TextEncoder, rows: Rows, heuristic: str) -> Iterator[Choice]:
-    """Yield the context and continuations of each example."""
     if heuristic == "sentiment":
         very, *sentiments = _encode_words(encoder, ["very", "negative", "positive"])
     n_texts = FORMS[rows.form].n_texts  # before the choices
+    scores = []
     with progress_bar(len(rows), "zero-shot", "examples", Ranks()) as bar:
-        for i in rows.which:
-            texts = rows.encoded.texts(int(i))  # token ids, uncut
-            if heuristic == "choice":
-                context = chain.from_iterable(texts[:n_texts])
-                yield list(context), texts[n_texts:]
-            elif heuristic == "sentiment":
-                (text,) = texts
-                yield [*text, *very], sentiments
-            else:
-                (text,) = texts
-                yield text[:1], [text[1:]]
-            bar.update()
+        for start in range(0, len(rows), N_BATCH):
+            batch = []
+            for i in rows.which[start : start + N_BATCH]:
+                texts = rows.encoded.texts(int(i))  # token ids, uncut
+                if heuristic == "choice":
+                    batch.append((sum(texts[:n_texts], []), texts[n_texts:]))
+                elif heuristic == "sentiment":
+                    batch.append(([*texts[0], *very], sentiments))
+                else:
+                    batch.append((texts[0][:1], [texts[0][1:]]))
+            scores += continuation_scores(model, batch, encoder.n_vocab, mean=heuristic != "sentiment")
+            bar.update(len(batch))
+    return scores
 
 
 def _encode_words(encoder: TextEncoder, words: list[str]) -> list[list[int]]:

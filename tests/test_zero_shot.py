@@ -48,7 +48,7 @@ def of_continuation(model, context: list[int], ids: list[int]) -> np.ndarray:
 def test_continuations_are_scored_given_their_context(opened, mean):
     model, encoder = opened
     examples = [([1, 2, 3], [[4, 5], [6], [4, 7, 8]]), ([9], [[1, 2], [3]]), ([], [[5, 6, 7]])]
-    found = list(continuation_scores(model, examples, encoder.n_vocab, mean, n_batch=2))
+    found = continuation_scores(model, examples, encoder.n_vocab, mean)
     for (context, continuations), values in zip(examples, found, strict=True):
         parts = [of_continuation(model, context, ids) for ids in continuations]
         np.testing.assert_allclose(values, [p.mean() if mean else p.sum() for p in parts], atol=1e-5)
