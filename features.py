@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from formats.files import InputError
 from model_pytorch import DoubleHeadModel, TransformerModel
 from reading.rows import Ids, special_tokens
-from scoring import pack, words_of
+from scoring import Text, pack, words_of
 from speed.packing import Packing
 from text_utils import Span, TextEncoder, Word
 
-Example = str | Sequence[str]  # one text; of a fine-tuned run also two: premise and hypothesis, context and choice, ...
+# a text, or a list of its words; of a fine-tuned run also a tuple of two: premise and hypothesis, context and choice
+Example = Text | tuple[Text, ...]
 
 # --- what the network reads ------------------------------------------------------------------------------------------
 
@@ -28,7 +29,7 @@ class Unit(NamedTuple):
     """A token or a word of what the network reads."""
 
     text: str  # a token as in the vocabulary; a word as the user wrote it; `_start_`, `_delimiter_`, `_classify_`
-    span: Span | None  # start and end in the user's text; None: a special token, or unknown (text_utils.py)
+    span: Span | None  # start and end in the text, or the given word; None: a special token, or unknown (text_utils.py)
     source: int | None = 0  # which of the example's texts it is of; None: a special token
 
 
@@ -66,12 +67,14 @@ def read_row(model: nn.Module, encoder: TextEncoder, example: Example) -> Row:
 
     Raises:
         InputError: the example has no tokens, or more than the network has positions.
-        ValueError: several texts for a network that was not fine-tuned.
+        ValueError: several texts for a network that was not fine-tuned, or a list of them instead of a tuple.
     """
-    texts = [example] if isinstance(example, str) else list(example)
+    texts = example if isinstance(example, tuple) else (example,)
     is_tuned = isinstance(model, DoubleHeadModel)
     if len(texts) != 1 and not is_tuned:
         raise ValueError(f"{len(texts)} texts: only a fine-tuned network has a token to put between them")
+    if is_tuned and isinstance(example, list) and any(" " in word for word in example):
+        raise ValueError(f"{example!r}: a list is of words, which hold no spaces. Give several texts as a tuple")
 
     # the texts, each after a special token
     special = special_tokens(encoder.n_vocab)
@@ -88,16 +91,16 @@ def read_row(model: nn.Module, encoder: TextEncoder, example: Example) -> Row:
 
     if not row.tokens_of_text():
         raise InputError(f"{example!r} holds no tokens. Leave it out.")
-    check_length(row.ids, model.transformer.n_ctx, " ".join(texts))
+    check_length(row.ids, model.transformer.n_ctx, example)
     return row
 
 
-def check_length(ids: Ids, n_ctx: int, text: str) -> None:
+def check_length(ids: Ids, n_ctx: int, example: Example) -> None:
     """Raise InputError for a row with more tokens than the network has positions."""
     if len(ids) > n_ctx:
         raise InputError(
             f"a text takes {len(ids)} tokens, the network has positions for {n_ctx}. Split it, or give a fixed "
-            f"context (n_context): {text[:60]!r} ..."
+            f"context (n_context): {str(example)[:60]} ..."
         )
 
 
@@ -172,7 +175,7 @@ def features(
         model, encoder: from open_model or open_run (run.model, run.encoder).
         texts: as of read_row; special tokens of a fine-tuned run are among the tokens and words.
         layer: as of hidden_states.
-        per: token; or word: the state at its last token.
+        per: token; or word: the state at its last token. Where the text is a list of words, these are the words.
         n_context: of words only: the network sees so many words before each word, instead of all of them; each word is
             then the end of a row of its own, and special tokens have no states.
     """
@@ -191,9 +194,9 @@ def features(
     return found
 
 
-def _in_fixed_context(model: nn.Module, encoder: TextEncoder, text: str, layer: int, n_context: int) -> Features:
+def _in_fixed_context(model: nn.Module, encoder: TextEncoder, text: Text, layer: int, n_context: int) -> Features:
     """Return the state at the last token of each word, which the network sees with n_context words before it."""
-    if not isinstance(text, str) or n_context < 0:
+    if isinstance(text, tuple) or n_context < 0:
         raise ValueError(f"a fixed context is of one text, and of 0 words or more: {text!r}, {n_context}")
     words = words_of(encoder, text)
     if not words:

@@ -117,12 +117,31 @@ def log_probabilities(
 # --- texts -> scores -------------------------------------------------------------------------------------------------
 
 
-def words_of(encoder: TextEncoder, text: str) -> list[Word]:
-    """Return the words of a text as its user wrote them; in lower case where it is not known where they stand."""
+Text = str | Sequence[str]  # as it is, or split into words by the user
+
+
+def words_of(encoder: TextEncoder, text: Text) -> list[Word]:
+    """Return the words of a text as its user wrote them; in lower case where it is not known where they stand.
+
+    Words that the user has split stay as they are, whatever the tokenizer makes of them; their spans are in themselves.
+
+    Raises InputError for such a word without tokens.
+    """
     words = []
-    for word in encoder.words_with_spans(text):
-        if word.span is not None:
-            word = word._replace(text=text[slice(*word.span)])
+    if isinstance(text, str):
+        for word in encoder.words_with_spans(text):
+            if word.span is not None:
+                word = word._replace(text=text[slice(*word.span)])
+            words.append(word)
+        return words
+
+    for given in text:
+        word = Word(given, [], [])
+        for part in encoder.words_with_spans(given):
+            word.ids.extend(part.ids)
+            word.spans.extend(part.spans)
+        if not word.ids:
+            raise InputError(f"the word {given!r}, number {len(words) + 1}, holds no tokens. Leave it out.")
         words.append(word)
     return words
 
@@ -175,11 +194,12 @@ def _perplexity(log_probabilities: np.ndarray) -> float:
 
 
 def score(
-    model: nn.Module, encoder: TextEncoder, text: str, stride: int | None = None, all_rows: bool = False
+    model: nn.Module, encoder: TextEncoder, text: Text, stride: int | None = None, all_rows: bool = False
 ) -> Score:
     """Return the log-probabilities of a text.
 
     Args:
+        text: also a list of words, which are then those of the score.
         model, stride: as of log_probabilities.
         all_rows: normalise over all entries of the embedding matrix, as the training loss does, not over the words
             only.

@@ -132,6 +132,33 @@ def test_special_tokens_that_a_user_adds_change_nothing(opened, run):
     assert all(map(torch.equal, found(), expected))
 
 
+@pytest.mark.parametrize("n_context", [None, 0, 2])
+def test_there_is_a_state_for_each_word_that_is_given(opened, n_context):
+    model, encoder = opened
+    given = ["The", "mother-in-law", "don’t", "U.S.A.", "was", "red?!", "é", "in 2 parts"]
+    (found,) = features(model, encoder, [given], per="word", n_context=n_context)
+    assert [(unit.text, unit.source) for unit in found.units] == [(word, 0) for word in given]
+    assert [unit.span for unit in found.units] == [(0, len(word)) for word in given]
+    ids = encoder.encode(given, verbose=False)
+    for i in range(len(given)):
+        before = ids[: i + 1] if n_context is None else ids[max(0, i - n_context) : i + 1]
+        (states,) = hidden_states(model, [sum(before, [])])
+        torch.testing.assert_close(found.states[i], states[-1], atol=1e-5, rtol=0)
+    plain = "The mother-in-law don’t U.S.A. was red?! é"  # the words do not depend on each other
+    assert read_row(model, encoder, plain.split()).ids == read_row(model, encoder, plain).ids
+    with pytest.raises(InputError, match="the word ' ', number 2, holds no tokens"):
+        features(model, encoder, [["the", " "]], n_context=n_context, per="word")
+
+
+def test_words_that_are_given_to_a_fine_tuned_run(run):
+    one, two = features(run.model, run.encoder, [["don't", "in"], (["the", "cat"], "in red")], per="word")
+    assert [unit.text for unit in one.units] == ["_start_", "don't", "in", "_classify_"]
+    (as_text,) = features(run.model, run.encoder, [("the cat", "in red")], per="word")
+    assert torch.equal(two.states, as_text.states)
+    with pytest.raises(ValueError, match="a list is of words, which hold no spaces"):
+        features(run.model, run.encoder, [["the cat", "in red"]])
+
+
 def test_the_state_of_a_word_is_that_of_its_last_token(opened):
     (tokens,), (words,) = (features(*opened, [TEXT], per=per) for per in ("token", "word"))
     assert [unit.text for unit in words.units] == [TEXT[slice(*unit.span)] for unit in words.units]

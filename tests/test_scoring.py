@@ -163,6 +163,19 @@ def test_scores_of_words_are_sums_over_their_tokens(opened):
     np.testing.assert_allclose(found.surprisal()[1:] * math.log(2), -of_words[1:])
 
 
+def test_words_that_are_given_have_a_surprisal_each(opened):
+    given = ["The", "mother-in-law", "don’t", "sit."]
+    found = score(*opened, given)
+    assert [word.text for word in found.words] == given
+    as_text = score(*opened, " ".join(given))
+    assert np.array_equal(found.log_probabilities, as_text.log_probabilities, equal_nan=True)
+    ids = opened[1].encode(given, verbose=False)
+    starts = np.cumsum([0, *map(len, ids)])
+    for i in range(1, len(given)):
+        expected = -as_text.log_probabilities[starts[i] : starts[i + 1]].sum() / math.log(2)
+        assert found.surprisal()[i] == pytest.approx(expected)
+
+
 def test_special_tokens_that_a_user_adds_change_nothing(opened):
     expected = score(*opened, "the cat and the hat")
     opened[1].encoder["_start_"] = len(opened[1].encoder)
