@@ -21,6 +21,7 @@ from text_utils import Span, TextEncoder, Word
 
 # a text, or a list of its words; of a fine-tuned run also a tuple of two: premise and hypothesis, context and choice
 Example = Text | tuple[Text, ...]
+Layer = int | str
 
 # --- what the network reads ------------------------------------------------------------------------------------------
 
@@ -126,7 +127,7 @@ class Features:
     """Hidden states of an example, one for each of its tokens or words."""
 
     units: list[Unit]
-    states: Tensor  # (T, C), or (W, C), on the CPU
+    states: Tensor  # (T, C), or (W, C), on the CPU; with all layers (n_layer + 1, T, C), or (n_layer + 1, W, C)
 
 
 def layer_states(transformer: TransformerModel, packing: Packing) -> list[Tensor]:
@@ -137,37 +138,46 @@ def layer_states(transformer: TransformerModel, packing: Packing) -> list[Tensor
 
 
 @torch.no_grad()
-def hidden_states(model: nn.Module, rows: Sequence[Ids], layer: int = -1, n_batch: int = 16) -> list[Tensor]:
+def hidden_states(model: nn.Module, rows: Sequence[Ids], layer: Layer = -1, n_batch: int = 16) -> list[Tensor]:
     """Return the states of each row of token ids (T, C), in float32, on the CPU.
 
     Args:
-        layer: 0: the embeddings, token and position added; i: what block i gives out; -1: the last block.
+        layer: 0: the embeddings, token and position added; i: what block i gives out; -1: the last block; all: all of
+            these, from 0 on (n_layer + 1, T, C).
         n_batch: rows computed at a time.
 
     Raises ValueError for a layer that there is not.
     """
     n_layer = len(model.transformer.h)
-    if not -n_layer - 1 <= layer <= n_layer:
-        raise ValueError(f"layer {layer}: the network has 0 (the embeddings) to {n_layer}, or -1 for the last")
+    if layer != "all" and layer not in range(-n_layer - 1, n_layer + 1):
+        raise ValueError(f"layer {layer}: the network has 0 (the embeddings) to {n_layer}, -1 for the last, or 'all'")
     model.eval()
     found = []
     for start in range(0, len(rows), n_batch):
         batch = rows[start : start + n_batch]
         packing = pack(model.transformer, [[ids] for ids in batch])
-        states = layer_states(model.transformer, packing)[layer]
-        padded = packing.unpack(states).float().cpu()  # (B, T, C)
+        layers = layer_states(model.transformer, packing)
+        states = torch.stack(layers, 1) if layer == "all" else layers[layer]  # (N, L, C) or (N, C)
+        padded = packing.unpack(states).float().cpu()  # (B, T, L, C) or (B, T, C)
         for ids, of_row in zip(batch, padded, strict=True):
-            found.append(of_row[: len(ids)])
+            found.append(of_row[: len(ids)].movedim(0, -2))
     return found
+
+
+def pooled(states: Tensor, tokens: Sequence[int], pool: str) -> Tensor:
+    """Return the mean or the last of the states of some tokens: (..., T, C) to (..., C)."""
+    own = states[..., tokens, :]
+    return own[..., -1, :] if pool == "last" else own.mean(-2)
 
 
 def features(
     model: nn.Module,
     encoder: TextEncoder,
     texts: Sequence[Example],
-    layer: int = -1,
+    layer: Layer = -1,
     per: str = "token",
     n_context: int | None = None,
+    pool: str = "last",
 ) -> list[Features]:
     """Return the hidden states of each text, for each token or word, with their spans in the text.
 
@@ -175,27 +185,32 @@ def features(
         model, encoder: from open_model or open_run (run.model, run.encoder).
         texts: as of read_row; special tokens of a fine-tuned run are among the tokens and words.
         layer: as of hidden_states.
-        per: token; or word: the state at its last token. Where the text is a list of words, these are the words.
+        per: token or word. Where the text is a list of words, these are the words.
         n_context: of words only: the network sees so many words before each word, instead of all of them; each word is
             then the end of a row of its own, and special tokens have no states.
+        pool: of words only: the state at the last of its tokens, or the mean over them.
     """
     if per not in ("token", "word") or (n_context is not None and per == "token"):
         raise ValueError(f"per {per!r}, n_context {n_context}: per is 'token' or 'word', n_context is of words")
+    if pool not in ("last", "mean"):
+        raise ValueError(f"pool {pool!r} is not 'last' or 'mean'")
     if n_context is not None:
-        return [_in_fixed_context(model, encoder, text, layer, n_context) for text in texts]
+        return [_in_fixed_context(model, encoder, text, layer, n_context, pool) for text in texts]
     rows = [read_row(model, encoder, text) for text in texts]
     found = []
     for row, states in zip(rows, hidden_states(model, [row.ids for row in rows], layer), strict=True):
         if per == "token":
             found.append(Features(row.tokens, states))
         else:
-            last = [tokens[-1] for tokens in row.tokens_of_words]
-            found.append(Features(row.words, states[last]))
+            of_words = [pooled(states, tokens, pool) for tokens in row.tokens_of_words]
+            found.append(Features(row.words, torch.stack(of_words, -2)))
     return found
 
 
-def _in_fixed_context(model: nn.Module, encoder: TextEncoder, text: Text, layer: int, n_context: int) -> Features:
-    """Return the state at the last token of each word, which the network sees with n_context words before it."""
+def _in_fixed_context(
+    model: nn.Module, encoder: TextEncoder, text: Text, layer: Layer, n_context: int, pool: str
+) -> Features:
+    """Return the states of the words, each of which the network sees with n_context words before it."""
     if isinstance(text, tuple) or n_context < 0:
         raise ValueError(f"a fixed context is of one text, and of 0 words or more: {text!r}, {n_context}")
     words = words_of(encoder, text)
@@ -213,15 +228,17 @@ def _in_fixed_context(model: nn.Module, encoder: TextEncoder, text: Text, layer:
         check_length(ids, model.transformer.n_ctx, text)
         rows.append(ids)
 
-    units = [Unit(word.text, word.span) for word in words]
-    states = [of_row[-1] for of_row in hidden_states(model, rows, layer)]
-    return Features(units, torch.stack(states))
+    # the word is at its end
+    of_words = []
+    for word, states in zip(words, hidden_states(model, rows, layer), strict=True):
+        of_words.append(pooled(states, range(-len(word.ids), 0), pool))
+    return Features([Unit(word.text, word.span) for word in words], torch.stack(of_words, -2))
 
 
 def pooled_features(
-    model: nn.Module, encoder: TextEncoder, texts: Sequence[Example], layer: int = -1, pool: str = "mean"
+    model: nn.Module, encoder: TextEncoder, texts: Sequence[Example], layer: Layer = -1, pool: str = "mean"
 ) -> Tensor:
-    """Return one vector for each text (N, C).
+    """Return one vector for each text (N, C); with all layers (N, n_layer + 1, C).
 
     Args:
         pool: mean: the mean over the tokens of the text; last: the state at its last token; classify: at `_classify_`,
@@ -234,13 +251,10 @@ def pooled_features(
     rows = [read_row(model, encoder, text) for text in texts]
     vectors = []
     for row, states in zip(rows, hidden_states(model, [row.ids for row in rows], layer), strict=True):
-        of_text = states[row.tokens_of_text()]
         if pool == "classify":
-            vectors.append(states[-1])
-        elif pool == "last":
-            vectors.append(of_text[-1])
+            vectors.append(states[..., -1, :])
         else:
-            vectors.append(of_text.mean(0))
+            vectors.append(pooled(states, row.tokens_of_text(), pool))
     return torch.stack(vectors)
 
 

@@ -77,6 +77,8 @@ def test_texts_without_tokens_and_too_long_ones_are_refused(opened, text, messag
         (("the cat", "the hat"), {}, "2 texts: only a fine-tuned network"),
         (TEXT, {"layer": 3}, "layer 3: the network has 0"),
         (TEXT, {"layer": -4}, "layer -4: the network has 0"),
+        (TEXT, {"layer": "last"}, "layer last: the network has 0"),
+        (TEXT, {"pool": "first"}, "pool 'first' is not 'last' or 'mean'"),
         (TEXT, {"per": "sentence"}, "per is 'token' or 'word'"),
         (TEXT, {"n_context": 2}, "per is 'token' or 'word'"),
         (("a", "b"), {"per": "word", "n_context": 5}, "a fixed context is of one text"),
@@ -105,9 +107,19 @@ def test_states_of_every_layer_are_the_networks_own(opened):
     texts = [TEXT, "red", "the cat was in"]
     for text in texts:
         expected = layers_of(model, read_row(model, encoder, text).ids)
-        for layer in (0, 1, 2, -1, -2, -3):
+        for layer in (0, 1, 2, -1, -2, -3, "all"):
             found = hidden_states(model, [read_row(model, encoder, each).ids for each in texts], layer, n_batch=2)
-            torch.testing.assert_close(found[texts.index(text)], expected[layer], atol=1e-5, rtol=0)
+            of_layer = torch.stack(expected) if layer == "all" else expected[layer]
+            torch.testing.assert_close(found[texts.index(text)], of_layer, atol=1e-5, rtol=0)
+    for n_context, pool in ((None, "last"), (None, "mean"), (2, "mean")):
+        options = {"per": "word", "n_context": n_context, "pool": pool}
+        (found,) = features(model, encoder, [TEXT], "all", **options)
+        assert found.states.shape == (3, len(found.units), 16)
+        for layer in range(3):
+            (one,) = features(model, encoder, [TEXT], layer, **options)
+            torch.testing.assert_close(found.states[layer], one.states, atol=1e-5, rtol=0)
+    vectors = pooled_features(model, encoder, texts, "all")
+    torch.testing.assert_close(vectors[:, 1], pooled_features(model, encoder, texts, 1))
     (found,) = features(model.train(), encoder, [TEXT])  # without dropout, and without gradients
     assert isinstance(found, Features) and not found.states.requires_grad
     torch.testing.assert_close(found.states, layers_of(model, read_row(model, encoder, TEXT).ids)[-1])
@@ -136,7 +148,9 @@ def test_special_tokens_that_a_user_adds_change_nothing(opened, run):
 def test_there_is_a_state_for_each_word_that_is_given(opened, n_context):
     model, encoder = opened
     given = ["The", "mother-in-law", "don’t", "U.S.A.", "was", "red?!", "é", "in 2 parts"]
-    (found,) = features(model, encoder, [given], per="word", n_context=n_context)
+    found, means = (
+        features(model, encoder, [given], per="word", n_context=n_context, pool=pool)[0] for pool in ("last", "mean")
+    )
     assert [(unit.text, unit.source) for unit in found.units] == [(word, 0) for word in given]
     assert [unit.span for unit in found.units] == [(0, len(word)) for word in given]
     ids = encoder.encode(given, verbose=False)
@@ -144,6 +158,7 @@ def test_there_is_a_state_for_each_word_that_is_given(opened, n_context):
         before = ids[: i + 1] if n_context is None else ids[max(0, i - n_context) : i + 1]
         (states,) = hidden_states(model, [sum(before, [])])
         torch.testing.assert_close(found.states[i], states[-1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(means.states[i], states[-len(ids[i]) :].mean(0), atol=1e-5, rtol=0)
     plain = "The mother-in-law don’t U.S.A. was red?! é"  # the words do not depend on each other
     assert read_row(model, encoder, plain.split()).ids == read_row(model, encoder, plain).ids
     with pytest.raises(InputError, match="the word ' ', number 2, holds no tokens"):
@@ -159,12 +174,14 @@ def test_words_that_are_given_to_a_fine_tuned_run(run):
         features(run.model, run.encoder, [["the cat", "in red"]])
 
 
-def test_the_state_of_a_word_is_that_of_its_last_token(opened):
+def test_the_state_of_a_word_is_that_of_its_last_token_or_the_mean(opened):
     (tokens,), (words,) = (features(*opened, [TEXT], per=per) for per in ("token", "word"))
     assert [unit.text for unit in words.units] == [TEXT[slice(*unit.span)] for unit in words.units]
     ends = [i for i, unit in enumerate(tokens.units) if unit.text.endswith("</w>")]
     assert torch.equal(words.states, tokens.states[ends])
-    assert words.states.shape == (len(words.units), 16)
+    (means,) = features(*opened, [TEXT], per="word", pool="mean")
+    for start, end, state in zip([0, *(i + 1 for i in ends)], ends, means.states, strict=False):
+        torch.testing.assert_close(state, tokens.states[start : end + 1].mean(0))
 
 
 def test_a_fixed_context_is_so_many_words_and_no_more(opened):
