@@ -151,7 +151,7 @@ class Score:
     """Log-probabilities of a text of T tokens in W words; marks and newlines count as words."""
 
     words: list[Word]
-    log_probabilities: np.ndarray  # (T,) in nats, NaN for a token that is not scored: the first one
+    log_probabilities: np.ndarray  # (T,) in nats, NaN for a token that is not scored: the first one without a context
     n_entries: int  # of the embedding matrix: what the probabilities are over
 
     def of_tokens(self) -> list[np.ndarray]:
@@ -194,7 +194,12 @@ def _perplexity(log_probabilities: np.ndarray) -> float:
 
 
 def score(
-    model: nn.Module, encoder: TextEncoder, text: Text, stride: int | None = None, all_rows: bool = False
+    model: nn.Module,
+    encoder: TextEncoder,
+    text: Text,
+    stride: int | None = None,
+    all_rows: bool = False,
+    context: Text = "",
 ) -> Score:
     """Return the log-probabilities of a text.
 
@@ -203,20 +208,28 @@ def score(
         model, stride: as of log_probabilities.
         all_rows: normalise over all entries of the embedding matrix, as the training loss does, not over the words
             only.
+        context: what comes before the text; it is not scored itself.
 
-    Raises InputError for a text of fewer than two tokens: the first one is not scored.
+    Raises InputError for a text without tokens, or of a single one without a context: the first one is not scored.
     """
-    return _score_words(model, encoder, words_of(encoder, text), stride, all_rows)
+    before = [i for word in words_of(encoder, context) for i in word.ids]
+    return _score_words(model, encoder, words_of(encoder, text), stride, all_rows, before)
 
 
 def _score_words(
-    model: nn.Module, encoder: TextEncoder, words: list[Word], stride: int | None, all_rows: bool
+    model: nn.Module,
+    encoder: TextEncoder,
+    words: list[Word],
+    stride: int | None,
+    all_rows: bool,
+    before: Sequence[int] = (),
 ) -> Score:
     ids = [i for word in words for i in word.ids]
-    if len(ids) < 2:
+    if not ids or len(before) + len(ids) < 2:
         raise InputError(f"{len(ids)} tokens: there is nothing to score, as the first one is not. Give a longer text.")
     n_entries = len(model.transformer.embed.weight) if all_rows else encoder.n_vocab
-    return Score(words, log_probabilities(model, ids, n_entries, stride), n_entries)
+    logs = log_probabilities(model, [*before, *ids], n_entries, stride)
+    return Score(words, logs[len(before) :], n_entries)
 
 
 # --- files -> scores -------------------------------------------------------------------------------------------------

@@ -176,6 +176,19 @@ def test_words_that_are_given_have_a_surprisal_each(opened):
         assert found.surprisal()[i] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("context", ["red", ["The", "mother-in-law"], "the red cat was in the hat. " * 30])
+def test_a_context_is_read_and_not_scored(opened, context):
+    n_before = len(score(*opened, context, context="x").log_probabilities)
+    joined = f"{context if isinstance(context, str) else ' '.join(context)} the cat"
+    whole = score(*opened, joined)
+    found = score(*opened, "the cat", context=context)
+    assert [word.text for word in found.words] == ["the", "cat"]
+    np.testing.assert_array_equal(found.log_probabilities, whole.log_probabilities[n_before:])
+    assert len(score(*opened, "the", context=context).log_probabilities) == 1
+    with pytest.raises(InputError, match="0 tokens: there is nothing to score"):
+        score(*opened, "", context=context)
+
+
 def test_special_tokens_that_a_user_adds_change_nothing(opened):
     expected = score(*opened, "the cat and the hat")
     opened[1].encoder["_start_"] = len(opened[1].encoder)
