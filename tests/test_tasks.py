@@ -8,7 +8,7 @@ from formats.examples import Example
 
 def examples(name: str, n_train: int, n_test: int) -> tuple[list[Example], list[Example]]:
     """Return training and test examples of one of the demo's tasks, as its readers give them."""
-    splits = stories.examples(name, 2, {"train": n_train, "test": n_test})
+    splits = stories.make_examples(name, 2, {"train": n_train, "test": n_test})
     found = []
     for rows in splits.values():
         found.append([])
@@ -20,7 +20,7 @@ def examples(name: str, n_train: int, n_test: int) -> tuple[list[Example], list[
     return found[0], found[1]
 
 
-@pytest.mark.parametrize("name", stories.TASKS)
+@pytest.mark.parametrize("name", stories.MADE_TASKS)
 def test_a_simple_rule_is_far_from_solving_a_task(name: str) -> None:
     train, test = examples(name, 816, 816)  # kinds and labels are equally frequent
     assert baselines.majority(train, test) == 0.5
