@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from formats.examples import read_lines
+from formats.examples import numbered_lines
 from formats.files import InputError
 from model_pytorch import TransformerModel
 from reading.rows import N_SPECIAL, Ids, pad_rows
@@ -178,7 +178,7 @@ def read_words(encoder: TextEncoder, path: Path) -> Iterator[tuple[int, str, lis
     Raises InputError for a file that is missing or not UTF-8.
     """
     newline = Word("\n", [encoder.encoder.get("\n</w>", 0)], [None])
-    for number, line, why in read_lines(path):
+    for number, line, why in numbered_lines(path):
         if why:
             raise InputError(f"{path}, line {number}: {why}")
         if words := encoder.words_with_spans(line):
