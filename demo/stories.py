@@ -29,6 +29,7 @@ CLOZE_HEADER = "InputStoryid InputSentence1 InputSentence2 InputSentence3 InputS
 CLOZE_HEADER += ["RandomFifthSentenceQuiz1", "RandomFifthSentenceQuiz2", "AnswerRightEnding"]
 TASK_SIZES = {"train": 2000, "valid": 400, "test": 1000}
 TASK_SEED = 2
+N_DOCUMENTS = 500_000  # of the corpus
 
 N_STORY = 4  # sentences of a story without its ending
 ASKED = "True or false?"
@@ -547,13 +548,21 @@ def sentences_to_exclude(folder: Path) -> set[tuple[str, ...]]:
     return found
 
 
+def write_corpus(path: Path, n_documents: int = N_DOCUMENTS, seed: int = 1, exclude: Path | None = None) -> None:
+    """Write documents, one a line, that hold no example of the tasks in the folder `exclude`."""
+    excluded = set() if exclude is None else sentences_to_exclude(exclude)
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        for text in islice(documents(seed, excluded), n_documents):
+            file.write(text + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     show_default = argparse.ArgumentDefaultsHelpFormatter
 
     command = commands.add_parser("corpus", help="documents for pre-training, one a line", formatter_class=show_default)
-    command.add_argument("--n_documents", type=int, default=500_000, help="lines to write")
+    command.add_argument("--n_documents", type=int, default=N_DOCUMENTS, help="lines to write")
     command.add_argument("--seed", type=int, default=1, help="seed of the documents")
     command.add_argument("--exclude", type=Path, help="folder of tasks to keep out of the corpus")
     command.add_argument("--out", type=Path, default=Path("corpus.txt"), help="file to write")
@@ -564,11 +573,8 @@ def main() -> None:
 
     if args.command == "tasks":
         write_tasks(args.out)
-        return
-    exclude = sentences_to_exclude(args.exclude) if args.exclude else set()
-    with open(args.out, "w", encoding="utf-8", newline="\n") as file:
-        for text in islice(documents(args.seed, exclude), args.n_documents):
-            file.write(text + "\n")
+    else:
+        write_corpus(args.out, args.n_documents, args.seed, args.exclude)
 
 
 if __name__ == "__main__":
