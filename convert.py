@@ -6,7 +6,7 @@ its head and comes back as a run; of any other run the language model goes. from
 
 import dataclasses
 import sys
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from formats.authors import (
     save_openai_model,
     vocabulary_files,
 )
-from formats.files import InputError, copy_file, digests, find, make_output_folder, write_json
+from formats.files import InputError, copy_file, digests, make_output_folder, write_json
 from formats.hugging_face import (
     CONFIG_FILE,
     WEIGHTS_FILES,
@@ -34,7 +34,8 @@ from model_pytorch import Config, DoubleHeadModel
 from reading.rows import CUTS, FORMS, N_SPECIAL, special_tokens
 from running.checkpoint import save_parameters
 from running.command import exit_code
-from running.settings import parse, positional
+from running.record import RunRecord
+from running.settings import Flags, parse, setting
 from weights import SavedRun, is_run, open_model, open_run
 
 LANGUAGE_MODEL, MULTIPLE_CHOICE = "OpenAIGPTLMHeadModel", "OpenAIGPTDoubleHeadsModel"
@@ -47,19 +48,16 @@ WHY_NO_HEAD = {
 DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")  # by the same names there
 # what config.json keeps of a run's settings, under RUN_KEY, which transformers keeps when it saves
 RUN_KEY = "fine_tuned"
-RUN_SETTINGS = ("dataset", "task", "columns", "form", "cut", "labels", "scores", "n_out", "n_ctx_allowed")
+RUN_SETTINGS = ("title", "form", "cut", "labels", "scores", "metrics", "columns", "n_out", "n_ctx_allowed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertSettings:
+class ConvertFlags(Flags):
     """The arguments of convert.py."""
 
-    direction: str = positional("to_hf or from_hf", choices=("to_hf", "from_hf"))
-    src: str | Path = positional("folder to read")
-    out: str = positional("folder to write; it must not hold a model yet")
-
-    def __post_init__(self):
-        object.__setattr__(self, "src", find(self.src))
+    direction: str = setting(MISSING, "to_hf or from_hf", choices=["to_hf", "from_hf"], positional=True)
+    src: str = setting(MISSING, "folder to read", is_input=True, positional=True)
+    out: str = setting(MISSING, "folder to write; it must not hold a model yet", positional=True)
 
 
 def prepare_output(folder: Path) -> None:
@@ -83,17 +81,16 @@ def to_hugging_face(src: Path, out: Path) -> None:
     model, encoder = open_model(src)
     prepare_output(out)
     config = {"architectures": [LANGUAGE_MODEL], "afn": read_sizes(src).afn}
-    write_hugging_face(out, model.transformer, len(encoder.encoder), vocabulary_files(src), {}, config)
-    print(f"{out}: {LANGUAGE_MODEL}, {len(encoder.encoder)} tokens")
+    write_hugging_face(out, model.transformer, encoder.n_vocab, vocabulary_files(src), {}, config)
+    print(f"{out}: {LANGUAGE_MODEL}, {encoder.n_vocab} tokens")
 
 
 def run_to_hugging_face(run: SavedRun, out: Path) -> None:
     """Write a run, with its head where transformers has the same one, else without."""
-    settings = run.settings
-    form, n_vocab = settings["form"], settings["n_vocab"]
-    config: dict[str, Any] = {name: settings[name] for name in ("afn", *DROPOUTS)}
+    record = run.record
+    config: dict[str, Any] = {name: getattr(record, name) for name in ("afn", *DROPOUTS)}
     config["pad_token_id"] = 0  # our padding
-    if FORMS[form].has_choices:
+    if FORMS[record.form].has_choices:
         linear = run.model.task_head.linear
         head = {f"{HEAD}.weight": linear.weight, f"{HEAD}.bias": linear.bias}
         config |= {
@@ -101,18 +98,19 @@ def run_to_hugging_face(run: SavedRun, out: Path) -> None:
             "summary_type": "cls_index",
             "summary_use_proj": True,
             "summary_proj_to_labels": True,
-            "summary_first_dropout": settings["clf_pdrop"],  # before the head
-            RUN_KEY: {name: settings[name] for name in RUN_SETTINGS if name in settings},
+            "summary_first_dropout": record.clf_pdrop,  # before the head
+            RUN_KEY: {name: getattr(record, name) for name in RUN_SETTINGS},
         }
         note = f"{MULTIPLE_CHOICE}: give mc_token_ids, the position of _classify_ in each row"
     else:
         head = {}
         config["architectures"] = [LANGUAGE_MODEL]
-        note = f"{LANGUAGE_MODEL}: the language model only, without the head of the {form} ({WHY_NO_HEAD[form]})"
+        why = f"without the head of the {record.form} ({WHY_NO_HEAD[record.form]})"
+        note = f"{LANGUAGE_MODEL}: the language model only, {why}"
     prepare_output(out)
     vocabulary = (run.folder / ENCODER_FILE, run.folder / BPE_FILE)
-    write_hugging_face(out, run.model.transformer, n_vocab, vocabulary, head, config)
-    print(f"{out}: {note}; {n_vocab} tokens and {N_SPECIAL} added ones")
+    write_hugging_face(out, run.model.transformer, record.n_vocab, vocabulary, head, config)
+    print(f"{out}: {note}; {record.n_vocab} tokens and {N_SPECIAL} added ones")
 
 
 # --- from Hugging Face -----------------------------------------------------------------------------------------------
@@ -129,7 +127,7 @@ def from_hugging_face(src: Path, out: Path) -> None:
     model, encoder = open_model(src)
     prepare_output(out)
     copy_vocabulary(src, out)
-    n_vocab = len(encoder.encoder)
+    n_vocab = encoder.n_vocab
     save_openai_model(model.transformer, n_vocab, out, config["afn"])
     print(f"{out}: {n_vocab} tokens; {config['vocab_size'] - n_vocab} added ones are left out")
 
@@ -138,8 +136,7 @@ def run_from_hugging_face(src: Path, config: dict[str, Any], out: Path) -> None:
     """Write the run of multiple choice in a Hugging Face folder. Raises InputError when it is not complete."""
     kept = config[RUN_KEY]
     remedy = f"Remove {RUN_KEY!r} for the transformer alone."
-    needed = {"form", "cut", "labels", "n_out", "n_ctx_allowed"}
-    if not isinstance(kept, dict) or not needed <= kept.keys() or kept["cut"] not in CUTS:
+    if not isinstance(kept, dict) or not set(RUN_SETTINGS) <= kept.keys() or kept["cut"] not in CUTS:
         raise InputError(f"{src / CONFIG_FILE}: {RUN_KEY!r} is not the settings of a run. {remedy}")
     if kept["form"] not in FORMS or not FORMS[kept["form"]].has_choices:
         raise InputError(f"{src / CONFIG_FILE}: a run of {kept['form']!r} has no head in transformers. {remedy}")
@@ -173,16 +170,10 @@ def run_from_hugging_face(src: Path, config: dict[str, Any], out: Path) -> None:
     prepare_output(out)
     vocabulary = copy_vocabulary(src, out)
     save_parameters(out / "best_params", model)
-    settings = {name: kept[name] for name in RUN_SETTINGS if name in kept} | dataclasses.asdict(network)
-    settings |= {
-        "n_vocab": sizes.n_vocab,
-        "n_special": N_SPECIAL,
-        "n_ctx": sizes.n_positions,
-        "encoder_path": ENCODER_FILE,
-        "bpe_path": BPE_FILE,
-        "digests": digests(vocabulary),
-    }
-    write_json(out / "settings.json", settings)
+    values = {name: kept[name] for name in RUN_SETTINGS} | dataclasses.asdict(network)
+    values |= {"n_vocab": sizes.n_vocab, "n_ctx": sizes.n_positions, "vocabulary": list(digests(vocabulary).values())}
+    record = RunRecord.of_json(values, src / CONFIG_FILE)
+    write_json(out / "settings.json", record.to_json(), indent=2)
     print(f"{out}: a run, {kept['form']}; predict.py reads it")
 
 
@@ -194,17 +185,17 @@ def copy_vocabulary(src: Path, out: Path) -> list[Path]:
     return copies
 
 
-def run(settings: ConvertSettings) -> None:
+def run(settings: ConvertFlags) -> None:
     """Convert. Raises InputError for what the user can fix."""
     if settings.direction == "to_hf":
-        to_hugging_face(settings.src, Path(settings.out))
+        to_hugging_face(Path(settings.src), Path(settings.out))
     else:
-        from_hugging_face(settings.src, Path(settings.out))
+        from_hugging_face(Path(settings.src), Path(settings.out))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    settings = parse(ConvertSettings, "Exchange models with Hugging Face transformers.", argv)
+    settings = parse(ConvertFlags, "Exchange models with Hugging Face transformers.", argv)
     return exit_code("convert.py", partial(run, settings), "the folder is incomplete")
 
 

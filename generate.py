@@ -18,13 +18,13 @@ from pathlib import Path
 
 import torch
 
-from formats.examples import OWN_FIELDS, parse_columns
-from formats.files import InputError, find
+from formats.examples import OWN_FIELDS
+from formats.files import InputError
 from generation import stream_text
 from model_pytorch import DoubleHeadModel, LMModel
 from running.command import exit_code
 from running.processes import Ranks, keep_freed_memory
-from running.settings import COUNT, DATASETS, NOT_NEGATIVE, number, parse, setting
+from running.settings import COUNT, NOT_NEGATIVE, SEED, Flags, columns_of_fields, dataset_names, number, parse, setting
 from scoring import score_file, summary
 from text_utils import TextEncoder
 from weights import open_model, open_run
@@ -34,7 +34,7 @@ Model = LMModel | DoubleHeadModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateSettings:
+class GenerateFlags(Flags):
     """The flags of generate.py."""
 
     model_dir: str | None = setting(None, "folder of a pre-trained model; default: model/")
@@ -48,7 +48,7 @@ class GenerateSettings:
         1.0, "sample among the most probable tokens that sum to this probability", number(float, 0, 1)
     )
     repetition_penalty: float = setting(1.0, "makes tokens that occurred less probable; 1: not", number(float, 1))
-    seed: int = setting(42, "of the random numbers", number(int, 0, 2**32 - 1))
+    seed: int = setting(42, "of the random numbers", SEED)
     n_samples: int = setting(1, "continuations of the prompt, computed together", COUNT)
     stop: str | None = setting(None, "end a sample before this text; default: only after --n_tokens")
     score: str | None = setting(None, "text file to score instead, in UTF-8")
@@ -62,27 +62,29 @@ class GenerateSettings:
         None,
         "answer the examples of --dataset instead: choice (of the highest mean log-probability), sentiment ('very' "
         "positive or negative) or acceptability (mean log-probability, threshold fitted on train)",
-        choices=HEURISTICS,
+        choices=list(HEURISTICS),
     )
-    dataset: str = setting("rocstories", "of --zero_shot, as of train.py", choices=DATASETS)
-    data_dir: str = setting("data/", "of --zero_shot: folder of the data set's files")
-    task: str | None = setting(None, "of --zero_shot: form of --dataset own", choices=OWN_FIELDS)
+    dataset: str = setting("rocstories", "of --zero_shot, as of train.py", choices=dataset_names)
+    data_dir: str = setting("data/", "of --zero_shot: folder of the data set's files", is_input=True)
+    task: str | None = setting(None, "of --zero_shot: form of --dataset own", choices=list(OWN_FIELDS))
     n_valid: int = setting(374, "of --zero_shot: examples taken for validation where there is no file of them", COUNT)
-    columns: str | None = setting(None, "of --zero_shot: names of columns of --dataset own, as text=review")
+    columns: str | None = setting(
+        None, "of --zero_shot: names of columns of --dataset own, as text=review", columns_of_fields
+    )
 
     def __post_init__(self):
-        """Raise ValueError for settings that contradict each other."""
+        """Check all values. Raises ValueError."""
+        super().__post_init__()
         for one, other in (("model_dir", "run"), ("prompt", "prompt_file"), ("score", "zero_shot")):
             if getattr(self, one) is not None and getattr(self, other) is not None:
-                raise ValueError(f"--{one} and --{other} exclude each other: give one")
+                raise ValueError(f"{one} and {other} exclude each other: give one")
         if (self.dataset == "own") != (self.task is not None):
-            raise ValueError("--task is the form of --dataset own: give both or neither")
-        parse_columns(self.columns)
+            raise ValueError("task is the form of dataset own: give both or neither")
         if self.stop == "":
-            raise ValueError("--stop is empty: leave it out")
+            raise ValueError("stop is empty: leave it out")
 
 
-def read_prompts(settings: GenerateSettings) -> Iterator[tuple[bytes, str]]:
+def read_prompts(settings: GenerateFlags) -> Iterator[tuple[bytes, str]]:
     """Yield the prompt of the flags, or each line of standard input, and where it stands. Raises InputError."""
     if settings.prompt is not None:
         yield os.fsencode(settings.prompt), "--prompt"
@@ -113,7 +115,7 @@ def decoded(content: bytes, where: str) -> str:
         raise InputError(f"{where} is not UTF-8 (byte {error.start + 1}). Convert it.") from None
 
 
-def continue_prompts(settings: GenerateSettings, model: Model, encoder: TextEncoder) -> None:
+def continue_prompts(settings: GenerateFlags, model: Model, encoder: TextEncoder) -> None:
     """Continue each prompt. Raises InputError; at a terminal it is written instead, and another prompt asked for."""
     is_asking = settings.prompt is None and settings.prompt_file is None and sys.stdin.isatty()
     generator = torch.Generator(model.transformer.embed.weight.device).manual_seed(settings.seed)
@@ -127,7 +129,7 @@ def continue_prompts(settings: GenerateSettings, model: Model, encoder: TextEnco
 
 
 def continue_prompt(
-    settings: GenerateSettings, model: Model, encoder: TextEncoder, prompt: str, generator: torch.Generator
+    settings: GenerateFlags, model: Model, encoder: TextEncoder, prompt: str, generator: torch.Generator
 ) -> None:
     """Write the continuations of a prompt, and the speed. Raises InputError."""
     n_samples = settings.n_samples
@@ -161,22 +163,22 @@ def continue_prompt(
     print(f"{n_tokens} tokens in {seconds:.1f} s, {n_tokens / seconds:.1f} tokens/s", file=sys.stderr)
 
 
-def write_scores(settings: GenerateSettings, model: Model, encoder: TextEncoder) -> None:
+def write_scores(settings: GenerateFlags, model: Model, encoder: TextEncoder) -> None:
     """Write the table of --score, and the perplexity. Raises InputError."""
     found = score_file(model, encoder, settings.score, sys.stdout, settings.stride, settings.all_rows)
     n_rows = len(model.transformer.embed.weight)
     print(summary(found, encoder.n_vocab, n_rows, settings.all_rows), file=sys.stderr)
 
 
-def write_answers(settings: GenerateSettings, model: Model, encoder: TextEncoder) -> None:
+def write_answers(settings: GenerateFlags, model: Model, encoder: TextEncoder) -> None:
     """Write what --zero_shot gets right on a data set. Raises InputError."""
-    data = (settings.dataset, find(settings.data_dir), settings.task, settings.columns)
+    data = (settings.dataset, Path(settings.data_dir), settings.task, settings.columns)
     split = {"n_valid": settings.n_valid, "seed": settings.seed}
     lines = zero_shot_on(model, encoder, settings.zero_shot, *data, **split)
     print("\n".join(lines))
 
 
-def do_as_told(settings: GenerateSettings) -> None:
+def do_as_told(settings: GenerateFlags) -> None:
     """Open the model and do what the flags ask for. Raises InputError for what the user can fix."""
     keep_freed_memory()
 
@@ -200,7 +202,7 @@ def do_as_told(settings: GenerateSettings) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    settings = parse(GenerateSettings, "Continue a text.", argv)
+    settings = parse(GenerateFlags, "Continue a text.", argv)
     return exit_code("generate.py", partial(do_as_told, settings), "the text is incomplete")
 
 

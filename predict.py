@@ -21,12 +21,12 @@ from formats.files import InputError, replacing
 from reading.tasks import TASKS
 from running.command import exit_code
 from running.processes import keep_freed_memory
-from running.settings import COUNT, parse, setting
+from running.settings import COUNT, Flags, columns_of_fields, parse, setting
 from weights import Prediction, SavedRun, open_run
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictSettings:
+class PredictFlags(Flags):
     """The flags."""
 
     desc: str = setting("rocstories", "name of the run, as given to train.py")
@@ -34,7 +34,9 @@ class PredictSettings:
     input: str = setting("-", "file of examples; -: standard input")
     official: bool = setting(False, "--input is a file of the run's data set, or RACE/test/high and the like")
     output: str = setting("-", "file to write, as a table if it ends in .tsv, else as JSON lines; -: standard output")
-    columns: str | None = setting(None, "your column names, such as text=review; default: those of the run")
+    columns: str | None = setting(
+        None, "your column names, such as text=review; default: those of the run", columns_of_fields
+    )
     n_batch: int = setting(32, "examples computed at a time; no effect on the labels", COUNT)
     skip_bad: bool = setting(False, "leave out lines that cannot be read, and count them")
 
@@ -42,15 +44,15 @@ class PredictSettings:
 # --- input -----------------------------------------------------------------------------------------------------------
 
 
-def read_input(settings: PredictSettings, run: SavedRun) -> Iterator[Example | Bad]:
+def read_input(settings: PredictFlags, run: SavedRun) -> Iterator[Example | Bad]:
     """Return the examples of the input. Raises InputError for a file that cannot be read at all."""
-    form = run.settings["form"]
-    columns = parse_columns(settings.columns or run.settings.get("columns"))
+    form = run.record.form
+    columns = parse_columns(settings.columns or run.record.columns)
     if settings.input == "-":
         return read_standard_input(form, columns)
     path = Path(settings.input)
     if settings.official:
-        return read_official(path, run.settings["dataset"])
+        return read_official(path, run.record.dataset)
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path} is none of {', '.join(SUFFIXES)}. Convert it; for a file of the data set: --official")
     return own_examples(path.parent, path.name, form, columns, labelled=False)
@@ -109,7 +111,7 @@ def as_json(prediction: Prediction) -> str:
     return json.dumps({"label": prediction.label, "probabilities": values}, ensure_ascii=False) + "\n"
 
 
-def predict_input(settings: PredictSettings) -> None:
+def predict_input(settings: PredictFlags) -> None:
     """Predict the input. Raises InputError for what the user can fix; no output file is written then."""
     keep_freed_memory()
     run = open_run(Path(settings.save_dir) / settings.desc)
@@ -138,7 +140,7 @@ def predict_input(settings: PredictSettings) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    settings = parse(PredictSettings, "Predict with a saved run.", argv)
+    settings = parse(PredictFlags, "Predict with a saved run.", argv)
     return exit_code("predict.py", partial(predict_input, settings), "no output file is written")
 
 

@@ -17,8 +17,9 @@ from formats.files import InputError, copy_file, digests, make_output_folder, sh
 from loss import SequenceLosses, sequence_losses, token_mean
 from model_pytorch import LMModel, TransformerModel
 from opt import OpenAIAdam
-from reading.corpus import n_cores, open_tokens, prepare
+from reading.corpus import open_tokens, prepare
 from reading.rows import Sequences
+from reading.workers import n_cores
 from running.command import exit_code
 from running.figures import draw_perplexity
 from running.processes import (

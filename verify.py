@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from formats.authors import BPE_FILE, ENCODER_FILE, FolderSizes, read_sizes, vocabulary_files
-from formats.files import InputError, find
+from formats.files import InputError
 from formats.hugging_face import is_hugging_face
-from reading.rows import position_rows
+from reading.rows import with_positions
 from running.command import exit_code
-from running.settings import parse, setting
+from running.settings import Flags, parse, setting
 from weights import open_model
 
 # git blob ids of the authors' published files (openai/finetune-transformer-lm, commit a69b5c4, folder model/)
@@ -62,13 +62,10 @@ TOLERANCE = 1e-4  # of states, of the logit and, as a share, of perplexities: ro
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifySettings:
+class VerifyFlags(Flags):
     """The flag of verify.py."""
 
-    model_dir: str | Path = setting("model/", "folder of the model, in the authors' format or Hugging Face's")
-
-    def __post_init__(self):
-        object.__setattr__(self, "model_dir", find(self.model_dir))
+    model_dir: str = setting("model/", "folder of the model, in the authors' format or Hugging Face's", is_input=True)
 
 
 # --- the files -------------------------------------------------------------------------------------------------------
@@ -128,7 +125,7 @@ class OpenedModel:
         return self.model(self._input(ids))[0, :, : self.n_vocab]
 
     def _input(self, ids: Sequence[int]) -> Tensor:
-        return torch.from_numpy(position_rows(np.array([ids]), self.n_vocab))
+        return torch.from_numpy(with_positions(np.array([ids]), self.n_vocab))
 
 
 @dataclass(frozen=True)
@@ -230,8 +227,8 @@ def verify(folder: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    settings = parse(VerifySettings, "Check that a model folder is the authors'.", argv)
-    return exit_code("verify.py", partial(verify, settings.model_dir), "nothing was changed")
+    settings = parse(VerifyFlags, "Check that a model folder is the authors'.", argv)
+    return exit_code("verify.py", partial(verify, Path(settings.model_dir)), "nothing was changed")
 
 
 if __name__ == "__main__":

@@ -15,11 +15,12 @@ from formats.authors import (
     ENCODER_FILE,
     FolderSizes,
     load_openai_pretrained_model,
+    open_folder,
     read_sizes,
     vocabulary_files,
     weight_files,
 )
-from formats.files import InputError, copy_file, find, make_output_folder, sha256
+from formats.files import InputError, copy_file, make_output_folder, sha256
 from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel, LMModel, TransformerModel
 from reading.encoding import Encoded
 from reading.rows import FORMS, N_SPECIAL, Rows, special_tokens
@@ -43,7 +44,7 @@ def open_model(folder: str | os.PathLike, return_probs: bool = True) -> tuple[LM
     Raises:
         InputError: a file is missing or damaged, or the files do not belong together.
     """
-    folder = find(folder)
+    folder = open_folder(folder)
     sizes = read_sizes(folder)
     encoder = TextEncoder(*vocabulary_files(folder))
     if encoder.n_vocab != sizes.n_vocab:
@@ -191,7 +192,7 @@ def open_run(folder: str | os.PathLike) -> SavedRun:
     Raises:
         InputError: a file is missing or damaged, or the vocabulary is not the run's.
     """
-    folder = find(folder)
+    folder = open_folder(folder)
     record = RunRecord.read(folder)
 
     # the vocabulary that it was trained with

@@ -68,7 +68,7 @@ def answer_choices(model: nn.Module, encoder: TextEncoder, rows: Rows, n_batch: 
     """Return for each example the choice of the highest mean log-probability, given the context and question (N,)."""
     n_texts = FORMS[rows.form].n_texts
     examples = (([i for text in t[:n_texts] for i in text], t[n_texts:]) for t in _texts(rows))
-    found = continuation_scores(model, examples, len(encoder.encoder), n_batch=n_batch)
+    found = continuation_scores(model, examples, encoder.n_vocab, n_batch=n_batch)
     return np.array([scores.argmax() for scores in found])
 
 
@@ -79,14 +79,14 @@ def answer_sentiment(model: nn.Module, encoder: TextEncoder, rows: Rows, n_batch
         if text.replace(" ", "") != "".join(encoder.decoder[i] for i in ids).removesuffix("</w>"):
             raise InputError(f"the vocabulary lacks letters of {text!r}, which the sentiment heuristic needs.")
     examples = (([*text, *very], words) for (text,) in _texts(rows))
-    found = continuation_scores(model, examples, len(encoder.encoder), mean=False, n_batch=n_batch)
+    found = continuation_scores(model, examples, encoder.n_vocab, mean=False, n_batch=n_batch)
     return np.array([scores.argmax() for scores in found])
 
 
 def mean_log_probabilities(model: nn.Module, encoder: TextEncoder, rows: Rows, n_batch: int = 16) -> np.ndarray:
     """Return the mean log-probability of the tokens of each text but its first (N,)."""
     examples = ((text[:1], [text[1:]]) for (text,) in _texts(rows))
-    found = continuation_scores(model, examples, len(encoder.encoder), n_batch=n_batch)
+    found = continuation_scores(model, examples, encoder.n_vocab, n_batch=n_batch)
     return np.array([scores[0] for scores in found])
 
 

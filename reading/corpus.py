@@ -227,7 +227,7 @@ def tokenized(lines: Iterable[str], vocabulary: Vocabulary) -> Iterator[np.ndarr
     """Yield the tokens of some lines at a time; each line that has any ends with the newline token."""
     encoder = TextEncoder(*vocabulary)
     newline = encoder.encoder.get("\n</w>", 0)
-    dtype = token_type(len(encoder.encoder))
+    dtype = token_type(encoder.n_vocab)
     for batch in _in_batches(lines):
         tokens: list[int] = []
         for line in encoder.encode(batch, verbose=False):

@@ -8,7 +8,8 @@ The pair that is found most is `l o`, 3 times: the first merge. It becomes a tok
 
     lo w</w>  (2)     lo w e r</w>  (1)
 
-Now `lo w</w>` is found twice, and every other pair once: the second merge is `lo w</w>`, which makes the token `low</w>`.
+Now `lo w</w>` is found twice, and every other pair once: the second merge is `lo w</w>`, which makes the token
+`low</w>`.
 """
 
 import heapq
