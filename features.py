@@ -78,7 +78,7 @@ def read_row(model: nn.Module, encoder: TextEncoder, example: Example) -> Row:
     is_tuned = isinstance(model, DoubleHeadModel)
     if len(texts) != 1 and not is_tuned:
         raise ValueError(f"{len(texts)} texts: only a fine-tuned network has a token to put between them")
-    special = special_tokens(len(encoder.encoder))
+    special = special_tokens(encoder.n_vocab)
     for i, text in enumerate(texts):
         if is_tuned:
             row.add_special(special.delimiter if i else special.start, "_delimiter_" if i else "_start_")
@@ -183,7 +183,7 @@ def _in_fixed_context(
     row.add_words(words, encoder, text, 0)
     if not words:
         raise InputError(f"{text!r} holds no tokens. Leave it out.")
-    start = [special_tokens(len(encoder.encoder)).start] if isinstance(model, DoubleHeadModel) else []
+    start = [special_tokens(encoder.n_vocab).start] if isinstance(model, DoubleHeadModel) else []
     rows = [start + [i for word in words[max(0, w - n_context) : w + 1] for i in word.ids] for w in range(len(words))]
     check_length(max(rows, key=len), model.transformer.n_ctx, text)
     states = hidden_states(model, rows, layer, n_batch)

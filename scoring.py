@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from formats.examples import read_lines
+from formats.examples import numbered_lines
 from formats.files import InputError
 from model_pytorch import TransformerModel
-from reading.rows import N_SPECIAL, Ids, pad_rows
+from reading.rows import Ids
 from running.inference import progress_bar
 from running.processes import Ranks
 from speed.kernels import row_losses
@@ -33,9 +33,7 @@ def pack(transformer: TransformerModel, examples: Sequence[list[Ids]], share_con
     """Return rows of token ids, some for each example, as the transformer's input, on its device."""
     # position rows are the last ones of the embedding matrix, whether special tokens stand before them or not
     first_position = len(transformer.embed.weight) - transformer.n_ctx
-    x, m = pad_rows(examples, first_position - N_SPECIAL, max(len(row) for rows in examples for row in rows))
-    packing = Packing(torch.from_numpy(x), torch.from_numpy(m), share_context)
-    return packing.to(transformer.embed.weight.device)
+    return Packing.of_rows(examples, first_position, share_context).to(transformer.embed.weight.device)
 
 
 @torch.no_grad()
@@ -168,7 +166,7 @@ def score(
     ids = [i for word in words for i in word.ids]
     if len(ids) < 2:
         raise InputError(f"{len(ids)} tokens: there is nothing to score, as the first one is not. Give a longer text.")
-    n_words = None if all_rows else len(encoder.encoder)
+    n_words = None if all_rows else encoder.n_vocab
     return Score(words, log_probabilities(model, ids, n_words, stride, n_batch))
 
 
@@ -178,7 +176,7 @@ def read_words(encoder: TextEncoder, path: Path) -> Iterator[tuple[int, str, lis
     Raises InputError for a file that is missing or not UTF-8.
     """
     newline = Word("\n", [encoder.encoder.get("\n</w>", 0)], [None])
-    for number, line, why in read_lines(path):
+    for number, line, why in numbered_lines(path):
         if why:
             raise InputError(f"{path}, line {number}: {why}")
         if words := encoder.words_with_spans(line):

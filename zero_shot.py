@@ -11,12 +11,12 @@ from torch import nn
 
 from formats.examples import parse_columns
 from formats.files import InputError, find
-from loss import METRICS
 from model_pytorch import TransformerModel
 from reading.rows import FORMS, Ids, Rows
-from reading.splits import Splits, read_splits
+from reading.splits import Limits, Splits, read_splits
 from reading.tasks import Task, find_task
 from running.inference import progress_bar
+from running.metrics import METRICS
 from running.processes import Ranks
 from running.settings import DATASETS
 from scoring import next_log_probabilities, pack
@@ -68,7 +68,7 @@ def answer_choices(model: nn.Module, encoder: TextEncoder, rows: Rows, n_batch: 
     """Return for each example the choice of the highest mean log-probability, given the context and question (N,)."""
     n_texts = FORMS[rows.form].n_texts
     examples = (([i for text in t[:n_texts] for i in text], t[n_texts:]) for t in _texts(rows))
-    found = continuation_scores(model, examples, len(encoder.encoder), n_batch=n_batch)
+    found = continuation_scores(model, examples, encoder.n_vocab, n_batch=n_batch)
     return np.array([scores.argmax() for scores in found])
 
 
@@ -79,14 +79,14 @@ def answer_sentiment(model: nn.Module, encoder: TextEncoder, rows: Rows, n_batch
         if text.replace(" ", "") != "".join(encoder.decoder[i] for i in ids).removesuffix("</w>"):
             raise InputError(f"the vocabulary lacks letters of {text!r}, which the sentiment heuristic needs.")
     examples = (([*text, *very], words) for (text,) in _texts(rows))
-    found = continuation_scores(model, examples, len(encoder.encoder), mean=False, n_batch=n_batch)
+    found = continuation_scores(model, examples, encoder.n_vocab, mean=False, n_batch=n_batch)
     return np.array([scores.argmax() for scores in found])
 
 
 def mean_log_probabilities(model: nn.Module, encoder: TextEncoder, rows: Rows, n_batch: int = 16) -> np.ndarray:
     """Return the mean log-probability of the tokens of each text but its first (N,)."""
     examples = ((text[:1], [text[1:]]) for (text,) in _texts(rows))
-    found = continuation_scores(model, examples, len(encoder.encoder), n_batch=n_batch)
+    found = continuation_scores(model, examples, encoder.n_vocab, n_batch=n_batch)
     return np.array([scores[0] for scores in found])
 
 
@@ -181,9 +181,7 @@ def zero_shot_on(
     """
     folder = Path(data_dir)
     task = find_task(dataset, folder, form, parse_columns(columns))
-    splits = read_splits(
-        task, folder, encoder, encoder.files, n_valid=n_valid, seed=seed, n_ctx=model.transformer.n_ctx
-    )
+    splits = read_splits(task, folder, encoder, Limits(n_valid, seed, model.transformer.n_ctx))
     lines = []
     for name, (n, metrics) in zero_shot(model, encoder, splits, heuristic, n_batch).items():
         figures = ", ".join(f"{METRICS[key].title} {value:.2f} %" for key, value in metrics.items())
@@ -237,11 +235,8 @@ def read_probes(text: str | None, encoder: TextEncoder, n_ctx: int, n_examples: 
         folder = find(folder)
         task = find_task(dataset, folder, form, {})
         # a tenth of own data becomes valid
-        limits = {"n_valid": n_examples, "max_examples": 10 * n_examples}
-        try:
-            splits = read_splits(task, folder, encoder, encoder.files, seed=42, n_ctx=n_ctx, **limits)
-        except InputError as error:  # which names the flag of train.py
-            raise InputError(str(error).replace("--n_valid", "--probe_examples")) from None
+        limits = Limits(n_valid=n_examples, seed=42, n_ctx=n_ctx, max_examples=10 * n_examples)
+        splits = read_splits(task, folder, encoder, limits)
         check_heuristic(heuristic, splits.task)
         splits = replace(splits, train=splits.train.first(n_examples), valid=splits.valid.first(n_examples))
         if splits.train.labels is None or splits.valid.labels is None:

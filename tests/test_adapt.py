@@ -15,7 +15,7 @@ from conftest import write_data, write_model
 import convert
 import pretrain
 import train
-from reading.splits import read_splits
+from reading.splits import Limits, read_splits
 from reading.tasks import find_task
 from running import training
 from running.training import Speed, Training
@@ -173,7 +173,7 @@ def test_the_figure_is_that_of_the_model_on_the_first_examples():
         ("acceptability", "own", "classification", "acc"),
     ):
         task = find_task(dataset, Path("data"), form)
-        splits = read_splits(task, Path("data"), encoder, encoder.files, n_valid=7, seed=42, n_ctx=64)
+        splits = read_splits(task, Path("data"), encoder, Limits(n_valid=7, seed=42, n_ctx=64))
         splits = type(splits)(splits.task, splits.train.first(7), splits.valid.first(7), None)
         _, expected = zero_shot(model, encoder, splits, heuristic)["valid"]
         assert logs()[-1][f"{heuristic}_{dataset}"] == pytest.approx(expected[metric])
@@ -212,7 +212,7 @@ def test_a_probe_that_cannot_be_read_stops_the_run_before_it_begins(capsys):
     assert run("--probe", "choice:rocstories:nowhere") == 2
     assert "nowhere" in capsys.readouterr().err
     assert run("--probe", "choice:rocstories:data", "--probe_examples", "200") == 2
-    assert "--probe_examples 200 of its 40 examples leaves none to train on. Lower" in capsys.readouterr().err
+    assert "holding out 200 of its 40 examples leaves none to train on" in capsys.readouterr().err
     assert run("--probe", "sentiment:rocstories:data", "--probe_examples", "5") == 2
     assert "sentiment takes a classification with two labels" in capsys.readouterr().err
     assert not Path("log/pretrain.jsonl").exists()

@@ -14,7 +14,7 @@ from test_pretrain import SMALL, outcome, write_corpus
 
 import pretrain
 from model_pytorch import Config, LMModel
-from reading.rows import Sequences, position_rows
+from reading.rows import Sequences, with_positions
 from running.training import Training
 from weights import open_model
 
@@ -85,7 +85,7 @@ def test_windows_are_packed_as_a_batch_without_padding():
     sequences, rows = Sequences(tokens, 8), tokens[:48].reshape(6, 8)
     packing = sequences.packed(np.array([1, 4]), N_VOCAB, torch.device("cpu"))
     assert len(sequences) == 6 and packing.is_full
-    np.testing.assert_array_equal(packing.x, position_rows(rows[[1, 4]], N_VOCAB))
+    np.testing.assert_array_equal(packing.x, with_positions(rows[[1, 4]], N_VOCAB))
 
 
 # --- the cost --------------------------------------------------------------------------------------------------------
@@ -95,7 +95,7 @@ def plain_costs(model: LMModel, documents: list[list[int]], n_vocab: int) -> lis
     """Return the cost of each next token, documents one by one and from all logits."""
     costs = []
     for ids in documents:
-        x = torch.from_numpy(position_rows(np.array(ids), n_vocab))[None]
+        x = torch.from_numpy(with_positions(np.array(ids), n_vocab))[None]
         log_probabilities = model(x)[0].double().log_softmax(-1)
         costs += [-log_probabilities[t, ids[t + 1]] for t in range(len(ids) - 1)]
     return costs

@@ -84,16 +84,15 @@ def without_cache(
 )
 def test_greedy_tokens_are_those_without_a_cache(request, name, n_tokens, n_prompts):
     model, encoder = request.getfixturevalue(name)
-    n_vocab, n_ctx = len(encoder.encoder), model.transformer.n_ctx
+    n_vocab = encoder.n_vocab
     assert model.transformer.embed.weight.dtype == torch.float32
     rng = np.random.default_rng(0)
     prompts = rng.integers(1, n_vocab, (n_prompts, 8)).tolist()
-    notes = []
-    found = tokens_of(generate(model, prompts, n_tokens, temperature=0, note=notes.append))
+    found = tokens_of(generate(model, prompts, n_tokens, temperature=0))
     expected = without_cache(model, prompts, n_tokens, n_vocab, temperature=0)
     assert found == expected
     assert len({*expected[0]}) > 10
-    assert len(notes) == (8 + n_tokens > n_ctx) == (n_tokens == 200)
+    assert (8 + n_tokens > model.transformer.n_ctx) == (n_tokens == 200)
     if n_prompts == 1:
         assert tokens_of(generate(model, prompts[0], n_tokens, temperature=0)) == expected
 
@@ -150,11 +149,9 @@ def test_each_token_is_computed_once_and_the_prompt_once_for_all_samples(tiny):
 
 def test_a_prompt_may_take_all_positions(tiny):
     model, encoder = tiny
-    n_ctx, notes = model.transformer.n_ctx, []
-    prompt = (np.arange(n_ctx) % 40).tolist()
-    found = tokens_of(generate(model, prompt, 40, temperature=0, note=notes.append))
-    assert found == without_cache(model, [prompt], 40, len(encoder.encoder), temperature=0)
-    assert len(notes) == 1 and f"{n_ctx} tokens" in notes[0] and f"last {n_ctx // 2}" in notes[0]
+    prompt = (np.arange(model.transformer.n_ctx) % 40).tolist()
+    found = tokens_of(generate(model, prompt, 40, temperature=0))
+    assert found == without_cache(model, [prompt], 40, encoder.n_vocab, temperature=0)
 
 
 @pytest.mark.parametrize("prompt", [[], [1] * 65, torch.zeros(1, 0)], ids=len)
@@ -273,27 +270,26 @@ def ids_of(encoder: TextEncoder, text: str) -> list[int]:
 
 @pytest.mark.parametrize("words, text", READABLE.items(), ids=READABLE.values())
 def test_words_become_readable_text(words_encoder, words, text):
-    assert words_encoder.readable(ids_of(words_encoder, words)) == text
-    assert words_encoder.readable(torch.tensor(ids_of(words_encoder, words), dtype=torch.long)) == text
+    assert words_encoder.decode(ids_of(words_encoder, words)) == text
+    assert words_encoder.decode(torch.tensor(ids_of(words_encoder, words), dtype=torch.long)) == text
 
 
 def test_an_incomplete_word_is_readable_too(words_encoder):
     aa, bb = words_encoder.encoder["aa"], words_encoder.encoder["bb"]
     ids = [aa, *ids_of(words_encoder, "dog ,"), aa, bb]
-    assert words_encoder.words(ids) == ["aadog", ",", "aabb"]
-    assert words_encoder.readable(ids) == "aadog, aabb"
+    assert words_encoder.decode(ids) == "aadog, aabb"
 
 
 def test_an_unknown_token_is_a_sign_that_no_mark_is_attached_to(words_encoder):
     aa, mark, dog = words_encoder.encoder["aa"], *ids_of(words_encoder, ", dog")
-    assert words_encoder.readable([0, mark, aa, 0, dog, 0]) == "◻ , aa◻ dog ◻"
+    assert words_encoder.decode([0, mark, aa, 0, dog, 0]) == "◻ , aa◻ dog ◻"
     assert shown(words_encoder, [aa, 0, mark], []) == ["", "aa◻", " ,"]
 
 
 def test_capitals_end_a_sample_as_other_letters_do(words_encoder):
     ids = ids_of(words_encoder, "dog mr. dog")
     assert shown(words_encoder, ids, []) == ["dog", " Mr.", " dog"]
-    assert "".join(filter(None, shown(words_encoder, ids, ["mr. dog"]))) == "dog "
+    assert "".join(shown(words_encoder, ids, ["mr. dog"])) == "dog "
 
 
 def test_readable_stories_are_encoded_to_the_same_ids(demo):
@@ -301,7 +297,7 @@ def test_readable_stories_are_encoded_to_the_same_ids(demo):
     with open(ROOT / "demo/data" / ROCSTORIES_TEST, newline="") as file:
         stories = [" ".join(row[1:7]) for row in list(csv.reader(file))[1:101]]
     ids = encoder.encode(stories, verbose=False)
-    readable = [encoder.readable(of_story) for of_story in ids]
+    readable = [encoder.decode(of_story) for of_story in ids]
     assert encoder.encode(readable, verbose=False) == ids
     # and look as they were written
     same = [text == story.lower() for text, story in zip(readable, stories, strict=True)]
@@ -311,7 +307,7 @@ def test_readable_stories_are_encoded_to_the_same_ids(demo):
 # --- text in, text out -----------------------------------------------------------------------------------------------
 
 
-def shown(encoder: TextEncoder, ids: list[int | None], stops: list[str], prompt: str = "") -> list[str | None]:
+def shown(encoder: TextEncoder, ids: list[int | None], stops: list[str], prompt: str = "") -> list[str]:
     """Return what a transcript shows at each token, the last of which ends it."""
     transcript = Transcript(encoder, ids_of(encoder, prompt), stops)
     return [transcript.add(i, n == len(ids)) for n, i in enumerate(ids, 1)]
@@ -322,7 +318,7 @@ def test_words_are_shown_when_they_are_complete(words_encoder):
     is_it = ids_of(words_encoder, "is n't it ?")
     assert shown(words_encoder, [aa, *is_it], []) == ["", "aais", "n't", " it", "?"]
     assert shown(words_encoder, [*is_it, aa], []) == ["is", "n't", " it", "?", " aa"]
-    assert shown(words_encoder, [*is_it[:2], aa, None, None], []) == ["is", "n't", "", " aa", None]
+    assert shown(words_encoder, [*is_it[:2], aa, None, None], []) == ["is", "n't", "", " aa", ""]
 
 
 def test_what_comes_first_is_attached_as_the_prompt_wants(words_encoder):
@@ -332,12 +328,12 @@ def test_what_comes_first_is_attached_as_the_prompt_wants(words_encoder):
 
 
 STOPS = {
-    "a word": (["it"], ["is", "n't", " ", None]),
-    "part of a word": (["sn"], ["i", "", None, None]),
-    "across words": (["n't it"], ["is", "", "", None]),
+    "a word": (["it"], ["is", "n't", " ", ""]),
+    "part of a word": (["sn"], ["i", "", "", ""]),
+    "across words": (["n't it"], ["is", "", "", ""]),
     "it would go on otherwise": (["n't we"], ["is", "", "n't it", "?"]),
-    "nothing before it": (["is"], ["", None, None, None]),
-    "the first of two": (["it", "n't"], ["is", "", None, None]),
+    "nothing before it": (["is"], ["", "", "", ""]),
+    "the first of two": (["it", "n't"], ["is", "", "", ""]),
     "at the very end": (["?"], ["is", "n't", " it", ""]),
     "not in it": (["dog"], ["is", "n't", " it", "?"]),
 }
@@ -345,23 +341,16 @@ STOPS = {
 
 @pytest.mark.parametrize("stops, expected", STOPS.values(), ids=STOPS)
 def test_text_ends_before_a_stop_text_and_never_shows_its_beginning(words_encoder, stops, expected):
-    found = shown(words_encoder, ids_of(words_encoder, "is n't it ?"), stops, prompt="is")
-    text = "".join(filter(None, found))
-    whole = "isn't it?"
-    ends = [whole.find(stop) for stop in stops if stop in whole]
-    assert text == whole[: min(ends, default=None)]
-    assert "".join(filter(None, expected)) == text
-    if stops in (["n't it"], ["n't we"], ["dog"]):  # held back until it is known
-        assert found == expected
+    assert shown(words_encoder, ids_of(words_encoder, "is n't it ?"), stops, prompt="is") == expected
 
 
 def test_text_is_what_the_tokens_say(demo):
     model, encoder = demo
     prompt = "Anna wanted to bake a cake. She used salt in place of sugar."
     ids = encoder.encode([prompt], verbose=False)[0]
-    (tokens,) = tokens_of(generate(model, ids, 36, temperature=0, n_allowed=len(encoder.encoder)))
+    (tokens,) = tokens_of(generate(model, ids, 36, temperature=0, n_allowed=encoder.n_vocab))
     (text,) = generate_text(model, encoder, prompt, 36, temperature=0)
-    assert text == encoder.readable(tokens)
+    assert text == encoder.decode(tokens)
     assert "the cake of anna tasted terrible." in text or "nobody could eat the cake of anna." in text
     steps = list(stream_text(model, encoder, prompt, 36, temperature=0))
     assert len(steps) == 36 and "".join(part for (part,) in steps) == text
@@ -381,7 +370,7 @@ def test_a_fine_tuned_model_begins_with_start_and_ends_at_delimiter_or_classify(
     script = [encoder.encoder["the</w>"], special.delimiter, special.classify]
     for n in (1, 2):
         scripted = iter([script[0], script[n]])
-        monkeypatch.setattr(generation, "sample", lambda logits, *_, s=scripted: torch.tensor([next(s)]))
+        monkeypatch.setattr(generation, "sample", lambda logits, s=scripted: torch.tensor([next(s)]))
         assert generate_text(model, encoder, "a was", 10) == ["the"]
     first, second = rows[:2]
     ids = [special.start, *encoder.encode(["a was"], verbose=False)[0]]

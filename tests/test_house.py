@@ -189,7 +189,7 @@ SIGNATURES = {
     "utils": [
         "encode_dataset(*splits, encoder)",
         "iter_data(*arrays, n_batch=128, truncate=False, verbose=False)",
-        "ResultLogger(path, **settings)",
+        "ResultLogger(path, *args, **settings)",
     ],
     "datasets": ["rocstories(data_dir, n_valid=374)"],
     "train": ["transform_roc(stories, first, second, n_vocab, n_ctx, max_len)", "main(argv=None)"],

@@ -199,22 +199,12 @@ def test_files_compressed_or_not_are_one_corpus(folder, capsys):
     assert "was made with another digests. Resume with" in capsys.readouterr().err
 
 
-def test_two_hosts_tokenize_in_parts_and_a_run_trains_on_them(capsys, monkeypatch):
+def test_a_run_trains_on_tokens_that_were_made_before(capsys, monkeypatch):
     monkeypatch.setattr(corpus, "SHARD_BYTES", 900)
     assert pretrain.main([*SMALL, "--n_iter", "1"]) == 0
     weights = Path("model/params_0.npy").read_bytes()
     many = [*SMALL, "--n_iter", "1", "--model_dir", "other", "--desc", "many", "--workers", "1"]
-
-    def host(k: int) -> str:
-        capsys.readouterr()
-        assert pretrain.main([*many, "--tokenize_only", "--part", f"{k}/2"]) == 0
-        return capsys.readouterr().out
-
-    again, join = "again to learn the vocabulary and tokenize", "without --part to join them"
-    left = "{} shards of other parts are missing. When none is, run the command {}.\n"
-    assert host(1) == "part 1 of 2: words done; " + left.format(1, again)
-    assert host(2) == "part 2 of 2: tokens done; " + left.format(2, join)
-    assert host(1) == "part 1 of 2: tokens done; " + left.format(0, join)
+    capsys.readouterr()
     assert pretrain.main([*many, "--tokenize_only"]) == 0
     tokens = Path("save/many/tokens.bin")
     assert capsys.readouterr().out.startswith(f"tokens   {tokens.stat().st_size // 2:,}, vocabulary 78: {tokens}")
@@ -222,19 +212,6 @@ def test_two_hosts_tokenize_in_parts_and_a_run_trains_on_them(capsys, monkeypatc
     written = tokens.stat().st_mtime_ns
     assert pretrain.main(many) == 0
     assert tokens.stat().st_mtime_ns == written and Path("other/params_0.npy").read_bytes() == weights
-
-
-@pytest.mark.parametrize("part", ["0/2", "3/2", "2", "a/b", "1/0", "-1/2"])
-def test_a_part_is_one_of_so_many(part, capsys):
-    with pytest.raises(SystemExit):
-        pretrain.main([*SMALL, "--tokenize_only", f"--part={part}"])
-    assert f"{part} is not k/n with k from 1 to n, such as 1/8" in capsys.readouterr().err
-
-
-def test_a_part_cannot_be_trained_on(capsys):
-    with pytest.raises(SystemExit):
-        pretrain.main([*SMALL, "--part", "1/2"])
-    assert "--part is a part of --tokenize_only: give both" in capsys.readouterr().err
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

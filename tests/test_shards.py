@@ -1,9 +1,7 @@
-"""Model folders in the authors' format: loading, what is refused before a parameter changes, and verifying."""
+"""Model folders in the authors' format: loading, and what is refused before a parameter changes."""
 
 import dataclasses
 import json
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +9,9 @@ import pytest
 import reference
 from test_model_pytorch import CFG, N_VOCAB
 
-import utils
 from formats import authors as shards
 from formats.authors import load_openai_pretrained_model
+from formats.files import InputError
 from model_pytorch import TransformerModel
 
 # --- the authors' weights --------------------------------------------------------------------------------------------
@@ -155,7 +153,7 @@ def garble(path: Path) -> None:
 def test_a_damaged_folder_is_an_error_that_names_the_file_and_loads_nothing(folder, damage, file, named):
     model, before = make_transformer(N_POSITIONS)
     damage(folder / file)
-    with pytest.raises(utils.InputError, match=named):
+    with pytest.raises(InputError, match=named):
         load_openai_pretrained_model(model, n_ctx=N_POSITIONS, n_special=3, path=str(folder))
     assert_unchanged(model, before)
     assert not (folder / "unpickled").exists()
@@ -172,7 +170,7 @@ def test_a_damaged_folder_is_an_error_that_names_the_file_and_loads_nothing(fold
 def test_a_model_of_other_sizes_is_an_error_that_names_the_sizes_and_loads_nothing(folder, n_embd, vocab, n_ctx, named):
     model = TransformerModel(dataclasses.replace(CFG, n_embd=n_embd, n_layer=4), vocab, n_ctx)
     before = reference.randomise(model, seed=4)
-    with pytest.raises(utils.InputError, match=named):
+    with pytest.raises(InputError, match=named):
         load_openai_pretrained_model(model, n_ctx=n_ctx, n_special=3, path=str(folder))
     assert_unchanged(model, before)
 
@@ -186,7 +184,7 @@ def test_a_value_that_is_not_finite_is_an_error_that_names_the_shard_and_loads_n
         damaged = values.copy()
         damaged[at] = value
         np.save(folder / f"params_{shard}.npy", damaged)
-        with pytest.raises(utils.InputError, match=rf"params_{shard}\.npy: value {at:,} is {value}"):
+        with pytest.raises(InputError, match=rf"params_{shard}\.npy: value {at:,} is {value}"):
             load_openai_pretrained_model(model, n_ctx=N_POSITIONS, n_special=3, path=str(folder))
         assert_unchanged(model, before)
 
@@ -198,29 +196,3 @@ def test_finite_values_whose_squares_overflow_are_loaded(folder):
     np.save(folder / "params_0.npy", values)
     load_openai_pretrained_model(model, n_ctx=N_POSITIONS, n_special=3, path=str(folder))
     assert model.embed.weight[-N_POSITIONS, :2].tolist() == values[:2].tolist()
-
-
-# --- whether the files are the authors' ------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
-@pytest.mark.parametrize("content", [b"", b"line\n", b"a\0b\r\n", bytes(range(256)) * 9000], ids=len)
-def test_blob_ids_are_gits(tmp_path, content):
-    path = tmp_path / "file"
-    path.write_bytes(content)
-    command = ["git", "hash-object", "--no-filters", str(path)]
-    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    assert shards.git_blob_id(path) == found
-
-
-def test_verifying_tells_a_file_that_is_right_from_one_that_differs_or_is_missing(tmp_path, monkeypatch, capsys):
-    for name in ("right", "other"):
-        (tmp_path / name).write_text(name)
-    blob_id = shards.git_blob_id(tmp_path / "right")
-    monkeypatch.setattr(shards, "AUTHORS_BLOB_IDS", {"right": blob_id})
-    shards.verify_authors_files(tmp_path)
-    assert capsys.readouterr().out == f"ok       {tmp_path / 'right'}\n"
-    monkeypatch.setattr(shards, "AUTHORS_BLOB_IDS", dict.fromkeys(["right", "other", "absent"], blob_id))
-    with pytest.raises(utils.InputError, match=r"other \(differs\), absent \(missing\)"):
-        shards.verify_authors_files(tmp_path)
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["ok", "differs", "missing"]

@@ -187,7 +187,10 @@ def make_golden_updates(n_parts: int) -> None:
                 x, m, y = golden.batch(u)
                 parts = training.make_parts(range(len(y)), len(y) // (ranks.size * n_parts), ranks)
                 batches = (
-                    (Packing(torch.from_numpy(x[part].astype(int)), torch.from_numpy(m[part])), torch.tensor(y[part]))
+                    (
+                        Packing.of_padded(torch.from_numpy(x[part].astype(int)), torch.from_numpy(m[part])),
+                        torch.tensor(y[part]),
+                    )
                     for part in map(list, parts)
                 )
                 cost = training.update(

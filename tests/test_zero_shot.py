@@ -12,7 +12,7 @@ import torch
 from sklearn.metrics import matthews_corrcoef
 
 from formats.files import InputError
-from reading.splits import Splits, read_splits
+from reading.splits import Limits, Splits, read_splits
 from reading.tasks import TASKS, find_task
 from weights import open_model
 from zero_shot import continuation_scores, fit_threshold, mean_log_probabilities, zero_shot, zero_shot_on
@@ -28,7 +28,7 @@ def opened(model_dir):
 
 def splits_of(opened, dataset: str, folder: Path, form: str | None = None, n_valid: int = 5) -> Splits:
     task = find_task(dataset, folder, form)
-    return read_splits(task, folder, opened[1], opened[1].files, n_valid=n_valid, seed=1, n_ctx=64)
+    return read_splits(task, folder, opened[1], Limits(n_valid=n_valid, seed=1, n_ctx=64))
 
 
 def logs(model, ids: list[int], n_words: int) -> np.ndarray:
