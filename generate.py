@@ -167,8 +167,7 @@ def continue_prompt(
 def write_scores(settings: GenerateFlags, model: Model, encoder: TextEncoder) -> None:
     """Write the table of --score, and the perplexity. Raises InputError."""
     found = score_file(model, encoder, settings.score, sys.stdout, settings.stride, settings.all_rows)
-    n_entries = len(model.transformer.embed.weight) if settings.all_rows else encoder.n_vocab
-    print(f"{found.perplexities()}, over {n_entries:,} entries", file=sys.stderr)
+    print(found.perplexities(), file=sys.stderr)
 
 
 def write_answers(settings: GenerateFlags, model: Model, encoder: TextEncoder) -> None:

@@ -10,11 +10,11 @@ from torch import nn
 
 from formats.authors import open_folder
 from formats.files import InputError
-from loss import METRICS
 from reading.rows import FORMS, Ids, Rows
 from reading.splits import Limits, Splits, read_splits
 from reading.tasks import Task, find_task
 from running.inference import progress_bar
+from running.metrics import METRICS
 from running.processes import Ranks
 from running.settings import dataset_names
 from scoring import next_tokens, pack

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from demo.workers import Job, run_jobs
 
 from demo import lstm, paper
-from demo.workers import Job, run_jobs
 from formats.files import InputError
 from loss import sequence_losses
 from model_pytorch import Config, LMModel
