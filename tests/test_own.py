@@ -127,6 +127,7 @@ def test_choices_are_named_by_number_or_by_their_text(command):
 ONE = "text,label\nthe cat,yes\n"
 MANY = "text,label\n" + "".join(f"{text},{label}\n" for text, label in texts(40))
 CHOICES = "context,choice_1,choice_2,choice_3,label\nthe cat,red,hat,in,1\n"
+SCORES = "text_a,text_b,label\na,b,2\n"
 BAD = {  # form, files and what is said of the last one
     "an empty text": ("classification", {"train.csv": ONE + ",no\n"}, "line 3: an empty text"),
     "no label": ("classification", {"train.csv": ONE + "the hat,\n"}, "line 3: no label"),
@@ -146,6 +147,11 @@ BAD = {  # form, files and what is said of the last one
         "classification",
         {"train.csv": MANY, "valid.csv": ONE + "the hat,perhaps\n"},
         "line 3: the label 'perhaps' is not one of no, yes",
+    ),
+    "a score that is no number": (
+        "similarity",
+        {"train.csv": SCORES + "a,b,1\na,b,3\n", "valid.csv": SCORES + "a,b,x\n"},
+        "line 3: the label 'x' is not a number, as the others are",
     ),
     "too long choices": (
         "multiple_choice",
