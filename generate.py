@@ -18,14 +18,15 @@ from pathlib import Path
 
 import torch
 
-from formats.examples import OWN_FIELDS
+from formats.examples import OWN_FIELDS, parse_columns
 from formats.files import InputError
 from generation import stream_text
 from model_pytorch import DoubleHeadModel, LMModel
+from reading.tasks import find_task
 from running.command import exit_code
 from running.processes import Ranks, keep_freed_memory
 from running.settings import COUNT, NOT_NEGATIVE, SEED, Flags, columns_of_fields, dataset_names, number, parse, setting
-from scoring import score_file, summary
+from scoring import score_file
 from text_utils import TextEncoder
 from weights import open_model, open_run
 from zero_shot import HEURISTICS, zero_shot_on
@@ -166,15 +167,14 @@ def continue_prompt(
 def write_scores(settings: GenerateFlags, model: Model, encoder: TextEncoder) -> None:
     """Write the table of --score, and the perplexity. Raises InputError."""
     found = score_file(model, encoder, settings.score, sys.stdout, settings.stride, settings.all_rows)
-    n_rows = len(model.transformer.embed.weight)
-    print(summary(found, encoder.n_vocab, n_rows, settings.all_rows), file=sys.stderr)
+    print(found.perplexities(), file=sys.stderr)
 
 
 def write_answers(settings: GenerateFlags, model: Model, encoder: TextEncoder) -> None:
     """Write what --zero_shot gets right on a data set. Raises InputError."""
-    data = (settings.dataset, Path(settings.data_dir), settings.task, settings.columns)
-    split = {"n_valid": settings.n_valid, "seed": settings.seed}
-    lines = zero_shot_on(model, encoder, settings.zero_shot, *data, **split)
+    folder = Path(settings.data_dir)
+    task = find_task(settings.dataset, folder, settings.task, parse_columns(settings.columns))
+    lines = zero_shot_on(model, encoder, settings.zero_shot, task, folder, settings.n_valid, settings.seed)
     print("\n".join(lines))
 
 

@@ -101,8 +101,11 @@ def _inherited_by_workers() -> Iterator[None]:
 def _end_with_parent(parent_lives: Connection) -> None:
     """Make this process a worker: it gets SIGTERM when the other end of a pipe is closed, and again until it is gone.
 
-    More than once, as a job may be at a point where it does not listen.
+    Again, as a job may be at a point where it does not listen.
     """
+
+    def leave(number: int, _frame) -> None:
+        raise SystemExit(128 + number)  # so that files are closed and locks given back
 
     def wait_for_the_end() -> None:
         parent_lives.poll(None)
@@ -110,4 +113,5 @@ def _end_with_parent(parent_lives: Connection) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(SECONDS_BETWEEN_SIGNALS)
 
+    signal.signal(signal.SIGTERM, leave)
     threading.Thread(target=wait_for_the_end, daemon=True).start()

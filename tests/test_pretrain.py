@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import loss
 import model_pytorch
 import pretrain
 import train
@@ -138,13 +139,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(capsys):
 
 
 def test_initial_matrices_have_the_spread_asked_for(monkeypatch):
-    spreads, original = [], pretrain.sequence_losses
+    spreads, original = [], loss.sequence_losses
 
     def sequence_losses(model, x):
         spreads.append(model.transformer.embed.weight.std().item())
         return original(model, x)
 
-    monkeypatch.setattr(pretrain, "sequence_losses", sequence_losses)
+    monkeypatch.setattr(loss, "sequence_losses", sequence_losses)
     for n, flags in enumerate((["--desc", "a"], ["--desc", "b", "--model_dir", "b", "--init_std", "0.1"])):
         spreads.clear()
         pretrain.main([*SMALL, "--n_iter", "1", *flags])

@@ -20,11 +20,10 @@ from model_pytorch import LMModel
 from scoring import (
     HEADER,
     log_probabilities,
-    next_log_probabilities,
+    next_tokens,
     pack,
     score,
     score_file,
-    summary,
     windows,
 )
 from weights import open_model
@@ -41,28 +40,31 @@ def model() -> LMModel:
     return model
 
 
-def plain(model: LMModel, ids: list[int], n_words: int | None) -> np.ndarray:
-    """Return the log-probability of each id but the first of one row, from the model's logits."""
+def plain_logs(model: LMModel, ids: list[int], n_words: int | None) -> torch.Tensor:
+    """Return the log-probabilities of what follows each token of a row (T, n_words), from the model's logits."""
     x = torch.tensor([[[i, N_VOCAB + t] for t, i in enumerate(ids)]])
     with torch.no_grad():
-        logs = model.eval()(x)[0, :, :n_words].log_softmax(-1)
-    return np.array([logs[t, ids[t + 1]].item() for t in range(len(ids) - 1)])
+        return model.eval()(x)[0, :, :n_words].log_softmax(-1)
 
 
 @pytest.mark.parametrize("n_words", [N_VOCAB, None], ids=["words", "all rows"])
 def test_log_probabilities_equal_a_plain_statement(model, n_words):
     rows = [[1, 2, 3, 4, 5, 6, 7, 8], [3, 3], [9], [0, 10, 4]]
-    found = next_log_probabilities(model.transformer, pack(model.transformer, [[row] for row in rows]), n_words)
-    assert found.shape == (4, 7)
-    for row, values in zip(rows, found.numpy(), strict=True):
-        np.testing.assert_allclose(values[: len(row) - 1], plain(model, row, n_words), rtol=0, atol=1e-10)
+    found, is_best = next_tokens(model.transformer, pack(model.transformer, [[row] for row in rows]), n_words)
+    assert found.shape == is_best.shape == (4, 7)
+    for row, values, best in zip(rows, found.numpy(), is_best, strict=True):
+        logs = plain_logs(model, row, n_words)
+        expected = [logs[t, i].item() for t, i in enumerate(row[1:])]
+        np.testing.assert_allclose(values[: len(row) - 1], expected, rtol=0, atol=1e-10)
         assert (values[len(row) - 1 :] == 0).all()
+        assert best[: len(row) - 1].tolist() == [logs[t].argmax() == i for t, i in enumerate(row[1:])]
+        assert best[len(row) - 1 :].all()
 
 
 def test_rows_that_share_a_context_are_scored_as_by_themselves(model):
     examples = [[[1, 2, 3, 4], [1, 2, 5, 6, 7]], [[8, 2], [8, 9]]]
     t = model.transformer
-    shared, alone = (next_log_probabilities(t, pack(t, examples, share), N_VOCAB) for share in (True, False))
+    shared, alone = (next_tokens(t, pack(t, examples, share), N_VOCAB)[0] for share in (True, False))
     torch.testing.assert_close(shared, alone, rtol=0, atol=1e-10)
 
 
@@ -73,7 +75,7 @@ def test_all_rows_equal_the_losses_of_training(share_context):
     x, m = rows_of(examples)
     _, expected = compute_losses(model, x, m, torch.tensor([0, 1]), lm_coef=0.5)
     packing = pack(model.transformer, examples, share_context)
-    found = next_log_probabilities(model.transformer, packing)
+    found, _ = next_tokens(model.transformer, packing)
     lengths = torch.tensor([len(row) - 1 for rows in examples for row in rows])
     torch.testing.assert_close(-found.sum(1) / lengths, expected, rtol=0, atol=1e-6)
     with torch.no_grad():
@@ -119,7 +121,8 @@ def test_a_token_is_scored_from_the_context_of_its_window(model):
         found = log_probabilities(model, ids, N_VOCAB, stride, n_batch=3)
         expected = np.full(19, np.nan)
         for start, end, first in windows(19, N_CTX, stride or N_CTX // 2):
-            expected[first:end] = plain(model, ids[start:end], N_VOCAB)[first - start - 1 :]
+            logs = plain_logs(model, ids[start:end], N_VOCAB)
+            expected[first:end] = [logs[t - start - 1, ids[t]].item() for t in range(first, end)]
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
     assert np.isnan(found).nonzero()[0].tolist() == [0, 8, 16]
 
@@ -160,10 +163,37 @@ def test_scores_of_words_are_sums_over_their_tokens(opened):
     np.testing.assert_allclose(found.surprisal()[1:] * math.log(2), -of_words[1:])
 
 
-def test_words_are_more_probable_among_words_than_among_all_rows(opened):
-    over_words, over_all = (score(*opened, "the cat and the hat", all_rows=flag) for flag in (False, True))
-    assert (over_words.log_probabilities[1:] > over_all.log_probabilities[1:]).all()
-    assert over_words.per_token() < over_all.per_token()
+def test_words_that_are_given_have_a_surprisal_each(opened):
+    given = ["The", "mother-in-law", "don’t", "sit."]
+    found = score(*opened, given)
+    assert [word.text for word in found.words] == given
+    as_text = score(*opened, " ".join(given))
+    assert np.array_equal(found.log_probabilities, as_text.log_probabilities, equal_nan=True)
+    ids = opened[1].encode(given, verbose=False)
+    starts = np.cumsum([0, *map(len, ids)])
+    for i in range(1, len(given)):
+        expected = -as_text.log_probabilities[starts[i] : starts[i + 1]].sum() / math.log(2)
+        assert found.surprisal()[i] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("context", ["red", ["The", "mother-in-law"], "the red cat was in the hat. " * 30])
+def test_a_context_is_read_and_not_scored(opened, context):
+    n_before = len(score(*opened, context, context="x").log_probabilities)
+    joined = f"{context if isinstance(context, str) else ' '.join(context)} the cat"
+    whole = score(*opened, joined)
+    found = score(*opened, "the cat", context=context)
+    assert [word.text for word in found.words] == ["the", "cat"]
+    np.testing.assert_array_equal(found.log_probabilities, whole.log_probabilities[n_before:])
+    assert len(score(*opened, "the", context=context).log_probabilities) == 1
+    with pytest.raises(InputError, match="0 tokens: there is nothing to score"):
+        score(*opened, "", context=context)
+
+
+def test_special_tokens_that_a_user_adds_change_nothing(opened):
+    expected = score(*opened, "the cat and the hat")
+    opened[1].encoder["_start_"] = len(opened[1].encoder)
+    found = score(*opened, "the cat and the hat")
+    assert np.array_equal(found.log_probabilities, expected.log_probabilities, equal_nan=True)
 
 
 @pytest.mark.parametrize("text", ["", " \n", "x"])
@@ -188,8 +218,9 @@ def test_the_table_of_a_file(opened, tmp_path):
     np.testing.assert_allclose(logs, found.log_probabilities[1:], atol=1e-5)
     assert float(rows[3][4]) == pytest.approx(-sum(map(float, rows[3][6].split())) / math.log(2), abs=1e-4)
     assert score_file(*opened, path).per_token() == found.per_token()
-    line = summary(found, 95, 159, all_rows=False)
-    assert f"perplexity {found.per_token():.4f} per token" in line and "in 11 words" in line and "the 95 words" in line
+    line = found.perplexities()
+    assert f"perplexity {found.per_token():.4f} per token" in line
+    assert "in 11 words" in line and f"over {opened[1].n_vocab} entries" in line
 
 
 def test_files_that_cannot_be_scored_are_named(opened, tmp_path):
