@@ -11,7 +11,7 @@ from formats.files import InputError
 from generation import generate_text
 from running.command import exit_code
 from running.processes import Ranks
-from scoring import log_probabilities, next_tokens, pack
+from scoring import next_tokens, pack, score_ids
 from weights import open_model
 
 
@@ -39,15 +39,16 @@ class Adapter:
         for start in range(0, len(rows), self.n_batch):
             batch = [(ids[-self.n_ctx :], n) for ids, n in rows[start : start + self.n_batch]]
             packing = pack(self.transformer, [[ids] for ids, _ in batch])
-            logs, is_best = next_tokens(self.transformer, packing, self.n_words)
+            logs, _, ranks = next_tokens(self.transformer, packing, self.n_words)
             for i, own in enumerate(slice(len(ids) - 1 - n, len(ids) - 1) for ids, n in batch):
-                found.append((logs[i, own].sum().item(), bool(is_best[i, own].all())))
+                found.append((logs[i, own].sum().item(), bool((ranks[i, own] == 1).all())))
         return found
 
     def loglikelihood_rolling(self, requests) -> list[float]:
         """Return the log-probability of each text, of any length; each of its tokens is scored once."""
         rows = [self.encode("", *request.args)[0] for request in requests]
-        return [float(log_probabilities(self.model, ids, self.n_words, n_batch=self.n_batch)[1:].sum()) for ids in rows]
+        found = [score_ids(self.model, ids, self.n_words, n_batch=self.n_batch) for ids in rows]
+        return [float(tokens.log_probabilities[1:].sum()) for tokens in found]
 
     def generate_until(self, requests) -> list[str]:
         """Return what follows each context, in lower case, up to any of the texts `until`."""
