@@ -271,14 +271,24 @@ def test_settings_of_another_run_are_refused(runs, tmp_path, capsys, change):
     assert not (tmp_path / "back").exists()
 
 
-@pytest.mark.parametrize("size", [None, (2, 96), (1, 95)])
+@pytest.mark.parametrize("size", [None, (2, 96), (1, 95), (1, 1), (96,)])
 def test_a_run_with_another_head_is_refused(runs, tmp_path, capsys, size):
     hf = to_hf(runs["multiple_choice"].folder, tmp_path / "hf")
     head = {} if size is None else {"multiple_choice_head.summary.weight": torch.ones(size)}
     others = {name: t for name, t in load_file(hf / "model.safetensors").items() if "summary.weight" not in name}
     save_file(others | head, hf / "model.safetensors")
-    assert_refused(["from_hf", str(hf), str(tmp_path / "back")], "the weights are not of one run", capsys)
+    assert_refused(
+        ["from_hf", str(hf), str(tmp_path / "back")], "the weights are not of the run that config.json", capsys
+    )
     assert not (tmp_path / "back").exists()
+
+
+def test_a_run_without_its_special_tokens_is_refused(runs, tmp_path, capsys):
+    hf = to_hf(runs["multiple_choice"].folder, tmp_path / "hf")
+    config(vocab_size=runs["multiple_choice"].settings["n_vocab"] + 1)(hf)
+    assert_refused(["from_hf", str(hf), str(tmp_path / "back")], "without the special tokens", capsys)
+    config(vocab_size=runs["multiple_choice"].settings["n_vocab"] + N_SPECIAL, attn_pdrop="often")(hf)
+    assert_refused(["from_hf", str(hf), str(tmp_path / "back")], "config.json tells of .TypeError", capsys)
 
 
 # --- torch.export ----------------------------------------------------------------------------------------------------
