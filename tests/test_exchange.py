@@ -13,12 +13,13 @@ import pytest
 import torch
 from conftest import write_model
 from safetensors.torch import load_file, save_file
+from test_shards import Touch
 from torch.export import Dim, export
 
 import convert
 import train
 from finetuning import fit
-from formats.authors import FolderSizes, read_sizes, save_openai_model
+from formats.authors import FolderSizes, read_sizes
 from formats.files import InputError
 from formats.hugging_face import array_names
 from model_pytorch import DEFAULT_CONFIG, LMModel, load_openai_pretrained_model
@@ -29,21 +30,14 @@ from weights import SavedRun, open_model, open_run
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "demo/model"
 TEXT = "Anna had a big exam. She went over each chapter twice."
-needs_transformers = [
-    pytest.mark.skipif(not importlib.util.find_spec("transformers"), reason="requirements-bench.txt is not installed"),
-    pytest.mark.filterwarnings("ignore"),
-]
 
 
-def marked(*marks):
-    """Return a decorator that sets several marks."""
-
-    def mark(test):
-        for each in marks:
-            test = each(test)
-        return test
-
-    return mark
+def needs_transformers(test):
+    """Mark a test that compares with transformers, whose warnings are its own."""
+    is_missing = not importlib.util.find_spec("transformers")
+    return pytest.mark.skipif(is_missing, reason="requirements-bench.txt is not installed")(
+        pytest.mark.filterwarnings("ignore")(test)
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -381,7 +375,7 @@ def compare_language_models(ours: LMModel, n_vocab: int, folder: Path, ids: list
         assert theirs.generate(tokens, **options)[0].tolist() == greedy
 
 
-@marked(*needs_transformers)
+@needs_transformers
 def test_the_demo_computes_what_transformers_computes(demo_hf):
     ours, encoder = open_model(demo_hf, return_probs=False)
     (ids,) = encoder.encode([TEXT], verbose=False)
@@ -389,7 +383,7 @@ def test_the_demo_computes_what_transformers_computes(demo_hf):
 
 
 @pytest.mark.slow
-@marked(*needs_transformers)
+@needs_transformers
 def test_the_full_sizes_compute_what_transformers_computes(tmp_path, real_model_dir):
     folder = tmp_path / "model"
     folder.mkdir()
@@ -410,7 +404,7 @@ def test_the_full_sizes_compute_what_transformers_computes(tmp_path, real_model_
     assert len(list(back.iterdir())) == len(list(folder.iterdir()))
 
 
-@marked(*needs_transformers)
+@needs_transformers
 def test_multiple_choice_logits_are_those_of_transformers(runs, tmp_path):
     from transformers import OpenAIGPTDoubleHeadsModel
 
@@ -435,7 +429,7 @@ def test_multiple_choice_logits_are_those_of_transformers(runs, tmp_path):
     assert back.predict([EXAMPLES["multiple_choice"]]) == run.predict([EXAMPLES["multiple_choice"]])
 
 
-@marked(*needs_transformers)
+@needs_transformers
 def test_their_tokenizer_of_a_run_reads_special_tokens_in_a_text(runs, tmp_path):
     from transformers import AutoTokenizer
 
@@ -447,7 +441,7 @@ def test_their_tokenizer_of_a_run_reads_special_tokens_in_a_text(runs, tmp_path)
     assert torch.equal(found, x[0, :, :, 0])  # these words are split alike
 
 
-@marked(*needs_transformers)
+@needs_transformers
 def test_their_tokenizer_of_a_language_model_adds_nothing(demo_hf):
     from transformers import AutoTokenizer
 
@@ -469,33 +463,22 @@ def assert_refused(arguments: list[str], message: str, capsys) -> None:
     assert len(lines) == 1 and re.search(message, lines[0]), lines
 
 
-class Touch:
-    """Pickled, a command to make a file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return Path.touch, (self.path,)
+def evil_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps({"h": Touch(path.with_name("executed"))}))
 
 
-def evil_pickle(folder: Path) -> None:
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"h": Touch(folder / "executed")}))
+def evil_zip(path: Path) -> None:
+    torch.save({"h": Touch(path.with_name("executed"))}, path)
 
 
-def evil_zip(folder: Path) -> None:
-    torch.save({"h": Touch(folder / "executed")}, folder / "pytorch_model.bin")
-
-
-def evil_old(folder: Path) -> None:
-    path = folder / "pytorch_model.bin"
-    torch.save({"h": Touch(folder / "executed")}, path, _use_new_zipfile_serialization=False)
+def evil_old(path: Path) -> None:
+    torch.save({"h": Touch(path.with_name("executed"))}, path, _use_new_zipfile_serialization=False)
 
 
 @pytest.mark.parametrize("write", [evil_pickle, evil_zip, evil_old])
 def test_an_evil_pickle_is_refused_and_never_executed(hf_dir, tmp_path, capsys, write, data_dir, monkeypatch):
     (hf_dir / "model.safetensors").unlink()
-    write(hf_dir)
+    write(hf_dir / "pytorch_model.bin")
     assert_refused(
         ["from_hf", str(hf_dir), str(tmp_path / "o")],
         r"pytorch_model.bin is not a valid file of tensors \(Weights only load failed\)",
@@ -629,10 +612,3 @@ def test_names_of_arrays_are_in_the_authors_order(tmp_path):
     ours = [name for name, _ in model.transformer.h.named_parameters()]
     ends = {"w": "weight", "g": "weight", "b": "bias"}
     assert [f"h.{n[:-1]}{ends[n[-1]]}" for n in ours] == names[2:]
-
-
-def test_an_activation_other_than_gelu_is_written_beside_the_shapes(tmp_path, model_dir):
-    model, encoder = open_model(model_dir)
-    (tmp_path / "relu").mkdir()
-    save_openai_model(model.transformer, len(encoder.encoder), tmp_path / "relu", "relu")
-    assert read_sizes(tmp_path / "relu").afn == "relu"
