@@ -47,7 +47,9 @@ class Adapter:
             # a context that is too long is cut from the left
             batch = [(ids[-self.n_ctx :], n) for ids, n in rows[start : start + self.n_batch]]
             packing = pack(self.transformer, [[ids] for ids, _ in batch])
-            logs, _, ranks = next_tokens(self.transformer, packing, self.n_words)  # (B, T-1), of all tokens but the first
+            logs, _, ranks = next_tokens(
+                self.transformer, packing, self.n_words
+            )  # (B, T-1), of all tokens but the first
             for i, (ids, n) in enumerate(batch):
                 end = len(ids) - 1
                 own = slice(end - n, end)
