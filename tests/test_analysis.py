@@ -1,10 +1,10 @@
 """Log and predictions of a run -> the numbers printed and the picture drawn; from files made by hand, of every form."""
 
+import dataclasses
 import json
 import re
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import matplotlib.image
 import numpy as np
@@ -15,24 +15,36 @@ import torch
 
 import analysis
 from formats.examples import Example
+from model_pytorch import DEFAULT_CONFIG
+from reading.tasks import TASKS, Task
 from running.figures import draw_perplexity
 from running.metrics import METRICS, accuracy_by_length, calibration, confusion_matrix, error_by_length, intervals
 from running.predictions import PredictedExample, read_predictions, write_predictions, write_submission
+from running.record import RunRecord
 
-SETTINGS = {
-    "desc": "a run",
-    "title": "ROCStories",
-    "form": "multiple_choice",
-    "metrics": ["acc"],
-    "labels": ["1", "2"],
-    "scores": None,
-    "n_valid": 7,
-    "t_total": 20,
-    "lm_coef": 0.5,
-    "lr": 1e-3,
-    "lr_schedule": "warmup_linear",
-    "lr_warmup": 0.1,
-}
+RECORD = RunRecord(
+    desc="a run",
+    title="ROCStories",
+    form="multiple_choice",
+    cut="halves",
+    labels=["1", "2"],
+    scores=None,
+    metrics=["acc"],
+    columns=None,
+    n_out=2,
+    n_vocab=100,
+    n_ctx=64,
+    n_ctx_allowed=64,
+    vocabulary=[],
+    n_valid=7,
+    t_total=20,
+    lm_coef=0.5,
+    lr=1e-3,
+    lr_schedule="warmup_linear",
+    lr_warmup=0.1,
+    **dataclasses.asdict(DEFAULT_CONFIG),
+)
+SETTINGS = RECORD.to_json()
 VALUES = {"acc": (61.239, 58.0), "pearson": (20.0, 10.0), "spearman": (20.0, 10.0), "mcc": (20.0, 10.0)}
 LABELS = ["2", "1", "1", "2", "2", "1", "2"]
 PREDICTIONS = ["2", "1", "2", "2", "1", "1", "2"]  # five of seven
@@ -436,12 +448,12 @@ LOG = json.dumps(SETTINGS) + "\n" + lines_of(some_logs())
 BAD_FILES = {
     "no log": ("jsonl", None, ["a run.jsonl is missing", "--log_dir"]),
     "empty log": ("jsonl", "", ["a run.jsonl", "not the log"]),
-    "settings alone": ("jsonl", json.dumps(SETTINGS), ["a run.jsonl", "not the log"]),
-    "log of other things": ("jsonl", lines_of([SETTINGS, {"loss": 1}]), ["a run.jsonl", "not the log"]),
-    "log of a list": ("jsonl", "[]\n[]\n", ["a run.jsonl", "not the log"]),
+    "settings alone": ("jsonl", json.dumps(SETTINGS), ["a run.jsonl", "not of a run's log"]),
+    "log of other things": ("jsonl", lines_of([SETTINGS, {"loss": 1}]), ["a run.jsonl", "not of a run's log"]),
+    "log of a list": ("jsonl", "[]\n[]\n", ["a run.jsonl is not the settings"]),
     "log that is no JSON": ("jsonl", "{", ["a run.jsonl", "not the log"]),
     "log that is no text": ("jsonl", b"\x00\xff\xfe\x80", ["a run.jsonl", "not the log"]),
-    "log without settings": ("jsonl", lines_of(some_logs()), ["a run.jsonl", "not the log"]),
+    "log without settings": ("jsonl", lines_of(some_logs()), ["a run.jsonl is not the settings", "is missing"]),
     "no predictions": ("predictions.jsonl", None, ["a run.predictions.jsonl is missing", "--submit"]),
     "empty predictions": ("predictions.jsonl", "", ["a run.predictions.jsonl holds no predictions", "--submit"]),
     "a cut line": ("predictions.jsonl", json.dumps(GOOD) + '\n{"split": "tes', ["predictions.jsonl, line 2: not"]),
@@ -487,8 +499,9 @@ class SomeRows:
         return self.examples[i]
 
 
-def some_task(form: str, labels, shown=None, written=None, scores=None, submission=None) -> SimpleNamespace:
-    return SimpleNamespace(form=form, labels=labels, shown=shown, written=written, scores=scores, submission=submission)
+def some_task(form: str, labels, shown=None, written=None, scores=None, submission=None) -> Task:
+    changed = {"form": form, "labels": labels, "shown": shown, "written": written, "scores": scores}
+    return dataclasses.replace(TASKS["rocstories"], submission=submission, **changed)
 
 
 TEXTS = {"classification": 1, "entailment": 2, "similarity": 2, "multiple_choice": 1, "reading": 2}
@@ -561,7 +574,7 @@ def test_a_file_of_predictions_is_written_whole_or_not_at_all(tmp_path):
     ],
 )
 def test_each_part_of_test_is_handed_in_as_a_table(tmp_path, task, found, written):
-    task.submission = {"a": "A.tsv", "b": "B.tsv"}
+    task = dataclasses.replace(task, submission={"a": "A.tsv", "b": "B.tsv"})
     write_submission(tmp_path, task, (("a", 2), ("b", 1)), np.array(found))
     first, second, third = written
     assert (tmp_path / "A.tsv").read_bytes() == f"index\tprediction\n0\t{first}\n1\t{second}\n".encode()
