@@ -51,7 +51,7 @@ def continuation_scores(
         rows = [[*context, *ids] or [0] for ids in continuations]  # a row has a token
         packed.append(rows + rows[:1] * (n_rows - len(rows)))
     packing = pack(model.transformer, packed, share_context=True)
-    logs, _ = next_tokens(model.transformer, packing, n_entries)
+    logs = next_tokens(model.transformer, packing, n_entries).log_probabilities
     logs = logs.double().cpu().numpy().reshape(len(packed), n_rows, -1)  # (B, K, T-1)
 
     # the sum or mean over the tokens of each continuation that another token precedes
