@@ -64,12 +64,12 @@ $(GLUE_OUT)/log/glue_flags: always | .venv/installed
 	@mkdir -p $(@D)
 	@echo '$(GLUE_DIR) $(MODEL_DIR) $(GLUE_FLAGS)' | cmp -s - $@ || echo '$(GLUE_DIR) $(MODEL_DIR) $(GLUE_FLAGS)' > $@
 
-# two files of tests at a time; a test uses one thread
+# two tests at a time, each with one thread. Not --dist loadfile: it waits for ever once a process of tests has died
 test: .venv/installed-dev
-	.venv/bin/python -m pytest -n 2 --dist loadfile
+	.venv/bin/python -m pytest -n 2 --dist worksteal
 
 test-slow: .venv/installed-dev
-	.venv/bin/python -m pytest -m slow --timeout 7200
+	.venv/bin/python -m pytest -m slow -o faulthandler_timeout=14400
 
 test-gpu: .venv/installed-dev
 	.venv/bin/python -m pytest -m gpu -rs

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from formats.examples import read_lines
+from formats.examples import numbered_lines
 from formats.files import InputError
 from model_pytorch import TransformerModel
-from reading.rows import N_SPECIAL, Ids, pad_rows
+from reading.rows import Ids
 from running.inference import progress_bar
 from running.processes import Ranks
 from speed.packing import Packing
@@ -33,10 +33,7 @@ def pack(transformer: TransformerModel, examples: Sequence[list[Ids]], share_con
     """Return rows of token ids, some for each example, as the transformer's input, on its device."""
     # positions are the last entries of the embedding matrix, whether special tokens stand before them or not
     first_position = len(transformer.embed.weight) - transformer.n_ctx
-    n_tokens = max(len(row) for rows in examples for row in rows)
-    x, m = pad_rows(examples, first_position - N_SPECIAL, n_tokens)
-    packing = Packing(torch.from_numpy(x), torch.from_numpy(m), share_context)
-    return packing.to(transformer.embed.weight.device)
+    return Packing.of_rows(examples, first_position, share_context).to(transformer.embed.weight.device)
 
 
 class NextTokens(NamedTuple):
@@ -298,7 +295,7 @@ def score_file(
     # as in pre-training: lines that are not blank, each ended by the newline token
     newline = Word("\n", [encoder.encoder.get("\n</w>", 0)], [None])
     words, numbers = [], []  # numbers: the line of each word
-    for number, line, why in read_lines(Path(path)):
+    for number, line, why in numbered_lines(Path(path)):
         if why:
             raise InputError(f"{path}, line {number}: {why}")
         of_line = words_of(encoder, line)

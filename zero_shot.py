@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from formats.files import InputError, find
-from loss import METRICS
+from formats.authors import open_folder
+from formats.files import InputError
 from reading.rows import FORMS, Ids, Rows
-from reading.splits import Splits, read_splits
+from reading.splits import Limits, Splits, read_splits
 from reading.tasks import Task, find_task
 from running.inference import progress_bar
+from running.metrics import METRICS
 from running.processes import Ranks
-from running.settings import DATASETS
+from running.settings import dataset_names
 from scoring import next_tokens, pack
 from text_utils import TextEncoder
 
@@ -97,7 +98,7 @@ def heuristic_scores(model: nn.Module, encoder: TextEncoder, rows: Rows, heurist
     """
     if heuristic == "sentiment":
         very, *sentiments = _encode_words(encoder, ["very", "negative", "positive"])
-    n_texts = FORMS[rows.form].n_texts  # before the choices
+    n_texts = FORMS[rows.layout.form].n_texts  # before the choices
     scores = []
     with progress_bar(len(rows), "zero-shot", "examples", Ranks()) as bar:
         for start in range(0, len(rows), N_BATCH):
@@ -186,15 +187,6 @@ def zero_shot(
 # --- files of a data set ---------------------------------------------------------------------------------------------
 
 
-def _read(
-    task: Task, folder: Path, encoder: TextEncoder, n_ctx: int, n_valid: int, seed: int, max_examples: int | None
-) -> Splits:
-    """Read the examples of a task, for all that follows here."""
-    return read_splits(
-        task, folder, encoder, encoder.files, n_valid=n_valid, seed=seed, n_ctx=n_ctx, max_examples=max_examples
-    )
-
-
 def zero_shot_on(
     model: nn.Module,
     encoder: TextEncoder,
@@ -209,7 +201,7 @@ def zero_shot_on(
     Args:
         n_valid, seed: as of read_splits.
     """
-    splits = _read(task, folder, encoder, model.transformer.n_ctx, n_valid, seed, None)
+    splits = read_splits(task, folder, encoder, Limits(n_valid, seed, model.transformer.n_ctx))
     lines = []
     for name, (n_examples, metrics) in zero_shot(model, encoder, splits, heuristic).items():
         figures = [f"{METRICS[metric].title} {value:.2f} %" for metric, value in metrics.items()]
@@ -246,15 +238,15 @@ def parse_probes(text: str | None) -> list[tuple[str, str, Path]]:
     for probe in text.split(","):
         parts = probe.split(":", 2)
         is_whole = len(parts) == 3 and all(parts)
-        if not is_whole or parts[0] not in HEURISTICS or parts[1] not in DATASETS:
+        if not is_whole or parts[0] not in HEURISTICS or parts[1] not in dataset_names():
             raise ValueError(
-                f"the probe {probe!r} is not HEURISTIC:DATASET:FOLDER, such as choice:rocstories:demo/data; "
+                f"--probe {probe!r} is not HEURISTIC:DATASET:FOLDER, such as choice:rocstories:demo/data; "
                 f"heuristics: {', '.join(HEURISTICS)}"
             )
         heuristic, dataset, folder = parts
         if (heuristic, dataset) in [known[:2] for known in probes]:
             raise ValueError(f"two probes are {heuristic}:{dataset}: their figures would have the same name")
-        probes.append((heuristic, dataset, find(folder)))
+        probes.append((heuristic, dataset, open_folder(folder)))
     return probes
 
 
@@ -270,7 +262,8 @@ def read_probes(text: str | None, encoder: TextEncoder, n_ctx: int, n_examples: 
             form = "multiple_choice" if heuristic == "choice" else "classification"
         task = find_task(dataset, folder, form)
         # ten times as many are read: a tenth of own data becomes valid
-        splits = _read(task, folder, encoder, n_ctx, n_valid=n_examples, seed=42, max_examples=10 * n_examples)
+        limits = Limits(n_valid=n_examples, seed=42, n_ctx=n_ctx, max_examples=10 * n_examples)
+        splits = read_splits(task, folder, encoder, limits)
         check_heuristic(heuristic, splits.task)
         if splits.train.labels is None or splits.valid.labels is None:
             raise InputError(f"{folder}: an example has no label, which a probe needs. Fix the line or remove it.")

@@ -11,6 +11,7 @@ import pytest
 import reference
 import torch
 from launch import Processes
+from running.results import analyse
 
 import analysis
 import finetuning
@@ -23,7 +24,6 @@ from reading.rows import Rows
 from reading.tasks import Source, Task
 from running.inference import evaluate, predict
 from running.processes import Ranks, join_ranks
-from running.results import analyse
 from weights import open_run
 
 NO_DROPOUT = [f"--{part}_pdrop=0" for part in ("embd", "attn", "resid", "clf")]

@@ -12,11 +12,12 @@ import sklearn.metrics
 import torch
 
 from finetuning import FineTuning, balanced_weights
-from loss import METRICS, packed_losses, task_losses
+from loss import packed_losses, task_losses
 from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel
 from reading.encoding import Encoded
 from reading.rows import CUTS, FORMS, Rows, cut_longest, soft_labels, special_tokens
 from running.inference import answers, evaluate, predict, written_answers
+from running.metrics import METRICS
 from running.processes import Ranks
 
 N_VOCAB, T = 20, 24  # words; tokens of the longest row allowed

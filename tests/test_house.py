@@ -189,7 +189,7 @@ SIGNATURES = {
     "utils": [
         "encode_dataset(*splits, encoder)",
         "iter_data(*arrays, n_batch=128, truncate=False, verbose=False)",
-        "ResultLogger(path, **settings)",
+        "ResultLogger(path, *args, **kwargs)",
     ],
     "datasets": ["rocstories(data_dir, n_valid=374)"],
     "train": ["transform_roc(stories, first, second, n_vocab, n_ctx, max_len)", "main(argv=None)"],
@@ -229,7 +229,7 @@ def test_other_public_attributes():
 
 
 def test_flags_of_the_specification_exist():
-    flags = {field.name for field in dataclasses.fields(importlib.import_module("finetuning").Settings)}
+    flags = {field.name for field in dataclasses.fields(importlib.import_module("running.settings").FineTuningFlags)}
     assert flags >= set(
         """dataset desc data_dir log_dir save_dir submission_dir submit analysis seed encoder_path bpe_path model_dir
         n_iter n_batch lr lr_warmup lr_schedule max_grad_norm n_ctx n_embd n_head n_layer embd_pdrop attn_pdrop

@@ -212,7 +212,7 @@ def test_a_packed_batch_is_the_packing_of_the_batch():
     which, device = np.array([2, 8]), torch.device("cpu")
     for share_context in (False, True):
         packing, y = rows.packed(which, share_context, device)
-        expected = vars(Packing(*rows.batch(which)[:2], share_context))
+        expected = vars(Packing.of_padded(*rows.batch(which)[:2], share_context))
         assert y.tolist() == [2, 8] and vars(packing).keys() == expected.keys()
         for name, value in vars(packing).items():
             same = torch.equal(value, expected[name]) if isinstance(value, torch.Tensor) else value == expected[name]

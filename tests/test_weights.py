@@ -35,7 +35,7 @@ def test_a_model_folder_is_opened_with_its_weights_and_its_tokenizer(model_dir):
         assert torch.equal(probabilities, expected(x))
         logits = open_model(str(model_dir), return_probs=False)[0](x)
     torch.testing.assert_close(logits[..., :n_vocab].softmax(-1), probabilities[..., :n_vocab])
-    assert encoder.decode(encoder.encode(["The cat, was in!"])[0]) == "the cat , was in !"
+    assert encoder.decode(encoder.encode(["The cat, was in!"])[0]) == "the cat, was in!"
 
 
 def test_a_model_folder_is_looked_up_beside_the_scripts(tmp_path, monkeypatch):

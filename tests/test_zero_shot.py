@@ -12,7 +12,7 @@ import torch
 from sklearn.metrics import matthews_corrcoef
 
 from formats.files import InputError
-from reading.splits import Splits, read_splits
+from reading.splits import Limits, Splits, read_splits
 from reading.tasks import TASKS, find_task
 from weights import open_model
 from zero_shot import continuation_scores, fit_threshold, heuristic_scores, zero_shot, zero_shot_on
@@ -28,7 +28,7 @@ def opened(model_dir):
 
 def splits_of(opened, dataset: str, folder: Path, form: str | None = None, n_valid: int = 5) -> Splits:
     task = find_task(dataset, folder, form)
-    return read_splits(task, folder, opened[1], opened[1].files, n_valid=n_valid, seed=1, n_ctx=64)
+    return read_splits(task, folder, opened[1], Limits(n_valid=n_valid, seed=1, n_ctx=64))
 
 
 def of_continuation(model, context: list[int], ids: list[int]) -> np.ndarray:
@@ -129,10 +129,10 @@ def test_the_answer_is_the_likeliest_continuation(opened, data_dir, tmp_path, da
     assert found["test" if dataset == "rocstories" else "valid"][1] == {"acc": pytest.approx(100 * np.mean(right))}
 
 
-def test_sentiment_needs_its_words_in_the_vocabulary(opened, tmp_path):
+def test_sentiment_needs_its_words_in_the_vocabulary(opened, tmp_path, monkeypatch):
     splits = splits_of(opened, "sst2", write_glue(tmp_path / "glue"))
-    opened[1].cache["positive"] = [0, 0]
-    with pytest.raises(InputError, match="the vocabulary lacks letters of 'positive'"):
+    monkeypatch.setattr(opened[1], "encode", lambda texts, verbose: [[0, 0] for _ in texts])
+    with pytest.raises(InputError, match="the vocabulary lacks letters of 'very'"):
         zero_shot(*opened, splits, "sentiment")
 
 

@@ -1,0 +1,120 @@
+"""An update of fine-tuning, ours and transformers' in turn: `python -m bench.update --n_batch 8 64 --precision bf16`.
+
+Examples of the Story Cloze Test with random ids, in the lengths of real ones: lengths.npy holds the tokens of story,
+first and second ending of 1,871 of the 3,742 examples of 2016 (1,400 and 471 of two files), all that were at hand.
+An update is examples to tensors, forward, backward, clip, Adam. transformers pads to the longest row of a batch.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench import common
+from bench.common import Case, Step, Work
+from loss import packed_losses
+from model_pytorch import Config, DoubleHeadModel
+from reading.rows import N_SPECIAL, multiple_choice_rows, pad_rows, special_tokens
+from running.processes import Ranks
+
+LM_COEF = 0.5
+DEFAULTS = Case(n_ctx=77)  # the longest row
+
+
+def lengths_of(case: Case, turn: int) -> np.ndarray:
+    """Return the lengths of the texts of a batch (B, 3): in file order, and from the first again after the last."""
+    lengths = np.load(Path(__file__).with_name("lengths.npy")).astype(int)
+    return lengths.take(range(turn * case.n_batch, (turn + 1) * case.n_batch), axis=0, mode="wrap")
+
+
+def batch(case: Case, turn: int) -> tuple[Tensor, Tensor]:
+    """Return the rows of a batch, x (B, 2, T, 2) and m (B, 2, T)."""
+    rng = np.random.default_rng(turn)
+    examples = []
+    for lengths in lengths_of(case, turn):
+        texts = [rng.integers(case.n_vocab, size=n).tolist() for n in lengths]
+        examples.append(multiple_choice_rows(texts, special_tokens(case.n_vocab)))
+    longest = max(len(row) for rows in examples for row in rows)
+    x, m = pad_rows(examples, case.n_vocab, longest)
+    return torch.from_numpy(x), torch.from_numpy(m)
+
+
+def count_work(case: Case, share_context: bool, training: bool, turn: int) -> tuple[int, int]:
+    """Return the tokens of a batch, each row's own, and the operations on those that are computed."""
+    lengths = lengths_of(case, turn)
+    rows = lengths[:, :1] + lengths[:, 1:] + N_SPECIAL  # (B, 2)
+    prefix = (lengths[:, :1] + 2) * share_context  # (B, 1), start, story and delimiter
+    own = rows - prefix
+    n_tokens = prefix.sum() + own.sum()
+    n_pairs = (prefix * (prefix + 1) // 2).sum() + (own * prefix + own * (own + 1) // 2).sum()
+    n_first = len(rows) if share_context else rows.size  # tokens that are not the next of another
+    if training:
+        operations = 3 * common.count_operations(case, n_tokens, n_pairs, n_tokens - n_first, n_table(case))
+    else:
+        operations = common.count_operations(case, n_tokens, n_pairs)
+    return int(rows.sum()), operations
+
+
+def n_table(case: Case) -> int:
+    """Return the number of rows of the embedding matrix."""
+    return case.n_vocab + N_SPECIAL + case.n_ctx
+
+
+def our_model(case: Case) -> DoubleHeadModel:
+    """Return our network for examples with choices."""
+    classify = special_tokens(case.n_vocab).classify
+    return DoubleHeadModel(Config(**case.sizes()), classify, "multiple_choice", n_table(case), case.n_ctx).to(
+        Ranks().device
+    )
+
+
+def peer_model(case: Case):
+    """Return transformers' network with the same two heads."""
+    from transformers import OpenAIGPTConfig, OpenAIGPTDoubleHeadsModel
+
+    config = OpenAIGPTConfig(vocab_size=case.n_vocab + N_SPECIAL, n_positions=case.n_ctx, **case.sizes())
+    return OpenAIGPTDoubleHeadsModel(config).to(Ranks().device)
+
+
+def ours(case: Case, share_context: bool = False) -> tuple[Step, Work]:
+    """Return our update."""
+    model = our_model(case).train()
+    right = torch.zeros(case.n_batch, dtype=torch.long, device=Ranks().device)
+
+    def cost_of(turn: int) -> Tensor:
+        packing = common.pack(*batch(case, turn), share_context)
+        task, lm = packed_losses(model, packing, right, LM_COEF)
+        return task.mean() + LM_COEF * lm.mean()
+
+    step = common.updates(cost_of, model, common.our_optimizer(model), case)
+    return step, partial(count_work, case, share_context, True)
+
+
+def peers(case: Case) -> tuple[Step, Work]:
+    """Return the update of transformers' users."""
+    model = peer_model(case).train()
+    right = torch.zeros(case.n_batch, dtype=torch.long, device=Ranks().device)
+
+    def cost_of(turn: int) -> Tensor:
+        x, m = (t.to(Ranks().device) for t in batch(case, turn))
+        labels = x[..., 0].masked_fill(m == 0, -100)
+        out = model(x[..., 0], mc_token_ids=m.long().sum(2) - 1, labels=labels, mc_labels=right)
+        return out.mc_loss + LM_COEF * out.loss
+
+    step = common.updates(cost_of, model, common.peer_optimizer(model), case)
+    return step, partial(count_work, case, False, True)
+
+
+CONTENDERS = {
+    "ours": ours,
+    "ours, context shared": partial(ours, share_context=True),
+    common.PEER: peers,
+    common.MATRIX: common.matrix_products,
+}
+measure = partial(common.measure, "update", CONTENDERS)
+
+
+if __name__ == "__main__":
+    common.command(__doc__, measure, DEFAULTS)
