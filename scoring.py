@@ -122,7 +122,7 @@ def score_ids(
 # --- texts -> scores -------------------------------------------------------------------------------------------------
 
 
-Text = str | Sequence[str]  # as it is, or split into words by the user
+Text = str | Sequence[str] | Sequence[Word]  # as it is, or split into words, by the user or by words_of
 
 
 def words_of(encoder: TextEncoder, text: Text) -> list[Word]:
@@ -141,6 +141,9 @@ def words_of(encoder: TextEncoder, text: Text) -> list[Word]:
         return words
 
     for given in text:
+        if isinstance(given, Word):
+            words.append(given)
+            continue
         word = Word(given, [], [])
         for part in encoder.words_with_spans(given):
             word.ids.extend(part.ids)
@@ -253,25 +256,16 @@ def score(
 
     Raises InputError for a text without tokens, or of a single one without a context: the first one is not scored.
     """
-    before = [i for word in words_of(encoder, context) for i in word.ids]
-    return _score_words(model, encoder, words_of(encoder, text), stride, all_rows, before)
-
-
-def _score_words(
-    model: nn.Module,
-    encoder: TextEncoder,
-    words: list[Word],
-    stride: int | None,
-    all_rows: bool,
-    before: Sequence[int] = (),
-) -> Score:
+    words = words_of(encoder, text)
     ids = [i for word in words for i in word.ids]
+    before = [i for word in words_of(encoder, context) for i in word.ids]
     if not ids or len(before) + len(ids) < 2:
         raise InputError(f"{len(ids)} tokens: there is nothing to score, as the first one is not. Give a longer text.")
+
     n_entries = len(model.transformer.embed.weight) if all_rows else encoder.n_vocab
-    found = score_ids(model, [*before, *ids], n_entries, stride)
+    found = score_ids(model, before + ids, n_entries, stride)
     log_probabilities, entropies, ranks = (values[len(before) :] for values in found)
-    return Score(words, log_probabilities, entropies, ranks, list(before), n_entries)
+    return Score(words, log_probabilities, entropies, ranks, before, n_entries)
 
 
 # --- files -> scores -------------------------------------------------------------------------------------------------
@@ -310,7 +304,7 @@ def score_file(
             numbers += [number] * (len(of_line) + 1)
 
     try:
-        found = _score_words(model, encoder, words, stride, all_rows)
+        found = score(model, encoder, words, stride, all_rows)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     if out is not None:
