@@ -10,11 +10,11 @@ from torch import nn
 
 from formats.authors import open_folder
 from formats.files import InputError
-from loss import METRICS
 from reading.rows import FORMS, Ids, Rows
 from reading.splits import Limits, Splits, read_splits
 from reading.tasks import Task, find_task
 from running.inference import progress_bar
+from running.metrics import METRICS
 from running.processes import Ranks
 from running.settings import dataset_names
 from scoring import next_tokens, pack
@@ -51,7 +51,7 @@ def continuation_scores(
         rows = [[*context, *ids] or [0] for ids in continuations]  # a row has a token
         packed.append(rows + rows[:1] * (n_rows - len(rows)))
     packing = pack(model.transformer, packed, share_context=True)
-    logs, _ = next_tokens(model.transformer, packing, n_entries)
+    logs = next_tokens(model.transformer, packing, n_entries).log_probabilities
     logs = logs.double().cpu().numpy().reshape(len(packed), n_rows, -1)  # (B, K, T-1)
 
     # the sum or mean over the tokens of each continuation that another token precedes

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launch import ROOT
+from launch import ROOT, TIMEOUT
 from test_pretrain import write_corpus
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -309,7 +309,7 @@ def workers_of(process: subprocess.Popen) -> list[int]:
 
 def wait_until(condition, process: subprocess.Popen | None = None) -> bool:
     """Wait for a condition; return False when the process ended before."""
-    end = time.monotonic() + 100
+    end = time.monotonic() + TIMEOUT
     while not condition():
         assert time.monotonic() < end
         if process and process.poll() is not None:

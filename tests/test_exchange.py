@@ -13,12 +13,13 @@ import pytest
 import torch
 from conftest import write_model
 from safetensors.torch import load_file, save_file
+from test_shards import Touch
 from torch.export import Dim, export
 
 import convert
 import train
 from finetuning import fit
-from formats.authors import FolderSizes, read_sizes, save_openai_model
+from formats.authors import FolderSizes, read_sizes
 from formats.files import InputError
 from formats.hugging_face import array_names
 from model_pytorch import DEFAULT_CONFIG, LMModel, load_openai_pretrained_model
@@ -29,21 +30,14 @@ from weights import SavedRun, open_model, open_run
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "demo/model"
 TEXT = "Anna had a big exam. She went over each chapter twice."
-needs_transformers = [
-    pytest.mark.skipif(not importlib.util.find_spec("transformers"), reason="requirements-bench.txt is not installed"),
-    pytest.mark.filterwarnings("ignore"),
-]
 
 
-def marked(*marks):
-    """Return a decorator that sets several marks."""
-
-    def mark(test):
-        for each in marks:
-            test = each(test)
-        return test
-
-    return mark
+def needs_transformers(test):
+    """Mark a test that compares with transformers, whose warnings are its own."""
+    is_missing = not importlib.util.find_spec("transformers")
+    return pytest.mark.skipif(is_missing, reason="requirements-bench.txt is not installed")(
+        pytest.mark.filterwarnings("ignore")(test)
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -271,14 +265,24 @@ def test_settings_of_another_run_are_refused(runs, tmp_path, capsys, change):
     assert not (tmp_path / "back").exists()
 
 
-@pytest.mark.parametrize("size", [None, (2, 96), (1, 95)])
+@pytest.mark.parametrize("size", [None, (2, 96), (1, 95), (1, 1), (96,)])
 def test_a_run_with_another_head_is_refused(runs, tmp_path, capsys, size):
     hf = to_hf(runs["multiple_choice"].folder, tmp_path / "hf")
     head = {} if size is None else {"multiple_choice_head.summary.weight": torch.ones(size)}
     others = {name: t for name, t in load_file(hf / "model.safetensors").items() if "summary.weight" not in name}
     save_file(others | head, hf / "model.safetensors")
-    assert_refused(["from_hf", str(hf), str(tmp_path / "back")], "the weights are not of one run", capsys)
+    assert_refused(
+        ["from_hf", str(hf), str(tmp_path / "back")], "the weights are not of the run that config.json", capsys
+    )
     assert not (tmp_path / "back").exists()
+
+
+def test_a_run_without_its_special_tokens_is_refused(runs, tmp_path, capsys):
+    hf = to_hf(runs["multiple_choice"].folder, tmp_path / "hf")
+    config(vocab_size=runs["multiple_choice"].settings["n_vocab"] + 1)(hf)
+    assert_refused(["from_hf", str(hf), str(tmp_path / "back")], "without the special tokens", capsys)
+    config(vocab_size=runs["multiple_choice"].settings["n_vocab"] + N_SPECIAL, attn_pdrop="often")(hf)
+    assert_refused(["from_hf", str(hf), str(tmp_path / "back")], "config.json tells of .TypeError", capsys)
 
 
 # --- torch.export ----------------------------------------------------------------------------------------------------
@@ -371,7 +375,7 @@ def compare_language_models(ours: LMModel, n_vocab: int, folder: Path, ids: list
         assert theirs.generate(tokens, **options)[0].tolist() == greedy
 
 
-@marked(*needs_transformers)
+@needs_transformers
 def test_the_demo_computes_what_transformers_computes(demo_hf):
     ours, encoder = open_model(demo_hf, return_probs=False)
     (ids,) = encoder.encode([TEXT], verbose=False)
@@ -379,7 +383,7 @@ def test_the_demo_computes_what_transformers_computes(demo_hf):
 
 
 @pytest.mark.slow
-@marked(*needs_transformers)
+@needs_transformers
 def test_the_full_sizes_compute_what_transformers_computes(tmp_path, real_model_dir):
     folder = tmp_path / "model"
     folder.mkdir()
@@ -400,7 +404,7 @@ def test_the_full_sizes_compute_what_transformers_computes(tmp_path, real_model_
     assert len(list(back.iterdir())) == len(list(folder.iterdir()))
 
 
-@marked(*needs_transformers)
+@needs_transformers
 def test_multiple_choice_logits_are_those_of_transformers(runs, tmp_path):
     from transformers import OpenAIGPTDoubleHeadsModel
 
@@ -425,7 +429,7 @@ def test_multiple_choice_logits_are_those_of_transformers(runs, tmp_path):
     assert back.predict([EXAMPLES["multiple_choice"]]) == run.predict([EXAMPLES["multiple_choice"]])
 
 
-@marked(*needs_transformers)
+@needs_transformers
 def test_their_tokenizer_of_a_run_reads_special_tokens_in_a_text(runs, tmp_path):
     from transformers import AutoTokenizer
 
@@ -437,7 +441,7 @@ def test_their_tokenizer_of_a_run_reads_special_tokens_in_a_text(runs, tmp_path)
     assert torch.equal(found, x[0, :, :, 0])  # these words are split alike
 
 
-@marked(*needs_transformers)
+@needs_transformers
 def test_their_tokenizer_of_a_language_model_adds_nothing(demo_hf):
     from transformers import AutoTokenizer
 
@@ -459,33 +463,22 @@ def assert_refused(arguments: list[str], message: str, capsys) -> None:
     assert len(lines) == 1 and re.search(message, lines[0]), lines
 
 
-class Touch:
-    """Pickled, a command to make a file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return Path.touch, (self.path,)
+def evil_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps({"h": Touch(path.with_name("executed"))}))
 
 
-def evil_pickle(folder: Path) -> None:
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"h": Touch(folder / "executed")}))
+def evil_zip(path: Path) -> None:
+    torch.save({"h": Touch(path.with_name("executed"))}, path)
 
 
-def evil_zip(folder: Path) -> None:
-    torch.save({"h": Touch(folder / "executed")}, folder / "pytorch_model.bin")
-
-
-def evil_old(folder: Path) -> None:
-    path = folder / "pytorch_model.bin"
-    torch.save({"h": Touch(folder / "executed")}, path, _use_new_zipfile_serialization=False)
+def evil_old(path: Path) -> None:
+    torch.save({"h": Touch(path.with_name("executed"))}, path, _use_new_zipfile_serialization=False)
 
 
 @pytest.mark.parametrize("write", [evil_pickle, evil_zip, evil_old])
 def test_an_evil_pickle_is_refused_and_never_executed(hf_dir, tmp_path, capsys, write, data_dir, monkeypatch):
     (hf_dir / "model.safetensors").unlink()
-    write(hf_dir)
+    write(hf_dir / "pytorch_model.bin")
     assert_refused(
         ["from_hf", str(hf_dir), str(tmp_path / "o")],
         r"pytorch_model.bin is not a valid file of tensors \(Weights only load failed\)",
@@ -619,10 +612,3 @@ def test_names_of_arrays_are_in_the_authors_order(tmp_path):
     ours = [name for name, _ in model.transformer.h.named_parameters()]
     ends = {"w": "weight", "g": "weight", "b": "bias"}
     assert [f"h.{n[:-1]}{ends[n[-1]]}" for n in ours] == names[2:]
-
-
-def test_an_activation_other_than_gelu_is_written_beside_the_shapes(tmp_path, model_dir):
-    model, encoder = open_model(model_dir)
-    (tmp_path / "relu").mkdir()
-    save_openai_model(model.transformer, len(encoder.encoder), tmp_path / "relu", "relu")
-    assert read_sizes(tmp_path / "relu").afn == "relu"

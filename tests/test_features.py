@@ -285,7 +285,7 @@ def test_hooks_work_on_every_module_that_has_parameters(run):
     for name, module in run.model.named_modules():
         module.register_forward_hook(lambda module, inputs, output, name=name: called.add(name))
     row = read_row(run.model, run.encoder, "the cat")
-    x = pack(run.model.transformer, [[row.ids]]).x
+    x = pack(run.model.transformer, [[row.ids]]).tokens[None]
     with torch.no_grad():
         run.model(x)
     own = {name for name, module in run.model.named_modules() if [*module.parameters(recurse=False)]}

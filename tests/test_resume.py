@@ -220,12 +220,14 @@ def kill_at_random(name: str, world: Path, folder: Path, rng: random.Random) -> 
     moment = rng.random()
     for attempt in count():
         run = Processes(command(name, world), folder / str(attempt))
-        while not list(run.folder.glob("log/*.jsonl")):
+        while run.processes[0].is_alive() and not list(run.folder.glob("log/*.jsonl")):
             time.sleep(0.001)
         time.sleep(moment)
         run.send(signal.SIGKILL)
-        if run.wait() == [-signal.SIGKILL]:
+        codes = run.wait()
+        if codes == [-signal.SIGKILL]:
             return run.folder
+        assert codes == [0], run.err()
         moment *= 0.7  # it had ended
 
 

@@ -68,4 +68,4 @@ def test_bad_input_is_one_line_and_exit_code_2(content, flags, message, tmp_path
 def test_flags_that_exclude_each_other(text, capsys):
     with pytest.raises(SystemExit, match="2"):
         generate.main(["--score", str(text), "--zero_shot", "choice"])
-    assert "--score and --zero_shot exclude each other" in capsys.readouterr().err
+    assert "score and zero_shot exclude each other" in capsys.readouterr().err

@@ -129,10 +129,10 @@ def test_the_answer_is_the_likeliest_continuation(opened, data_dir, tmp_path, da
     assert found["test" if dataset == "rocstories" else "valid"][1] == {"acc": pytest.approx(100 * np.mean(right))}
 
 
-def test_sentiment_needs_its_words_in_the_vocabulary(opened, tmp_path):
+def test_sentiment_needs_its_words_in_the_vocabulary(opened, tmp_path, monkeypatch):
     splits = splits_of(opened, "sst2", write_glue(tmp_path / "glue"))
-    opened[1].cache["positive"] = [0, 0]
-    with pytest.raises(InputError, match="the vocabulary lacks letters of 'positive'"):
+    monkeypatch.setattr(opened[1], "encode", lambda texts, verbose: [[0, 0] for _ in texts])
+    with pytest.raises(InputError, match="the vocabulary lacks letters of 'very'"):
         zero_shot(*opened, splits, "sentiment")
 
 
