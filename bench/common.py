@@ -118,7 +118,7 @@ def count_operations(case: Case, n_tokens: int, n_pairs: int, n_next: int = 0, n
 
 def matrix_products(case: Case) -> tuple[Step, Work]:
     """Multiply two large matrices as training does: what the machine reaches."""
-    n = 8192 if Ranks().device.type == "cuda" else 2048
+    n = 8192 if Ranks().device.type == "cuda" else 1024
     dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
     a, b = torch.randn(2, n, n, dtype=dtype, device=Ranks().device)
     return lambda turn: product(a, b), lambda turn: (0, 2 * n**3)

@@ -33,19 +33,26 @@ def test_update_runs_without_packages_for_text_and_says_that_transformers_is_mis
     (tmp_path / "sitecustomize.py").write_text(BARE)
     out = tmp_path / "update.json"
     flags = [f"--{name}={value}" for name, value in TINY.items()]
-    command = [sys.executable, "-m", "bench.update", *flags, "--precision", "fp32", "bf16", "--out", str(out)]
+    command = [sys.executable, "-m", "bench.update", *flags, "--out", str(out)]
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.endswith("transformers is not installed: ours alone\n")
     report = json.loads(out.read_text())
     assert report["conditions"].keys() >= {"machine", "torch", "commit", "command", "n_threads"}
-    assert [(row["by"], row["precision"]) for row in report["rows"]] == [
-        (by, precision) for precision in ("fp32", "bf16") for by in ("ours", "ours, context shared", common.MATRIX)
-    ]
     for row in report["rows"]:
-        assert row["n_vocab"] == 20 and row["ms"] > 0 and row["peak_gib"] > 0.05 and 0 < row["of_matrix_rate"]
-        assert f"| update | {row['by']} | {row['precision']} | 2 |" in run.stdout
+        assert row["n_vocab"] == 20 and row["ms"] > 0 and row["peak_gib"] > 0.05 and row["of_matrix_rate"] > 0
+        assert f"| update | {row['by']} | fp32 | 2 |" in run.stdout
+    assert [row["by"] for row in report["rows"]] == ["ours", "ours, context shared", common.MATRIX]
+
+
+def test_flags_take_several_values_and_every_combination_is_measured(tmp_path, monkeypatch, capsys):
+    out = str(tmp_path / "rows.json")
+    monkeypatch.setattr(sys, "argv", ["update", "--n_batch", "8", "64", "--precision", "fp32", "bf16", "--out", out])
+    common.command("Doc.", lambda case: [{"n_batch": case.n_batch, "precision": case.precision}], update.DEFAULTS)
+    rows = [(8, "fp32"), (8, "bf16"), (64, "fp32"), (64, "bf16")]
+    assert [tuple(row.values()) for row in json.loads((tmp_path / "rows.json").read_text())["rows"]] == rows
+    assert "| - | - | bf16 | 64 | - |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("script", [update, predict, pretrain, generation], ids=lambda script: script.__name__)
@@ -101,7 +108,7 @@ def test_what_fails_is_told_and_the_others_go_on(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(update, "measure", lambda case, limit: common.measure("update", contenders, case, limit))
     monkeypatch.setattr(gpu, "PARTS", [(update, Case(**TINY))])
     monkeypatch.setattr(gpu, "TESTS", ["-c", "print('3 passed')"])
-    gpu.main(["--out", str(tmp_path / "gpu.json"), "--seconds", "0"])
+    gpu.main(["--out", str(tmp_path / "gpu.json"), "--seconds", "60"])
     out = capsys.readouterr().out
     assert "update, one: RuntimeError: there is no such network\n" in out
     assert "update, another: the process was killed: out of memory?\n" in out
