@@ -149,7 +149,7 @@ def draw_by_length(axes: "Axes", report: dict) -> None:
         words = f"{group.first}" if group.first == group.last else f"{group.first}-{group.last}"
         ticks.append(f"{words}\nn = {group.n}")
     axes.set_xticks(groups.index, ticks)
-    axes.set(xlabel="words, choices left out", ylabel=f"{report['analysed']} {unit}, 95 % interval")
+    axes.set(xlabel="words in the text", ylabel=f"{report['analysed']} {unit}, 95 % interval")
     axes.set_ylim(0, None if report["scores"] else 105)
     axes.legend()
 
