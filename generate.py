@@ -119,6 +119,7 @@ def decoded(content: bytes, where: str) -> str:
 def continue_prompts(settings: GenerateFlags, model: Model, encoder: TextEncoder) -> None:
     """Continue each prompt. Raises InputError; at a terminal it is written instead, and another prompt asked for."""
     is_asking = settings.prompt is None and settings.prompt_file is None and sys.stdin.isatty()
+    # one stream of random numbers for all prompts
     generator = torch.Generator(model.transformer.embed.weight.device).manual_seed(settings.seed)
     for content, where in read_prompts(settings):
         try:
@@ -133,6 +134,7 @@ def continue_prompt(
     settings: GenerateFlags, model: Model, encoder: TextEncoder, prompt: str, generator: torch.Generator
 ) -> None:
     """Write the continuations of a prompt, and the speed. Raises InputError."""
+    # nothing is computed yet, but a prompt that cannot be continued is refused
     n_samples = settings.n_samples
     names = ("n_samples", "temperature", "top_k", "top_p", "repetition_penalty")
     how = {name: getattr(settings, name) for name in names}
@@ -152,15 +154,16 @@ def continue_prompt(
     seconds = time.perf_counter() - start
     print()
 
-    # the others, and how it went
+    # the others
     for i, text in enumerate(texts[1:], 2):
         print(f"--- sample {i} of {n_samples}", text, sep="\n", flush=True)
 
+    # how it went
     n_ctx = model.transformer.n_ctx
     if len(encoder.encode([prompt], verbose=False)[0]) + n_steps > n_ctx:
         note = f"the window of {n_ctx} tokens is full; it goes on with its last {n_ctx // 2} each time it is"
         print(f"generate.py: {note}", file=sys.stderr)
-    n_tokens = n_steps * n_samples
+    n_tokens = n_steps * n_samples  # computed, those of samples that have ended too
     print(f"{n_tokens} tokens in {seconds:.1f} s, {n_tokens / seconds:.1f} tokens/s", file=sys.stderr)
 
 

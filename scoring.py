@@ -1,7 +1,8 @@
-"""What a language model says of texts: log-probabilities, perplexity, surprisal.
+"""What a language model says of texts: log-probabilities, perplexity, surprisal, entropy, what may come next.
 
-Shape letters as in model_pytorch.py. Probabilities are over the words of the vocabulary, as published ones are, or over
-all V entries of the embedding matrix, special tokens and positions included, as in the training loss.
+Shape letters as in model_pytorch.py; further R rows, W words. Probabilities are over the words of the vocabulary, as
+published ones are, or over all V entries of the embedding matrix, special tokens and positions included, as in the
+training loss.
 """
 
 import csv
@@ -10,7 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
@@ -36,11 +37,17 @@ def pack(transformer: TransformerModel, examples: Sequence[list[Ids]], share_con
     return Packing.of_rows(examples, first_position, share_context).to(transformer.embed.weight.device)
 
 
-@torch.no_grad()
-def next_tokens(transformer: TransformerModel, packing: Packing, n_entries: int | None = None) -> tuple[Tensor, Tensor]:
-    """Return the log-probability (nats) of each token of the rows but the first, and whether it is the most probable.
+class NextTokens(NamedTuple):
+    """What a model says of the tokens of rows, or of a text: three numbers of each token."""
 
-    Both are (B*K, T-1); on padding 0 and true.
+    log_probabilities: Tensor | np.ndarray  # nats
+    entropies: Tensor | np.ndarray  # nats, of the distribution over what may stand in the token's place
+    ranks: Tensor | np.ndarray  # 1 for the most probable token
+
+
+@torch.no_grad()
+def next_tokens(transformer: TransformerModel, packing: Packing, n_entries: int | None = None) -> NextTokens:
+    """Return what the model says of each token of the rows but the first (R, T-1), 0 on padding.
 
     Args:
         n_entries: normalise over so many entries of the embedding matrix, the first ones; None: over all.
@@ -50,16 +57,17 @@ def next_tokens(transformer: TransformerModel, packing: Packing, n_entries: int 
     table = transformer.embed.weight[:n_entries]
 
     # a chunk at a time: all logits together would be the largest tensor of all
-    logs, is_best = [], []
+    found = []
     for state, target in zip(states.split(256), packing.targets.split(256), strict=True):
-        of_all = F.linear(state, table).log_softmax(1)
-        logs.append(of_all.gather(1, target[:, None])[:, 0])
-        is_best.append(of_all.argmax(1) == target)
+        logs = F.linear(state, table).log_softmax(1)
+        own = logs.gather(1, target[:, None])[:, 0]
+        entropy = -(logs.exp() * logs).sum(1)
+        rank = 1 + (logs > own[:, None]).sum(1)
+        found.append(torch.stack([own, entropy, rank.to(own.dtype)]))
 
     # from the M predictions to the rows; the one more is the padding's
-    logs = F.pad(torch.cat(logs), (0, 1))
-    is_best = F.pad(torch.cat(is_best), (0, 1), value=True)
-    return logs[packing.predictions], is_best[packing.predictions]
+    padded = F.pad(torch.cat(found, 1), (0, 1))
+    return NextTokens(*padded[:, packing.predictions])
 
 
 def windows(n_tokens: int, n_ctx: int, stride: int) -> Iterator[tuple[int, int, int]]:
@@ -79,10 +87,10 @@ def windows(n_tokens: int, n_ctx: int, stride: int) -> Iterator[tuple[int, int, 
             return
 
 
-def log_probabilities(
+def score_ids(
     model: nn.Module, ids: Ids, n_entries: int | None = None, stride: int | None = None, n_batch: int = 8
-) -> np.ndarray:
-    """Return the log-probability (nats) of each token of a text of any length (T,), NaN where it is not scored.
+) -> NextTokens:
+    """Return what the model says of each token of a text of any length (T,), NaN where it is not scored.
 
     Args:
         model: with a `transformer`: from open_model, open_run or LMModel.
@@ -96,25 +104,27 @@ def log_probabilities(
     stride = n_ctx // 2 if stride is None else stride
     if not 1 <= stride <= n_ctx:
         raise InputError(f"the stride is {stride}; windows of {n_ctx} tokens take 1 to that many.")
+
+    # some windows at a time
     todo = list(windows(len(ids), n_ctx, stride))
-    found = np.full(len(ids), np.nan)
+    found = np.full((3, len(ids)), np.nan)
     name = "scoring" if len(todo) > n_batch else None  # short texts show no progress
     with progress_bar(len(todo), name, "windows", Ranks()) as bar:
         for i in range(0, len(todo), n_batch):
             batch = todo[i : i + n_batch]
             rows = [[ids[start:end]] for start, end, _ in batch]
-            logs, _ = next_tokens(model.transformer, pack(model.transformer, rows), n_entries)
-            for (start, end, first), of_row in zip(batch, logs.cpu().numpy(), strict=True):
-                before_first = first - start - 1  # of_row[0] is of the window's second token
-                found[first:end] = of_row[before_first : before_first + end - first]
+            tokens = next_tokens(model.transformer, pack(model.transformer, rows), n_entries)
+            of_rows = torch.stack(tokens, 1).cpu().numpy()  # (B, 3, T-1)
+            for (start, end, first), of_row in zip(batch, of_rows, strict=True):
+                before_first = first - start - 1  # of_row[:, 0] is of the window's second token
+                found[:, first:end] = of_row[:, before_first : before_first + end - first]
             bar.update(len(batch))
-    return found
+    return NextTokens(*found)
 
 
 # --- texts -> scores -------------------------------------------------------------------------------------------------
 
-
-Text = str | Sequence[str]  # as it is, or split into words by the user
+Text = str | Sequence[str] | Sequence[Word]  # as it is, or split into words, by the user or by words_of
 
 
 def words_of(encoder: TextEncoder, text: Text) -> list[Word]:
@@ -125,6 +135,8 @@ def words_of(encoder: TextEncoder, text: Text) -> list[Word]:
     Raises InputError for such a word without tokens.
     """
     words = []
+
+    # a text that the encoder splits
     if isinstance(text, str):
         for word in encoder.words_with_spans(text):
             if word.span is not None:
@@ -132,7 +144,11 @@ def words_of(encoder: TextEncoder, text: Text) -> list[Word]:
             words.append(word)
         return words
 
+    # words that are given: all tokens of one belong together
     for given in text:
+        if isinstance(given, Word):
+            words.append(given)
+            continue
         word = Word(given, [], [])
         for part in encoder.words_with_spans(given):
             word.ids.extend(part.ids)
@@ -145,16 +161,23 @@ def words_of(encoder: TextEncoder, text: Text) -> list[Word]:
 
 @dataclass(frozen=True)
 class Score:
-    """Log-probabilities of a text of T tokens in W words; marks and newlines count as words."""
+    """What a model says of a text of T tokens in W words; marks and newlines count as words."""
 
     words: list[Word]
     log_probabilities: np.ndarray  # (T,) in nats, NaN for a token that is not scored: the first one without a context
+    entropies: np.ndarray  # (T,) in nats, as of NextTokens
+    ranks: np.ndarray  # (T,)
+    context: list[int]  # ids before the text
     n_entries: int  # of the embedding matrix: what the probabilities are over
+
+    def starts(self) -> np.ndarray:
+        """Return the first token of each word (W,), as an index."""
+        lengths = [len(word.ids) for word in self.words]
+        return np.cumsum([0, *lengths[:-1]])
 
     def of_tokens(self) -> list[np.ndarray]:
         """Return for each word the log-probabilities of its tokens."""
-        ends = np.cumsum([len(word.ids) for word in self.words])
-        return np.split(self.log_probabilities, ends[:-1])
+        return np.split(self.log_probabilities, self.starts()[1:])
 
     def of_words(self) -> np.ndarray:
         """Return the log-probability of each word (W,), the sum over its tokens; NaN where one is not scored."""
@@ -163,6 +186,37 @@ class Score:
     def surprisal(self) -> np.ndarray:
         """Return the surprisal of each word in bits (W,)."""
         return -self.of_words() / math.log(2)
+
+    def entropy(self) -> np.ndarray:
+        """Return how uncertain each word was before it came: the entropy of its first token in bits (W,)."""
+        return self.entropies[self.starts()] / math.log(2)
+
+    def rank(self) -> np.ndarray:
+        """Return the rank of each word's first token among all that may stand there (W,), 1 for the most probable."""
+        return self.ranks[self.starts()]
+
+    @torch.no_grad()
+    def next_word(self, model: nn.Module, word: int | None = None) -> np.ndarray:
+        """Return the probability of each token to begin a word (n_entries,), given up to n_ctx tokens before it.
+
+        Args:
+            model: as of `score`.
+            word: the index of the word; None: the one after the text.
+
+        Raises ValueError for the first word of a text without a context.
+        """
+        ids = list(self.context)
+        for earlier in self.words[:word]:
+            ids += earlier.ids
+        if not ids:
+            raise ValueError("nothing comes before the first word of a text without a context")
+
+        # the state at the last of them says what comes next
+        transformer = model.eval().transformer
+        ids = ids[-transformer.n_ctx :]
+        states = transformer(pack(transformer, [[ids]]))  # (N, C)
+        logits = transformer.embed.weight[: self.n_entries] @ states[len(ids) - 1]
+        return logits.softmax(0).cpu().numpy()
 
     def per_token(self) -> float:
         """Return the perplexity per token that is scored."""
@@ -202,31 +256,24 @@ def score(
 
     Args:
         text: also a list of words, which are then those of the score.
-        model, stride: as of log_probabilities.
+        model, stride: as of score_ids.
         all_rows: normalise over all entries of the embedding matrix, as the training loss does, not over the words
             only.
         context: what comes before the text; it is not scored itself.
 
     Raises InputError for a text without tokens, or of a single one without a context: the first one is not scored.
     """
-    before = [i for word in words_of(encoder, context) for i in word.ids]
-    return _score_words(model, encoder, words_of(encoder, text), stride, all_rows, before)
-
-
-def _score_words(
-    model: nn.Module,
-    encoder: TextEncoder,
-    words: list[Word],
-    stride: int | None,
-    all_rows: bool,
-    before: Sequence[int] = (),
-) -> Score:
+    words = words_of(encoder, text)
     ids = [i for word in words for i in word.ids]
+    before = [i for word in words_of(encoder, context) for i in word.ids]
     if not ids or len(before) + len(ids) < 2:
         raise InputError(f"{len(ids)} tokens: there is nothing to score, as the first one is not. Give a longer text.")
+
+    # the context and the text as one; then the text alone
     n_entries = len(model.transformer.embed.weight) if all_rows else encoder.n_vocab
-    logs = log_probabilities(model, [*before, *ids], n_entries, stride)
-    return Score(words, logs[len(before) :], n_entries)
+    found = score_ids(model, before + ids, n_entries, stride)
+    log_probabilities, entropies, ranks = (values[len(before) :] for values in found)
+    return Score(words, log_probabilities, entropies, ranks, before, n_entries)
 
 
 # --- files -> scores -------------------------------------------------------------------------------------------------
@@ -264,8 +311,9 @@ def score_file(
             words += [*of_line, newline]
             numbers += [number] * (len(of_line) + 1)
 
+    # all lines are one text
     try:
-        found = _score_words(model, encoder, words, stride, all_rows)
+        found = score(model, encoder, words, stride, all_rows)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     if out is not None:

@@ -18,7 +18,7 @@ import train
 from reading.splits import Limits, read_splits
 from reading.tasks import find_task
 from running.training import Run
-from scoring import log_probabilities
+from scoring import score_ids
 from weights import open_model, open_run
 from zero_shot import parse_probes, zero_shot
 
@@ -48,7 +48,9 @@ def run(*flags: str, init_from: str | None = "first", model_dir: str = "second")
 
 
 def logs(desc: str = "pretrain") -> list[dict]:
-    return [json.loads(line) for line in Path(f"log/{desc}.jsonl").read_text().splitlines()][1:]
+    lines = [json.loads(line) for line in Path(f"log/{desc}.jsonl").read_text().splitlines()][1:]
+    assert all(line.pop("time") > 0 for line in lines)
+    return lines
 
 
 def values(folder: str) -> np.ndarray:
@@ -99,7 +101,7 @@ def test_the_perplexity_before_is_that_of_the_model_and_training_lowers_it(capsy
     sequences = tokens[: len(tokens) // 64 * 64].reshape(-1, 64)
     model, _ = open_model("first", return_probs=False)
     held_out = sequences[-max(1, round(0.1 * len(sequences))) :]
-    scored = np.array([log_probabilities(model, row.tolist()) for row in held_out])[:, 1:]
+    scored = np.array([score_ids(model, row.tolist()).log_probabilities for row in held_out])[:, 1:]
     assert before == pytest.approx(math.exp(-scored.mean()), abs=2e-3)
     assert logs()[-1]["va_ppl"] < 0.7 * before
     assert "before" not in capsys.readouterr().out
@@ -199,10 +201,10 @@ def test_a_probe_in_another_form_is_refused(text, capsys):
 def test_probes_are_taken_apart():
     assert parse_probes(None) == []
     assert parse_probes("choice:race:C:/race,sentiment:sst2:b") == [
-        ("choice", "race", "C:/race"),
-        ("sentiment", "sst2", "b"),
+        ("choice", "race", Path("C:/race")),
+        ("sentiment", "sst2", Path("b")),
     ]
-    with pytest.raises(ValueError, match="twice"):
+    with pytest.raises(ValueError, match="two probes are choice:own"):
         parse_probes("choice:own:a,choice:own:b")
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from demo.workers import Job, run_jobs
 
 from demo import lstm, paper
 from formats.files import InputError
