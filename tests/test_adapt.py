@@ -49,7 +49,6 @@ def run(*flags: str, init_from: str | None = "first", model_dir: str = "second")
 
 def logs(desc: str = "pretrain") -> list[dict]:
     lines = [json.loads(line) for line in Path(f"log/{desc}.jsonl").read_text().splitlines()][1:]
-    assert all(line.pop("time") > 0 for line in lines)
     return lines
 
 
