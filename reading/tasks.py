@@ -53,7 +53,7 @@ class Task:
     test: tuple[Source, ...] = ()
     folder: str = ""  # that holds the files, if the one named is the folder above it
     submission: dict[str, str] = field(default_factory=dict)  # part of test -> file name of its predictions
-    metrics: tuple[str, ...] = ("acc",)  # keys of loss.METRICS; the parameters kept are the best by the first, on valid
+    metrics: tuple[str, ...] = ("acc",)  # keys of METRICS; the parameters kept are the best by the first, on valid
     shown: tuple[str, ...] | None = None  # labels as the official files have them; None: `labels`
     written: tuple[str, ...] | None = None  # labels as they are handed in; None: as shown
     scores: tuple[float, float] | None = None  # lowest and highest, if labels are numbers
