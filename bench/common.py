@@ -13,7 +13,6 @@ import platform
 import re
 import resource
 import shlex
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from datetime import datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -72,7 +72,7 @@ def our_optimizer(model: nn.Module) -> OpenAIAdam:
     return optimizer
 
 
-def peer_optimizer(model: nn.Module) -> torch.optim.AdamW:
+def their_optimizer(model: nn.Module) -> torch.optim.AdamW:
     """Return torch's fused AdamW."""
     return torch.optim.AdamW(model.parameters(), lr=6.25e-5, weight_decay=0.01, fused=True)
 
@@ -109,11 +109,16 @@ def count_operations(case: Case, n_tokens: int, n_pairs: int, n_next: int = 0, n
     """Return the floating-point operations of a forward pass; a backward pass takes twice as many.
 
     Args:
-        n_tokens, n_pairs: tokens, and pairs of a token and one that it attends to, n (n + 1) / 2 in a row of n.
+        n_tokens, n_pairs: tokens, and pairs of a token and one that it attends to.
         n_next, n_table: next tokens predicted, each among so many rows of the embedding matrix.
     """
     blocks = case.n_layer * (24 * case.n_embd**2 * n_tokens + 4 * case.n_embd * n_pairs)
     return int(blocks + 2 * n_table * case.n_embd * n_next)
+
+
+def count_pairs(n_tokens):
+    """Return the pairs of a token and one that it attends to in rows of so many tokens, an int or an array."""
+    return n_tokens * (n_tokens + 1) // 2
 
 
 def matrix_products(case: Case) -> tuple[Step, Work]:
@@ -137,13 +142,19 @@ def take_turns(connection: Connection, contender: Contender, case: Case) -> None
         step, work = contender(case)
         while True:
             turn = connection.recv()
+
+            # on a GPU once untimed, which takes again the memory that was left to the others
             if has_gpu:
-                step(turn)  # is not timed: it takes again the memory that was left to the others
+                step(turn)
+
+            # the time
             wait()
             start = time.perf_counter()
             step(turn)
             wait()
             seconds = time.perf_counter() - start
+
+            # the memory; what is free is left to the others
             peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             if has_gpu:
                 peak = torch.cuda.max_memory_allocated()
@@ -169,12 +180,12 @@ def figures(answers: list[tuple | str]) -> dict:
     failed = [answer for answer in answers if isinstance(answer, str)]
     if failed:
         return {"error": failed[0]}
-    seconds, peaks, tokens, operations = zip(*answers[WARM_UP:], strict=True)
-    found = {"seconds": seconds, "ms": 1e3 * statistics.median(seconds), "peak_gib": peaks[-1] / 2**30}
-    if any(tokens):
-        found["tokens_per_s"] = statistics.median(n / s for n, s in zip(tokens, seconds, strict=True))
-    if any(operations):
-        found["tflops"] = statistics.median(n / s / 1e12 for n, s in zip(operations, seconds, strict=True))
+    seconds, peaks, tokens, operations = map(np.array, zip(*answers[WARM_UP:], strict=True))
+    found = {"seconds": seconds.tolist(), "ms": 1e3 * np.median(seconds), "peak_gib": peaks[-1] / 2**30}
+    if tokens.any():
+        found["tokens_per_s"] = np.median(tokens / seconds)
+    if operations.any():
+        found["tflops"] = np.median(operations / seconds) / 1e12
     return found
 
 
@@ -184,6 +195,8 @@ def measure(what: str, contenders: dict[str, Contender], case: Case, limit: floa
     No turn begins after so many seconds as limit says, once one has counted.
     """
     start = time.monotonic()
+
+    # a process each
     context = multiprocessing.get_context("spawn")
     connections, processes = {}, []
     for name, contender in contenders.items():
@@ -194,6 +207,7 @@ def measure(what: str, contenders: dict[str, Contender], case: Case, limit: floa
         processes[-1].start()
         theirs.close()
 
+    # the turns
     answers = {name: [] for name in connections}
     for turn in range(WARM_UP + case.n_turns):
         if limit is not None and turn > WARM_UP and time.monotonic() > start + limit:
@@ -212,8 +226,7 @@ def measure(what: str, contenders: dict[str, Contender], case: Case, limit: floa
         if matrix_rate and "tflops" in row:
             row["of_matrix_rate"] = row["tflops"] / matrix_rate
         if of_peer and "tokens_per_s" in row:
-            ratios = [theirs / ours for theirs, ours in zip(of_peer, row["seconds"], strict=True)]
-            row["times_peer"] = statistics.median(ratios)
+            row["times_peer"] = np.median(np.divide(of_peer, row["seconds"]))
     return [{"what": what, "by": name} | asdict(case) | row for name, row in found.items()]
 
 

@@ -43,6 +43,8 @@ def write_text(path: Path, n_bytes: int) -> None:
     marks = rng.choice(["", "", "", "", ",", "."], 50_000)
     words = ["".join(rng.choice(syllables, rng.integers(1, 5))) + mark for mark in marks]
     cumulative = np.cumsum(1 / np.arange(1, len(words) + 1))
+
+    # paragraphs of 80 words
     with open(path, "w") as file:
         while file.tell() < n_bytes:
             ranks = np.searchsorted(cumulative, cumulative[-1] * rng.random((100, 80)))
@@ -50,7 +52,7 @@ def write_text(path: Path, n_bytes: int) -> None:
                 file.write(" ".join([words[i] for i in paragraph]).capitalize() + "\n")
 
 
-def peer_tokenizer(vocabulary: tuple[Path, Path]):
+def their_tokenizer(vocabulary: tuple[Path, Path]):
     """Return transformers' tokenizer of the same vocabulary."""
     from transformers import OpenAIGPTTokenizer
 
@@ -66,20 +68,24 @@ def measure(case: CorpusCase) -> list[dict]:
         folder = Path(name)
         text = folder / "corpus.txt"
         write_text(text, int(case.megabytes * 10**6))
-        vocabulary = folder / "encoder.json", folder / "merges.bpe"
+        vocabulary = (folder / "encoder.json", folder / "merges.bpe")  # the first of the three makes it
         for what, by in (("vocabulary and tokens", "ours"), ("tokens", "ours"), ("tokens", common.PEER)):
             if by == common.PEER and not common.HAS_PEER:
                 continue
+
+            # the time
             start = time.monotonic()
             if by == common.PEER:
-                peer_tokenizer(vocabulary)(text.read_text().splitlines())
+                their_tokenizer(vocabulary)(text.read_text().splitlines())
             else:
                 (folder / what).mkdir()
                 prepare([text], vocabulary, N_MERGES, folder / what, case.workers)
             seconds = time.monotonic() - start
+
+            # the memory; it never falls
             row = {"what": what, "by": by, "seconds": seconds, "mb_per_s": text.stat().st_size / seconds / 1e6}
-            for key, who in (("own_mib", resource.RUSAGE_SELF), ("worker_mib", resource.RUSAGE_CHILDREN)):
-                row[key] = resource.getrusage(who).ru_maxrss / 1024
+            row["own_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            row["worker_mib"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
             rows.append(asdict(case) | row)
     return rows
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench import common
 from bench.common import Case, Step, Work
-from bench.pretrain import our_model, peer_model
+from bench.pretrain import our_model, their_model
 from generation import generate
 from running.processes import Ranks
 
@@ -40,9 +40,9 @@ def ours(case: Case) -> tuple[Step, Work]:
     return common.without_gradients(continue_prompts, case), partial(count_work, case)
 
 
-def peers(case: Case) -> tuple[Step, Work]:
+def theirs(case: Case) -> tuple[Step, Work]:
     """Return transformers' generation."""
-    model = peer_model(case).eval()
+    model = their_model(case).eval()
     n_new = case.n_ctx - N_PROMPT
     how = {"max_new_tokens": n_new, "min_new_tokens": n_new, "do_sample": False, "pad_token_id": 0}
 
@@ -53,9 +53,8 @@ def peers(case: Case) -> tuple[Step, Work]:
     return common.without_gradients(continue_prompts, case), partial(count_work, case)
 
 
-CONTENDERS = {"ours": ours, common.PEER: peers}
+CONTENDERS = {"ours": ours, common.PEER: theirs}
 measure = partial(common.measure, "generation", CONTENDERS)
-
 
 if __name__ == "__main__":
     common.command(__doc__, measure, DEFAULTS)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bench import common
 from bench.common import Case, Step, Work
-from bench.update import DEFAULTS, count_work, our_model, packed, padded, peer_model
+from bench.update import DEFAULTS, count_work, our_model, packed, padded, their_model
 
 
 def ours(case: Case) -> tuple[Step, Work]:
@@ -18,15 +18,16 @@ def ours(case: Case) -> tuple[Step, Work]:
     model = our_model(case).eval()
 
     def predict(turn: int) -> Tensor:
-        _, _, logits = model.forward_packed(packed(case, turn, share_context=True))
+        packing = packed(case, turn, share_context=True)
+        _, _, logits = model.forward_packed(packing)
         return logits.cpu()
 
     return common.without_gradients(predict, case), partial(count_work, case, True, False)
 
 
-def peers(case: Case) -> tuple[Step, Work]:
+def theirs(case: Case) -> tuple[Step, Work]:
     """Return transformers' prediction of a batch."""
-    model = peer_model(case).eval()
+    model = their_model(case).eval()
 
     def predict(turn: int) -> Tensor:
         ids, lengths = padded(case, turn)
@@ -36,9 +37,8 @@ def peers(case: Case) -> tuple[Step, Work]:
     return common.without_gradients(predict, case), partial(count_work, case, False, False)
 
 
-CONTENDERS = {"ours": ours, common.PEER: peers, common.MATRIX: common.matrix_products}
+CONTENDERS = {"ours": ours, common.PEER: theirs, common.MATRIX: common.matrix_products}
 measure = partial(common.measure, "predict", CONTENDERS)
-
 
 if __name__ == "__main__":
     common.command(__doc__, measure, DEFAULTS)

@@ -25,17 +25,18 @@ def batch(case: Case, turn: int) -> Tensor:
 def count_work(case: Case, turn: int) -> tuple[int, int]:
     """Return the tokens and the operations of an update."""
     n = case.n_ctx
-    n_pairs = n * (n + 1) // 2
-    of_sequence = 3 * common.count_operations(case, n, n_pairs, n - 1, case.n_vocab + n)
+    n_table = case.n_vocab + n
+    of_sequence = 3 * common.count_operations(case, n, common.count_pairs(n), n - 1, n_table)
     return case.n_batch * n, case.n_batch * of_sequence
 
 
 def our_model(case: Case) -> LMModel:
     """Return our language model."""
-    return LMModel(Config(**case.sizes()), case.n_vocab + case.n_ctx, case.n_ctx).to(Ranks().device)
+    cfg = Config(**case.sizes())
+    return LMModel(cfg, case.n_vocab + case.n_ctx, case.n_ctx).to(Ranks().device)
 
 
-def peer_model(case: Case):
+def their_model(case: Case):
     """Return transformers' language model."""
     from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
@@ -52,23 +53,24 @@ def ours(case: Case) -> tuple[Step, Work]:
         packing = Packing.full(torch.from_numpy(x)).to(Ranks().device)
         return sequence_losses(model, packing).mean()
 
-    return common.updates(cost_of, model, common.our_optimizer(model), case), partial(count_work, case)
+    step = common.updates(cost_of, model, common.our_optimizer(model), case)
+    return step, partial(count_work, case)
 
 
-def peers(case: Case) -> tuple[Step, Work]:
+def theirs(case: Case) -> tuple[Step, Work]:
     """Return the update of transformers' users."""
-    model = peer_model(case).train()
+    model = their_model(case).train()
 
     def cost_of(turn: int) -> Tensor:
         ids = batch(case, turn).to(Ranks().device)
         return model(ids, labels=ids).loss
 
-    return common.updates(cost_of, model, common.peer_optimizer(model), case), partial(count_work, case)
+    step = common.updates(cost_of, model, common.their_optimizer(model), case)
+    return step, partial(count_work, case)
 
 
-CONTENDERS = {"ours": ours, common.PEER: peers, common.MATRIX: common.matrix_products}
+CONTENDERS = {"ours": ours, common.PEER: theirs, common.MATRIX: common.matrix_products}
 measure = partial(common.measure, "pretrain", CONTENDERS)
-
 
 if __name__ == "__main__":
     common.command(__doc__, measure, DEFAULTS)

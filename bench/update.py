@@ -24,14 +24,18 @@ LM_COEF = 0.5
 DEFAULTS = Case(n_ctx=77)  # the longest row
 
 
+# --- the examples of a turn ------------------------------------------------------------------------------------------
+
+
 def lengths_of(case: Case, turn: int) -> np.ndarray:
     """Return the lengths of the texts of a batch (B, 3): in file order, and from the first again after the last."""
     lengths = np.load(Path(__file__).with_name("lengths.npy")).astype(int)
-    return lengths.take(range(turn * case.n_batch, (turn + 1) * case.n_batch), axis=0, mode="wrap")
+    which = np.arange(turn * case.n_batch, (turn + 1) * case.n_batch)
+    return lengths[which % len(lengths)]
 
 
 def batch(case: Case, turn: int) -> list[list[list[int]]]:
-    """Return the two rows of each example, lists of ids."""
+    """Return the two rows of each example."""
     rng = np.random.default_rng(turn)
     special = special_tokens(case.n_vocab)
     examples = []
@@ -43,7 +47,8 @@ def batch(case: Case, turn: int) -> list[list[list[int]]]:
 
 def packed(case: Case, turn: int, share_context: bool) -> Packing:
     """Return the rows of a batch as our network reads them, on the device."""
-    return Packing.of_rows(batch(case, turn), case.n_vocab + N_SPECIAL, share_context).to(Ranks().device)
+    packing = Packing.of_rows(batch(case, turn), case.n_vocab + N_SPECIAL, share_context)
+    return packing.to(Ranks().device)
 
 
 def padded(case: Case, turn: int) -> tuple[Tensor, Tensor]:
@@ -51,23 +56,34 @@ def padded(case: Case, turn: int) -> tuple[Tensor, Tensor]:
     examples = batch(case, turn)
     lengths = torch.tensor([[len(row) for row in rows] for rows in examples])
     x, _ = pad_rows(examples, case.n_vocab, int(lengths.max()))
-    return torch.from_numpy(x[..., 0]).to(Ranks().device), lengths.to(Ranks().device)
+    ids = torch.from_numpy(x[..., 0])
+    return ids.to(Ranks().device), lengths.to(Ranks().device)
 
 
 def count_work(case: Case, share_context: bool, training: bool, turn: int) -> tuple[int, int]:
     """Return the tokens of a batch, each row's own, and the operations on those that are computed."""
     lengths = lengths_of(case, turn)
-    rows = lengths[:, :1] + lengths[:, 1:] + N_SPECIAL  # (B, 2)
-    prefix = (lengths[:, :1] + 2) * share_context  # (B, 1), start, story and delimiter
-    own = rows - prefix
-    n_tokens = prefix.sum() + own.sum()
-    n_pairs = (prefix * (prefix + 1) // 2).sum() + (own * prefix + own * (own + 1) // 2).sum()
-    n_first = len(rows) if share_context else rows.size  # tokens that are not the next of another
+    stories = lengths[:, :1]
+    rows = stories + lengths[:, 1:] + N_SPECIAL  # (B, 2)
+    n_tokens = rows.sum()
+    n_pairs = common.count_pairs(rows).sum()
+    n_next = (rows - 1).sum()
+
+    # what the two rows have in common, start, story and delimiter, is computed once
+    if share_context:
+        prefixes = stories + 2
+        n_tokens -= prefixes.sum()
+        n_pairs -= common.count_pairs(prefixes).sum()
+        n_next -= (prefixes - 1).sum()
+
     if training:
-        operations = 3 * common.count_operations(case, n_tokens, n_pairs, n_tokens - n_first, n_table(case))
+        operations = 3 * common.count_operations(case, n_tokens, n_pairs, n_next, n_table(case))
     else:
         operations = common.count_operations(case, n_tokens, n_pairs)
     return int(rows.sum()), operations
+
+
+# --- the contenders --------------------------------------------------------------------------------------------------
 
 
 def n_table(case: Case) -> int:
@@ -77,13 +93,13 @@ def n_table(case: Case) -> int:
 
 def our_model(case: Case) -> DoubleHeadModel:
     """Return our network for examples with choices."""
+    cfg = Config(**case.sizes())
     classify = special_tokens(case.n_vocab).classify
-    return DoubleHeadModel(Config(**case.sizes()), classify, "multiple_choice", n_table(case), case.n_ctx).to(
-        Ranks().device
-    )
+    model = DoubleHeadModel(cfg, classify, "multiple_choice", n_table(case), case.n_ctx)
+    return model.to(Ranks().device)
 
 
-def peer_model(case: Case):
+def their_model(case: Case):
     """Return transformers' network with the same two heads."""
     from transformers import OpenAIGPTConfig, OpenAIGPTDoubleHeadsModel
 
@@ -97,38 +113,36 @@ def ours(case: Case, share_context: bool = False) -> tuple[Step, Work]:
     right = torch.zeros(case.n_batch, dtype=torch.long, device=Ranks().device)
 
     def cost_of(turn: int) -> Tensor:
-        packing = packed(case, turn, share_context)
-        task, lm = packed_losses(model, packing, right, LM_COEF)
+        task, lm = packed_losses(model, packed(case, turn, share_context), right, LM_COEF)
         return task.mean() + LM_COEF * lm.mean()
 
     step = common.updates(cost_of, model, common.our_optimizer(model), case)
     return step, partial(count_work, case, share_context, True)
 
 
-def peers(case: Case) -> tuple[Step, Work]:
+def theirs(case: Case) -> tuple[Step, Work]:
     """Return the update of transformers' users."""
-    model = peer_model(case).train()
+    model = their_model(case).train()
     right = torch.zeros(case.n_batch, dtype=torch.long, device=Ranks().device)
 
     def cost_of(turn: int) -> Tensor:
         ids, lengths = padded(case, turn)
         is_padding = torch.arange(ids.size(2), device=ids.device) >= lengths[..., None]
-        labels = ids.masked_fill(is_padding, -100)
+        labels = ids.masked_fill(is_padding, -100)  # which their loss leaves out
         out = model(ids, mc_token_ids=lengths - 1, labels=labels, mc_labels=right)
         return out.mc_loss + LM_COEF * out.loss
 
-    step = common.updates(cost_of, model, common.peer_optimizer(model), case)
+    step = common.updates(cost_of, model, common.their_optimizer(model), case)
     return step, partial(count_work, case, False, True)
 
 
 CONTENDERS = {
     "ours": ours,
     "ours, context shared": partial(ours, share_context=True),
-    common.PEER: peers,
+    common.PEER: theirs,
     common.MATRIX: common.matrix_products,
 }
 measure = partial(common.measure, "update", CONTENDERS)
-
 
 if __name__ == "__main__":
     common.command(__doc__, measure, DEFAULTS)
