@@ -76,6 +76,7 @@ def overlaps(columns: Columns) -> csr_matrix:
 
 def rule_accuracy(features: Features, train: list[Example], test: list[Example], has_choices: bool = False) -> float:
     """Return the test accuracy of a logistic regression; among choices it takes the one with the best score."""
+    # each choice with its context is right or wrong
     if has_choices:
         model = LogisticRegression(max_iter=2000, class_weight="balanced")
         model.fit(features(with_each_choice(train)), is_right(train).ravel())
@@ -83,6 +84,7 @@ def rule_accuracy(features: Features, train: list[Example], test: list[Example],
         scores = model.decision_function(features(with_each_choice(test))).reshape(right.shape)
         return float(np.mean(right[np.arange(len(test)), scores.argmax(1)]))
 
+    # the labels are classes
     model = LogisticRegression(max_iter=2000)
     model.fit(features(columns_of(train)), [example.label for example in train])
     return float(model.score(features(columns_of(test)), [example.label for example in test]))

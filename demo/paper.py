@@ -192,6 +192,7 @@ def fine_tune_network(job: FineTuningJob) -> dict[str, float]:
         else:
             train.run(settings)
 
+    # what it reached
     examples = read_predictions(folder / "log/run.predictions.jsonl")
     is_right = [example.prediction == example.label for example in examples if example.split == "test"]
     _, lines = read_run_log(folder / "log/run.jsonl")
@@ -206,6 +207,7 @@ def logged(name: str, path: Path) -> Iterator[None]:
 
     Raises InputError, with the end of the file, for what the user can fix.
     """
+    # the machine
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same results everywhere; the networks are small
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -213,7 +215,8 @@ def logged(name: str, path: Path) -> Iterator[None]:
     try:
         with open(path, "w") as log, redirect_stdout(log), redirect_stderr(log):
             yield
-    except (InputError, SystemExit) as error:  # the latter: of a wrong flag, named in the log
+    except (InputError, SystemExit) as error:
+        # SystemExit is that of a wrong flag, which the log names; a line of a progress bar ends with "\r"
         lines = path.read_text(errors="replace").replace("\r", "\n").splitlines()
         tail = "".join(f"\n  {line}" for line in lines[-N_LINES:])
         message = f"{name} failed: {error}. The other results are kept. The end of {path}:{tail}"
@@ -313,6 +316,7 @@ def pre_train_missing(results: Results, work: Path, n_workers: int) -> None:
         for name in (ENCODER_FILE, BPE_FILE):
             copy_file(model_dir / name, work / "LSTM" / name)
 
+    # side by side, as far as there are workers
     for job in missing:
         print(f"pre-training, {job.network}: its progress is in {work / job.network}.txt", flush=True)
     for job, _ in in_processes(pre_train_network, missing, n_workers):
@@ -326,6 +330,7 @@ def pre_train_missing(results: Results, work: Path, n_workers: int) -> None:
         results.save()
         n_updates, perplexity = lines[-1]["n_updates"], lines[-1]["va_ppl"]
         print(f"pre-training, {job.network}: {n_updates:,} updates, held-out perplexity {perplexity:.3f}", flush=True)
+    # results of other weights are not mixed with these
     for job in jobs:
         results.claim(**{f"weights of the {job.network}": digests(job.weights())})
 
@@ -463,6 +468,7 @@ def draw_panels(results: Results, path: Path) -> None:
 
 def fill_in(path: Path, text: str) -> None:
     """Put a text between the two lines of a document that mark where it belongs. Raises InputError without them."""
+    # as plain text: what stands around it stays as it is
     begin, end = "<!-- paper:begin -->\n", "<!-- paper:end -->"
     head, found, rest = path.read_text(encoding="utf-8").partition(begin)
     _, found_end, tail = rest.partition(end)
@@ -474,6 +480,7 @@ def fill_in(path: Path, text: str) -> None:
 
 def report(results: Results, figure: Path) -> None:
     """Draw the figure, print the tables and put them into demo/README.md."""
+    # the rows of Table 5, fewer blocks transferred, and perplexities
     table5 = accuracy_table(results, list(TABLE), "fine-tuning", 2)
     by_blocks = accuracy_table(results, list(transfer_names().values()), "transferred")
     text = f"{table5}\n\n{by_blocks}"
@@ -499,11 +506,14 @@ def reproduce(args: argparse.Namespace) -> None:
         report(results, args.figure)
         return
 
+    # results of other settings are not mixed with these
     results.claim(tasks=TASKS, fine_tuning=FINE_TUNING, pre_training=PRE_TRAINING, probes=list(PROBES))
+    # the data
     for folder in (work, results.path.parent):
         make_output_folder(folder)
     make_data(work)
     results.claim(corpus=digests([work / "corpus.txt"]), task_files=task_digests(work))
+    # the networks, the baselines, the runs
     jobs = fine_tuning_jobs(work, args.seeds)
     if results.missing(jobs) or results.pre_training.keys() != NETWORKS.keys():
         pre_train_missing(results, work, args.workers)

@@ -29,6 +29,7 @@ CLOZE_HEADER = "InputStoryid InputSentence1 InputSentence2 InputSentence3 InputS
 CLOZE_HEADER += ["RandomFifthSentenceQuiz1", "RandomFifthSentenceQuiz2", "AnswerRightEnding"]
 TASK_SIZES = {"train": 2000, "valid": 400, "test": 1000}
 TASK_SEED = 2
+CORPUS_SEED = 1
 N_DOCUMENTS = 500_000  # of the corpus
 
 N_STORY = 4  # sentences of a story without its ending
@@ -43,11 +44,11 @@ Phrases = dict[str, list[str]]
 
 def read_grammar(path: Path) -> tuple[Phrases, list[Phrases]]:
     """Return the phrases common to all stories, and those of each topic; the top of the file describes its format."""
-    text = path.read_text(encoding="utf-8")
+    text = re.sub(r"\n +", " ", path.read_text(encoding="utf-8"))  # an indented line continues the one above
     common: Phrases = {}
     topics: list[Phrases] = []
     part = common
-    for line in re.sub(r"\n +", " ", text).splitlines():
+    for line in text.splitlines():
         if line.startswith("# "):
             part = {}
             topics.append(part)
@@ -104,6 +105,7 @@ class Cast:
 
     def say(self, *phrases: str) -> str:
         """Return one of some phrases as a sentence."""
+        # a phrase, then a choice for each {x | y} of it, then a word for each $slot
         text = self.teller.choice(phrases)
         text = re.sub(r"\{([^{}]*)\}", lambda braces: self.teller.choice(braces[1].split("|")).strip(), text)
         text = re.sub(r"\$(\w+)", lambda slot: self.words[slot[1]], text)
@@ -212,6 +214,7 @@ def true_or_false(statement: str, is_true: bool) -> list[str]:
 def story_document(teller: Teller) -> list[str]:
     """A story of some of: beginning, attitude, cause, description, end, feeling; then a question or two."""
     t = Story.draw(teller)
+    # the story
     told = [t.begin()]
     has_attitude = teller.chance(0.5)
     if has_attitude:
@@ -224,11 +227,13 @@ def story_document(teller: Teller) -> list[str]:
     if teller.chance(0.3):
         who = teller.choice(["$he", "$N"])
         told.append(t.say(f"{who} went {teller.phrase('walk_to')}."))
+    # how one of them felt
     if has_attitude and teller.chance(0.7):
         told.append(t.feeling(t.is_m_glad, teller.choice(["$M", "$mhe"])))
     else:
         told.append(t.feeling(t.ends_well, teller.choice(["$N", "$he"])))
 
+    # the questions
     for _ in range(teller.choice([1, 1, 2])):
         is_true = teller.chance(0.5)
         claimed_end = t.ends_well == is_true
@@ -253,6 +258,7 @@ def one_event(teller: Teller) -> list[str]:
     told = [cast.event(is_good)]
     if teller.chance(0.4):
         told.append(cast.feeling(is_good, teller.choice(["$he", "$he", "$N"])))
+    # the questions
     for _ in range(teller.choice([1, 2])):
         is_true = teller.chance(0.5)
         told += true_or_false(cast.feeling(is_good == is_true), is_true)
@@ -261,6 +267,7 @@ def one_event(teller: Teller) -> list[str]:
 
 def two_events(teller: Teller) -> list[str]:
     """What happened to two people, or how they felt; whether they felt alike; a question or two."""
+    # what happened
     first = Cast.draw(teller)
     second = first.exchanged()
     second.words["thing"] = teller.phrase("thing")
@@ -269,6 +276,7 @@ def two_events(teller: Teller) -> list[str]:
     for cast, is_good in felt:
         told.append(cast.event(is_good) if teller.chance(0.7) else cast.feeling(is_good))
 
+    # what follows
     alike = felt[0][1] == felt[1][1]
     then = teller.rng.random()
     if then < 0.4:
@@ -277,6 +285,7 @@ def two_events(teller: Teller) -> list[str]:
         cast, is_good = teller.choice(felt)
         told.append(cast.feeling(is_good))
 
+    # the questions
     for _ in range(teller.choice([1, 2])):
         cast, is_good = teller.choice(felt)
         is_true = teller.chance(0.5)
@@ -296,11 +305,13 @@ def other_view(teller: Teller) -> list[str]:
     is_good = teller.chance(0.5)
     is_friend = teller.chance(0.5)
     is_m_glad = is_good == is_friend
+    # what happened, and how $M felt about it
     told = [cast.attitude(is_friend)]
     has_event = teller.chance(0.7)
     if has_event:
         told.append(cast.event(is_good))
     told.append(cast.feeling(is_m_glad, teller.choice(["$M", "$mhe"])))
+    # a question
     if not has_event or teller.chance(0.3):
         return told + cast.how_felt(is_good)
     is_true = teller.chance(0.5)
@@ -335,8 +346,10 @@ def documents(seed: int, exclude: set[tuple[str, ...]]) -> Iterator[str]:
     teller = Teller(seed)
     lengths = {len(example) for example in exclude}
     while True:
+        # a document of some sort
         (write,) = teller.rng.choices(list(DOCUMENTS), list(DOCUMENTS.values()))
         told = write(teller)
+        # left out if it holds an example; questions do not count
         plain = [sentence for sentence in told if sentence not in (ASKED, *ANSWERS.values())]
         parts = {tuple(plain[i : i + n]) for n in lengths for i in range(len(plain) - n + 1)}
         if not parts & exclude:
@@ -374,15 +387,15 @@ def classification_texts(teller: Teller, kind: str, is_well: bool) -> Texts:
     t = Story.draw(teller, is_well)
     asked = "$N"
     if kind == "word":
-        told = [t.begin(), t.scene(), t.feeling(is_well, "$he")]
+        told = [t.begin(), t.scene(), t.feeling(is_well, "$he")]  # the feeling itself
     elif kind == "cause":
-        told = t.context()
+        told = t.context()  # what it follows from
     elif kind == "friend":
         event = t.event(is_well == t.is_friend)
         told = [t.attitude(t.is_friend), event]
         asked = "$M"
     else:
-        told = [t.attitude(t.is_friend), t.feeling(t.is_m_glad, "$M")]
+        told = [t.attitude(t.is_friend), t.feeling(t.is_m_glad, "$M")]  # that of a friend or an enemy
     return [[*told, t.say(f"How did {asked} feel?")]]
 
 
@@ -483,6 +496,7 @@ def make_examples(name: str, seed: int, sizes: dict[str, int]) -> dict[str, list
             turn, place = divmod(i, len(task.kinds))
             kind = task.kinds[place]
             label = turn % 2 == 1
+            # a new one
             texts = task.texts(teller, kind, label)
             while flat(texts) in known:
                 texts = task.texts(teller, kind, label)
@@ -508,7 +522,7 @@ def write_tasks(folder: Path) -> None:
         sizes = TASK_SIZES
         if name == "cloze":
             sizes = {"valid": TASK_SIZES["train"] + TASK_SIZES["valid"], "test": TASK_SIZES["test"]}
-        ids = Random(TASK_SEED)
+        ids = Random(TASK_SEED)  # of a cloze set
         for split, examples in make_examples(name, TASK_SEED, sizes).items():
             if name == "cloze":
                 path = folder / name / CLOZE_FILES[split]
@@ -520,6 +534,7 @@ def write_tasks(folder: Path) -> None:
                     lines.append([*map(" ".join, texts), task.labels[label]])
             with open(path, "w", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerows(lines)
+            # the kind of each example beside it, for tests and analyses
             kinds = "".join(f"{kind}\n" for kind, _, _ in examples)
             (folder / name / f"{split}.kinds").write_text(kinds, encoding="utf-8")
 
@@ -548,11 +563,11 @@ def sentences_to_exclude(folder: Path) -> set[tuple[str, ...]]:
     return found
 
 
-def write_corpus(path: Path, n_documents: int = N_DOCUMENTS, seed: int = 1, exclude: Path | None = None) -> None:
+def write_corpus(path: Path, n_documents: int = N_DOCUMENTS, exclude: Path | None = None) -> None:
     """Write documents, one a line, that hold no example of the tasks in the folder `exclude`."""
     excluded = set() if exclude is None else sentences_to_exclude(exclude)
     with open(path, "w", encoding="utf-8", newline="\n") as file:
-        for text in islice(documents(seed, excluded), n_documents):
+        for text in islice(documents(CORPUS_SEED, excluded), n_documents):
             file.write(text + "\n")
 
 
@@ -563,7 +578,6 @@ def main() -> None:
 
     command = commands.add_parser("corpus", help="documents for pre-training, one a line", formatter_class=show_default)
     command.add_argument("--n_documents", type=int, default=N_DOCUMENTS, help="lines to write")
-    command.add_argument("--seed", type=int, default=1, help="seed of the documents")
     command.add_argument("--exclude", type=Path, help="folder of tasks to keep out of the corpus")
     command.add_argument("--out", type=Path, default=Path("corpus.txt"), help="file to write")
 
@@ -574,7 +588,7 @@ def main() -> None:
     if args.command == "tasks":
         write_tasks(args.out)
     else:
-        write_corpus(args.out, args.n_documents, args.seed, args.exclude)
+        write_corpus(args.out, args.n_documents, args.exclude)
 
 
 if __name__ == "__main__":
