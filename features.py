@@ -151,6 +151,8 @@ def hidden_states(model: nn.Module, rows: Sequence[Ids], layer: Layer = -1, n_ba
     n_layer = len(model.transformer.h)
     if layer != "all" and layer not in range(-n_layer - 1, n_layer + 1):
         raise ValueError(f"layer {layer}: the network has 0 (the embeddings) to {n_layer}, -1 for the last, or 'all'")
+
+    # some rows at a time
     model.eval()
     found = []
     for start in range(0, len(rows), n_batch):
@@ -196,9 +198,12 @@ def features(
         raise ValueError(f"pool {pool!r} is not 'last' or 'mean'")
     if n_context is not None:
         return [_in_fixed_context(model, encoder, text, layer, n_context, pool) for text in texts]
+
+    # a row for each text
     rows = [read_row(model, encoder, text) for text in texts]
+    of_rows = hidden_states(model, [row.ids for row in rows], layer)
     found = []
-    for row, states in zip(rows, hidden_states(model, [row.ids for row in rows], layer), strict=True):
+    for row, states in zip(rows, of_rows, strict=True):
         if per == "token":
             found.append(Features(row.tokens, states))
         else:
@@ -248,9 +253,12 @@ def pooled_features(
         raise ValueError(f"pool {pool!r} is not 'mean', 'last' or 'classify'")
     if pool == "classify" and not isinstance(model, DoubleHeadModel):
         raise ValueError("pool 'classify' needs a fine-tuned run: a pre-trained network reads no _classify_")
+
+    # a row for each text
     rows = [read_row(model, encoder, text) for text in texts]
+    of_rows = hidden_states(model, [row.ids for row in rows], layer)
     vectors = []
-    for row, states in zip(rows, hidden_states(model, [row.ids for row in rows], layer), strict=True):
+    for row, states in zip(rows, of_rows, strict=True):
         if pool == "classify":
             vectors.append(states[..., -1, :])
         else:
@@ -285,6 +293,8 @@ def attention_weights(model: nn.Module, encoder: TextEncoder, example: Example) 
     transformer = model.eval().transformer
     with caught_outputs(block.attn.c_attn for block in transformer.h) as projections:
         transformer(pack(transformer, [[row.ids]]))
+
+    # queries and keys of each block to its weights
     n_head = transformer.h[0].attn.n_head
     weights = [causal_weights(qkv, n_head).float().cpu() for qkv in projections]
     return AttentionWeights(row, torch.stack(weights))

@@ -1,7 +1,8 @@
 """What a language model says of texts: log-probabilities, perplexity, surprisal, entropy, what may come next.
 
-Shape letters as in model_pytorch.py. Probabilities are over the words of the vocabulary, as published ones are, or over
-all V entries of the embedding matrix, special tokens and positions included, as in the training loss.
+Shape letters as in model_pytorch.py; further R rows, W words. Probabilities are over the words of the vocabulary, as
+published ones are, or over all V entries of the embedding matrix, special tokens and positions included, as in the
+training loss.
 """
 
 import csv
@@ -46,7 +47,7 @@ class NextTokens(NamedTuple):
 
 @torch.no_grad()
 def next_tokens(transformer: TransformerModel, packing: Packing, n_entries: int | None = None) -> NextTokens:
-    """Return what the model says of each token of the rows but the first (B*K, T-1), 0 on padding.
+    """Return what the model says of each token of the rows but the first (R, T-1), 0 on padding.
 
     Args:
         n_entries: normalise over so many entries of the embedding matrix, the first ones; None: over all.
@@ -103,6 +104,8 @@ def score_ids(
     stride = n_ctx // 2 if stride is None else stride
     if not 1 <= stride <= n_ctx:
         raise InputError(f"the stride is {stride}; windows of {n_ctx} tokens take 1 to that many.")
+
+    # some windows at a time
     todo = list(windows(len(ids), n_ctx, stride))
     found = np.full((3, len(ids)), np.nan)
     name = "scoring" if len(todo) > n_batch else None  # short texts show no progress
@@ -121,8 +124,7 @@ def score_ids(
 
 # --- texts -> scores -------------------------------------------------------------------------------------------------
 
-
-Text = str | Sequence[str]  # as it is, or split into words by the user
+Text = str | Sequence[str] | Sequence[Word]  # as it is, or split into words, by the user or by words_of
 
 
 def words_of(encoder: TextEncoder, text: Text) -> list[Word]:
@@ -133,6 +135,8 @@ def words_of(encoder: TextEncoder, text: Text) -> list[Word]:
     Raises InputError for such a word without tokens.
     """
     words = []
+
+    # a text that the encoder splits
     if isinstance(text, str):
         for word in encoder.words_with_spans(text):
             if word.span is not None:
@@ -140,7 +144,11 @@ def words_of(encoder: TextEncoder, text: Text) -> list[Word]:
             words.append(word)
         return words
 
+    # words that are given: all tokens of one belong together
     for given in text:
+        if isinstance(given, Word):
+            words.append(given)
+            continue
         word = Word(given, [], [])
         for part in encoder.words_with_spans(given):
             word.ids.extend(part.ids)
@@ -202,6 +210,8 @@ class Score:
             ids += earlier.ids
         if not ids:
             raise ValueError("nothing comes before the first word of a text without a context")
+
+        # the state at the last of them says what comes next
         transformer = model.eval().transformer
         ids = ids[-transformer.n_ctx :]
         states = transformer(pack(transformer, [[ids]]))  # (N, C)
@@ -253,25 +263,17 @@ def score(
 
     Raises InputError for a text without tokens, or of a single one without a context: the first one is not scored.
     """
-    before = [i for word in words_of(encoder, context) for i in word.ids]
-    return _score_words(model, encoder, words_of(encoder, text), stride, all_rows, before)
-
-
-def _score_words(
-    model: nn.Module,
-    encoder: TextEncoder,
-    words: list[Word],
-    stride: int | None,
-    all_rows: bool,
-    before: Sequence[int] = (),
-) -> Score:
+    words = words_of(encoder, text)
     ids = [i for word in words for i in word.ids]
+    before = [i for word in words_of(encoder, context) for i in word.ids]
     if not ids or len(before) + len(ids) < 2:
         raise InputError(f"{len(ids)} tokens: there is nothing to score, as the first one is not. Give a longer text.")
+
+    # the context and the text as one; then the text alone
     n_entries = len(model.transformer.embed.weight) if all_rows else encoder.n_vocab
-    found = score_ids(model, [*before, *ids], n_entries, stride)
+    found = score_ids(model, before + ids, n_entries, stride)
     log_probabilities, entropies, ranks = (values[len(before) :] for values in found)
-    return Score(words, log_probabilities, entropies, ranks, list(before), n_entries)
+    return Score(words, log_probabilities, entropies, ranks, before, n_entries)
 
 
 # --- files -> scores -------------------------------------------------------------------------------------------------
@@ -309,8 +311,9 @@ def score_file(
             words += [*of_line, newline]
             numbers += [number] * (len(of_line) + 1)
 
+    # all lines are one text
     try:
-        found = _score_words(model, encoder, words, stride, all_rows)
+        found = score(model, encoder, words, stride, all_rows)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     if out is not None:

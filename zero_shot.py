@@ -44,22 +44,21 @@ def continuation_scores(
         room = n_ctx - max(map(len, continuations))
         fitting.append((context[max(0, len(context) - room) :], continuations))
 
-    # a row for each continuation, and as many for each example: the first one fills up
-    n_rows = max(len(continuations) for _, continuations in fitting)
-    packed = []
+    # a row for each continuation
+    rows = []
     for context, continuations in fitting:
-        rows = [[*context, *ids] or [0] for ids in continuations]  # a row has a token
-        packed.append(rows + rows[:1] * (n_rows - len(rows)))
-    packing = pack(model.transformer, packed, share_context=True)
+        rows.append([[*context, *ids] or [0] for ids in continuations])  # a row has a token
+    packing = pack(model.transformer, rows, share_context=True)
     logs = next_tokens(model.transformer, packing, n_entries).log_probabilities
-    logs = logs.double().cpu().numpy().reshape(len(packed), n_rows, -1)  # (B, K, T-1)
+    logs = logs.double().cpu().numpy()  # (R, T-1)
 
     # the sum or mean over the tokens of each continuation that another token precedes
+    ends = np.cumsum([len(of_example) for of_example in rows])
     found = []
-    for (context, continuations), of_rows in zip(fitting, logs, strict=True):
+    for (context, continuations), of_example in zip(fitting, np.split(logs, ends[:-1]), strict=True):
         first = max(1, len(context))
         scores = []
-        for ids, of_row in zip(continuations, of_rows, strict=False):
+        for ids, of_row in zip(continuations, of_example, strict=True):
             end = len(context) + len(ids)
             if end <= first:
                 scores.append(-math.inf)
@@ -168,6 +167,7 @@ def zero_shot(
         if rows is None or rows.labels is None:
             continue
 
+        # the answers
         scores = heuristic_scores(model, encoder, rows, heuristic)
         if heuristic == "acceptability":
             scores = np.concatenate(scores)
@@ -177,6 +177,7 @@ def zero_shot(
         else:
             predictions = np.array([of_example.argmax() for of_example in scores])
 
+        # how good they are
         metrics = {}
         for metric in splits.task.metrics:
             metrics[metric] = METRICS[metric].of(rows.labels, predictions) * 100
@@ -261,10 +262,13 @@ def read_probes(text: str | None, encoder: TextEncoder, n_ctx: int, n_examples: 
         if dataset == "own":
             form = "multiple_choice" if heuristic == "choice" else "classification"
         task = find_task(dataset, folder, form)
+
         # ten times as many are read: a tenth of own data becomes valid
         limits = Limits(n_valid=n_examples, seed=42, n_ctx=n_ctx, max_examples=10 * n_examples)
         splits = read_splits(task, folder, encoder, limits)
         check_heuristic(heuristic, splits.task)
+
+        # only what the probe answers is kept
         if splits.train.labels is None or splits.valid.labels is None:
             raise InputError(f"{folder}: an example has no label, which a probe needs. Fix the line or remove it.")
         train = splits.train.first(n_examples) if heuristic == "acceptability" else None  # for its threshold

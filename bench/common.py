@@ -29,12 +29,10 @@ from formats.files import write_json
 from opt import OpenAIAdam
 from running.processes import Ranks, autocast, keep_freed_memory, provenance
 from speed.kernels import product
-from speed.packing import Packing
 
 HAS_PEER = importlib.util.find_spec("transformers") is not None
 PEER = f"transformers {importlib.metadata.version('transformers')}" if HAS_PEER else "transformers"
 MATRIX = "matrix products"
-N_PRODUCTS = 5  # of a turn
 WARM_UP = 2  # turns that do not count
 
 
@@ -63,11 +61,6 @@ Work = Callable[[int], tuple[int, int]]
 Contender = Callable[[Case], tuple[Step, Work]]  # can be pickled
 
 # --- what contenders are made of -------------------------------------------------------------------------------------
-
-
-def pack(x: Tensor, m: Tensor | None = None, share_context: bool = False) -> Packing:
-    """Return padded rows as our network reads them."""
-    return Packing(x, m, share_context).to(Ranks().device)
 
 
 def our_optimizer(model: nn.Module) -> OpenAIAdam:
@@ -124,11 +117,11 @@ def count_operations(case: Case, n_tokens: int, n_pairs: int, n_next: int = 0, n
 
 
 def matrix_products(case: Case) -> tuple[Step, Work]:
-    """Multiply large matrices as training does: what the machine reaches."""
-    n = 8192 if Ranks().device.type == "cuda" else 2048
+    """Multiply two large matrices as training does: what the machine reaches."""
+    n = 8192 if Ranks().device.type == "cuda" else 1024
     dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
     a, b = torch.randn(2, n, n, dtype=dtype, device=Ranks().device)
-    return lambda turn: [product(a, b) for _ in range(N_PRODUCTS)], lambda turn: (0, N_PRODUCTS * 2 * n**3)
+    return lambda turn: product(a, b), lambda turn: (0, 2 * n**3)
 
 
 # --- turns -----------------------------------------------------------------------------------------------------------

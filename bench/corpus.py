@@ -7,7 +7,6 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,7 +32,7 @@ COLUMNS = {
 class CorpusCase:
     """What is measured."""
 
-    megabytes: int = 10
+    megabytes: float = 10
     workers: int = 1
 
 
@@ -60,32 +59,28 @@ def peer_tokenizer(vocabulary: tuple[Path, Path]):
 
 
 def measure(case: CorpusCase) -> list[dict]:
-    """Time ours, the vocabulary included and without it, and transformers' tokenizer in this process."""
+    """Time ours with learning the vocabulary and without, and transformers' tokenizer in this process."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if case.workers > 1 else "false"
+    rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         text = folder / "corpus.txt"
-        write_text(text, case.megabytes * 10**6)
+        write_text(text, int(case.megabytes * 10**6))
         vocabulary = folder / "encoder.json", folder / "merges.bpe"
-        rows = []
-
-        def add(what: str, by: str, function: Callable, *arguments) -> None:
-            """Call a function and add its figures."""
+        for what, by in (("vocabulary and tokens", "ours"), ("tokens", "ours"), ("tokens", common.PEER)):
+            if by == common.PEER and not common.HAS_PEER:
+                continue
             start = time.monotonic()
-            function(*arguments)
+            if by == common.PEER:
+                peer_tokenizer(vocabulary)(text.read_text().splitlines())
+            else:
+                (folder / what).mkdir()
+                prepare([text], vocabulary, N_MERGES, folder / what, case.workers)
             seconds = time.monotonic() - start
-            own, worker = (
-                resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-            )
             row = {"what": what, "by": by, "seconds": seconds, "mb_per_s": text.stat().st_size / seconds / 1e6}
-            rows.append(asdict(case) | row | {"own_mib": own / 1024, "worker_mib": worker / 1024})
-
-        (folder / "first").mkdir()
-        (folder / "second").mkdir()
-        add("vocabulary and tokens", "ours", prepare, [text], vocabulary, N_MERGES, folder / "first", case.workers)
-        add("tokens", "ours", prepare, [text], vocabulary, N_MERGES, folder / "second", case.workers)
-        if common.HAS_PEER:
-            os.environ["TOKENIZERS_PARALLELISM"] = "true" if case.workers > 1 else "false"
-            add("tokens", common.PEER, peer_tokenizer(vocabulary), text.read_text().splitlines())
+            for key, who in (("own_mib", resource.RUSAGE_SELF), ("worker_mib", resource.RUSAGE_CHILDREN)):
+                row[key] = resource.getrusage(who).ru_maxrss / 1024
+            rows.append(asdict(case) | row)
     return rows
 
 

@@ -53,7 +53,8 @@ def peers(case: Case) -> tuple[Step, Work]:
     return common.without_gradients(continue_prompts, case), partial(count_work, case)
 
 
-measure = partial(common.measure, "generation", {"ours": ours, common.PEER: peers})
+CONTENDERS = {"ours": ours, common.PEER: peers}
+measure = partial(common.measure, "generation", CONTENDERS)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from bench import common
 from bench.common import Case, Step, Work
-from bench.update import DEFAULTS, batch, count_work, our_model, peer_model
-from running.processes import Ranks
+from bench.update import DEFAULTS, count_work, our_model, packed, padded, peer_model
 
 
 def ours(case: Case) -> tuple[Step, Work]:
@@ -19,7 +18,7 @@ def ours(case: Case) -> tuple[Step, Work]:
     model = our_model(case).eval()
 
     def predict(turn: int) -> Tensor:
-        _, _, logits = model.forward_packed(common.pack(*batch(case, turn), share_context=True))
+        _, _, logits = model.forward_packed(packed(case, turn, share_context=True))
         return logits.cpu()
 
     return common.without_gradients(predict, case), partial(count_work, case, True, False)
@@ -30,8 +29,8 @@ def peers(case: Case) -> tuple[Step, Work]:
     model = peer_model(case).eval()
 
     def predict(turn: int) -> Tensor:
-        x, m = (t.to(Ranks().device) for t in batch(case, turn))
-        out = model(x[..., 0], mc_token_ids=m.long().sum(2) - 1)
+        ids, lengths = padded(case, turn)
+        out = model(ids, mc_token_ids=lengths - 1)
         return out.mc_logits.cpu()
 
     return common.without_gradients(predict, case), partial(count_work, case, False, False)

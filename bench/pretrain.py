@@ -9,8 +9,9 @@ from bench import common
 from bench.common import Case, Step, Work
 from loss import sequence_losses
 from model_pytorch import Config, LMModel
-from reading.rows import position_rows
+from reading.rows import with_positions
 from running.processes import Ranks
+from speed.packing import Packing
 
 DEFAULTS = Case(n_batch=4)
 
@@ -47,8 +48,9 @@ def ours(case: Case) -> tuple[Step, Work]:
     model = our_model(case).train()
 
     def cost_of(turn: int) -> Tensor:
-        x = position_rows(batch(case, turn).numpy(), case.n_vocab)
-        return sequence_losses(model, common.pack(torch.from_numpy(x))).mean()
+        x = with_positions(batch(case, turn).numpy(), case.n_vocab)
+        packing = Packing.full(torch.from_numpy(x)).to(Ranks().device)
+        return sequence_losses(model, packing).mean()
 
     return common.updates(cost_of, model, common.our_optimizer(model), case), partial(count_work, case)
 

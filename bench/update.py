@@ -18,6 +18,7 @@ from loss import packed_losses
 from model_pytorch import Config, DoubleHeadModel
 from reading.rows import N_SPECIAL, multiple_choice_rows, pad_rows, special_tokens
 from running.processes import Ranks
+from speed.packing import Packing
 
 LM_COEF = 0.5
 DEFAULTS = Case(n_ctx=77)  # the longest row
@@ -29,16 +30,28 @@ def lengths_of(case: Case, turn: int) -> np.ndarray:
     return lengths.take(range(turn * case.n_batch, (turn + 1) * case.n_batch), axis=0, mode="wrap")
 
 
-def batch(case: Case, turn: int) -> tuple[Tensor, Tensor]:
-    """Return the rows of a batch, x (B, 2, T, 2) and m (B, 2, T)."""
+def batch(case: Case, turn: int) -> list[list[list[int]]]:
+    """Return the two rows of each example, lists of ids."""
     rng = np.random.default_rng(turn)
+    special = special_tokens(case.n_vocab)
     examples = []
     for lengths in lengths_of(case, turn):
         texts = [rng.integers(case.n_vocab, size=n).tolist() for n in lengths]
-        examples.append(multiple_choice_rows(texts, special_tokens(case.n_vocab)))
-    longest = max(len(row) for rows in examples for row in rows)
-    x, m = pad_rows(examples, case.n_vocab, longest)
-    return torch.from_numpy(x), torch.from_numpy(m)
+        examples.append(multiple_choice_rows(texts, special))
+    return examples
+
+
+def packed(case: Case, turn: int, share_context: bool) -> Packing:
+    """Return the rows of a batch as our network reads them, on the device."""
+    return Packing.of_rows(batch(case, turn), case.n_vocab + N_SPECIAL, share_context).to(Ranks().device)
+
+
+def padded(case: Case, turn: int) -> tuple[Tensor, Tensor]:
+    """Return the same rows padded to the longest, ids (B, 2, T), and their lengths (B, 2), on the device."""
+    examples = batch(case, turn)
+    lengths = torch.tensor([[len(row) for row in rows] for rows in examples])
+    x, _ = pad_rows(examples, case.n_vocab, int(lengths.max()))
+    return torch.from_numpy(x[..., 0]).to(Ranks().device), lengths.to(Ranks().device)
 
 
 def count_work(case: Case, share_context: bool, training: bool, turn: int) -> tuple[int, int]:
@@ -84,7 +97,7 @@ def ours(case: Case, share_context: bool = False) -> tuple[Step, Work]:
     right = torch.zeros(case.n_batch, dtype=torch.long, device=Ranks().device)
 
     def cost_of(turn: int) -> Tensor:
-        packing = common.pack(*batch(case, turn), share_context)
+        packing = packed(case, turn, share_context)
         task, lm = packed_losses(model, packing, right, LM_COEF)
         return task.mean() + LM_COEF * lm.mean()
 
@@ -98,9 +111,10 @@ def peers(case: Case) -> tuple[Step, Work]:
     right = torch.zeros(case.n_batch, dtype=torch.long, device=Ranks().device)
 
     def cost_of(turn: int) -> Tensor:
-        x, m = (t.to(Ranks().device) for t in batch(case, turn))
-        labels = x[..., 0].masked_fill(m == 0, -100)
-        out = model(x[..., 0], mc_token_ids=m.long().sum(2) - 1, labels=labels, mc_labels=right)
+        ids, lengths = padded(case, turn)
+        is_padding = torch.arange(ids.size(2), device=ids.device) >= lengths[..., None]
+        labels = ids.masked_fill(is_padding, -100)
+        out = model(ids, mc_token_ids=lengths - 1, labels=labels, mc_labels=right)
         return out.mc_loss + LM_COEF * out.loss
 
     step = common.updates(cost_of, model, common.peer_optimizer(model), case)

@@ -201,10 +201,10 @@ def test_a_probe_in_another_form_is_refused(text, capsys):
 def test_probes_are_taken_apart():
     assert parse_probes(None) == []
     assert parse_probes("choice:race:C:/race,sentiment:sst2:b") == [
-        ("choice", "race", "C:/race"),
-        ("sentiment", "sst2", "b"),
+        ("choice", "race", Path("C:/race")),
+        ("sentiment", "sst2", Path("b")),
     ]
-    with pytest.raises(ValueError, match="twice"):
+    with pytest.raises(ValueError, match="two probes are choice:own"):
         parse_probes("choice:own:a,choice:own:b")
 
 

@@ -23,7 +23,7 @@ from formats.authors import FolderSizes, read_sizes
 from formats.files import InputError
 from formats.hugging_face import array_names
 from model_pytorch import DEFAULT_CONFIG, LMModel, load_openai_pretrained_model
-from reading.rows import FORMS, N_SPECIAL, pad_rows, position_rows, special_tokens
+from reading.rows import FORMS, N_SPECIAL, pad_rows, special_tokens, with_positions
 from text_utils import TextEncoder
 from weights import SavedRun, open_model, open_run
 
@@ -215,15 +215,15 @@ def test_a_run_of_multiple_choice_comes_back_with_the_same_predictions(runs, tmp
     back = open_run(from_hf(hf, tmp_path / "back"))
     assert back.predict([example]) == run.predict([example])
     for name in ("form", "cut", "labels", "n_ctx", "n_ctx_allowed", "n_vocab", "clf_pdrop", "n_head"):
-        assert back.settings[name] == run.settings[name]
+        assert getattr(back.record, name) == getattr(run.record, name)
     theirs = dict(back.model.named_parameters())
     assert all(torch.equal(value, theirs[name]) for name, value in run.model.named_parameters())
     assert back.encoder.encode([TEXT], verbose=False) == run.encoder.encode([TEXT], verbose=False)
     config = json.loads((hf / "config.json").read_text())
-    assert config["vocab_size"] == run.settings["n_vocab"] + N_SPECIAL and config["pad_token_id"] == 0
+    assert config["vocab_size"] == run.record.n_vocab + N_SPECIAL and config["pad_token_id"] == 0
     transformer = open_model(hf)[0].transformer  # as a language model, without the three added tokens
     assert torch.equal(transformer.h[0].ln_1.g, run.model.transformer.h[0].ln_1.g)
-    assert len(transformer.embed.weight) == run.settings["n_vocab"] + run.settings["n_ctx"]
+    assert len(transformer.embed.weight) == run.record.n_vocab + run.record.n_ctx
 
 
 @pytest.mark.parametrize(
@@ -279,9 +279,9 @@ def test_a_run_with_another_head_is_refused(runs, tmp_path, capsys, size):
 
 def test_a_run_without_its_special_tokens_is_refused(runs, tmp_path, capsys):
     hf = to_hf(runs["multiple_choice"].folder, tmp_path / "hf")
-    config(vocab_size=runs["multiple_choice"].settings["n_vocab"] + 1)(hf)
+    config(vocab_size=runs["multiple_choice"].record.n_vocab + 1)(hf)
     assert_refused(["from_hf", str(hf), str(tmp_path / "back")], "without the special tokens", capsys)
-    config(vocab_size=runs["multiple_choice"].settings["n_vocab"] + N_SPECIAL, attn_pdrop="often")(hf)
+    config(vocab_size=runs["multiple_choice"].record.n_vocab + N_SPECIAL, attn_pdrop="often")(hf)
     assert_refused(["from_hf", str(hf), str(tmp_path / "back")], "config.json tells of .TypeError", capsys)
 
 
@@ -292,8 +292,8 @@ def rows_of(run: SavedRun, example: tuple[str, ...] | str, n_tokens: int) -> tor
     """Return x (1, K, T, 2) of an example, padded."""
     texts = (example,) if isinstance(example, str) else example
     ids = run.encoder.encode(list(texts), verbose=False)
-    rows = FORMS[run.settings["form"]].rows(ids, special_tokens(run.settings["n_vocab"]))
-    return torch.from_numpy(pad_rows([rows], run.settings["n_vocab"], n_tokens)[0])
+    rows = FORMS[run.record.form].rows(ids, special_tokens(run.record.n_vocab))
+    return torch.from_numpy(pad_rows([rows], run.record.n_vocab, n_tokens)[0])
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ def compare_language_models(ours: LMModel, n_vocab: int, folder: Path, ids: list
     theirs, info = OpenAIGPTLMHeadModel.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()) and theirs.config.n_head == ours.transformer.h[0].attn.n_head
     tokens = torch.tensor([ids])
-    x = torch.from_numpy(position_rows(tokens.numpy(), n_vocab))
+    x = torch.from_numpy(with_positions(tokens.numpy(), n_vocab))
     with torch.no_grad():
         found = theirs.eval()(tokens, output_hidden_states=True)
         torch.testing.assert_close(ours.transformer(x), found.hidden_states[-1], atol=1e-5, rtol=0)
@@ -369,7 +369,7 @@ def compare_language_models(ours: LMModel, n_vocab: int, folder: Path, ids: list
         theirs.float(), ours.float()
         greedy = list(ids)
         for _ in range(n_greedy):
-            x = torch.from_numpy(position_rows(np.array([greedy]), n_vocab))
+            x = torch.from_numpy(with_positions(np.array([greedy]), n_vocab))
             greedy.append(int(ours(x)[0, -1, :n_vocab].argmax()))
         options = {"max_new_tokens": n_greedy, "do_sample": False, "pad_token_id": 0}
         assert theirs.generate(tokens, **options)[0].tolist() == greedy
@@ -413,7 +413,7 @@ def test_multiple_choice_logits_are_those_of_transformers(runs, tmp_path):
     theirs, info = OpenAIGPTDoubleHeadsModel.from_pretrained(hf, output_loading_info=True)
     assert not any(info.values())
     x = rows_of(run, EXAMPLES["multiple_choice"], 16)
-    classify = special_tokens(run.settings["n_vocab"]).classify
+    classify = special_tokens(run.record.n_vocab).classify
     with torch.no_grad():
         lm_logits, expected = run.model(x)
         found = theirs.eval()(x[..., 0], mc_token_ids=(x[..., 0] == classify).int().argmax(-1).long())

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import train
-from finetuning import Settings, fit
+from finetuning import fit
 from formats.files import InputError
+from running.settings import FineTuningFlags
 from weights import open_run
 
 WORDS = ("cat", "red", "hat", "rat", "in")
@@ -239,4 +240,4 @@ def test_three_lines_of_python_fit_predict_and_save(tmp_path, monkeypatch, model
 
 def test_unknown_settings_are_refused():
     with pytest.raises(TypeError, match="learning_rate"):
-        Settings(learning_rate=1)
+        FineTuningFlags(learning_rate=1)

@@ -13,9 +13,18 @@ import numpy as np
 import pytest
 
 from formats import files
-from formats.files import InputError, ResultLogger, make_output_folder, replacing
+from formats.files import InputError, make_output_folder, replacing
 from running import command
-from utils import encode_dataset, flatten, iter_data, make_path, np_softmax, remove_none, stsb_label_encoding
+from utils import (
+    ResultLogger,
+    encode_dataset,
+    flatten,
+    iter_data,
+    make_path,
+    np_softmax,
+    remove_none,
+    stsb_label_encoding,
+)
 
 ROOT = Path(__file__).parents[1]
 

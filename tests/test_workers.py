@@ -82,11 +82,11 @@ def outlast_the_signal(started: Path) -> None:
             time.sleep(0.01)
         return
     asked = []
-    signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+    earlier = signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
     started.touch()
     while not asked:
         time.sleep(0.01)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, earlier)
     started.with_name("asked").touch()
 
 
