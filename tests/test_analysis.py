@@ -22,9 +22,9 @@ from running.metrics import METRICS, accuracy_by_length, calibration, confusion_
 from running.predictions import PredictedExample, read_predictions, write_predictions, write_submission
 
 SETTINGS = {"desc": "a run", "title": "ROCStories", "form": "multiple_choice", "cut": "halves", "labels": ["1", "2"]}
-SETTINGS |= {"scores": None, "metrics": ["acc"], "columns": None, "n_out": 2, "n_vocab": 100, "vocabulary": []}
-SETTINGS |= {"n_ctx": 64, "n_ctx_allowed": 64, "n_valid": 7, "t_total": 20, "lm_coef": 0.5, "lr": 1e-3}
-SETTINGS |= {"lr_schedule": "warmup_linear", "lr_warmup": 0.1} | dataclasses.asdict(DEFAULT_CONFIG)
+SETTINGS |= {"scores": None, "metrics": ["acc"], "columns": None, "n_out": 2, "n_vocab": 100}
+SETTINGS |= {"vocabulary": ["0", "1"], "n_ctx": 64, "n_ctx_allowed": 64, "n_valid": 7, "t_total": 20, "lm_coef": 0.5}
+SETTINGS |= {"lr": 1e-3, "lr_schedule": "warmup_linear", "lr_warmup": 0.1} | dataclasses.asdict(DEFAULT_CONFIG)
 VALUES = {"acc": (61.239, 58.0), "pearson": (20.0, 10.0), "spearman": (20.0, 10.0), "mcc": (20.0, 10.0)}
 LABELS = ["2", "1", "1", "2", "2", "1", "2"]
 PREDICTIONS = ["2", "1", "2", "2", "1", "1", "2"]  # five of seven
