@@ -245,12 +245,13 @@ def test_the_first_examples_keep_texts_and_labels():
 def test_rows_of_chosen_examples_are_those_of_all():
     texts, which = random_texts(random.Random(3), 9, 3), np.array([7, 2, 2, 0])
     rows = Rows(Encoded.of(texts), Layout("multiple_choice", "halves", 100, 16), np.arange(9))
-    chosen = Rows(rows.encoded, Layout("multiple_choice", "halves", 100, 16), np.arange(9)[which], which=which)
+    chosen = rows.chosen(which)
     assert len(chosen) == 4 and [chosen.rows(i) for i in range(4)] == [rows.rows(i) for i in which]
     assert chosen.lengths().tolist() == rows.lengths()[which].tolist()
     for n in (2, 4):
         assert all(map(torch.equal, batch(chosen.first(n), np.arange(n)), batch(rows, which[:n])))
         assert chosen.first(n).targets(np.arange(n)).tolist() == which[:n].tolist()
+    assert chosen.chosen(np.array([3, 0])).targets(np.arange(2)).tolist() == [0, 7]
 
 
 def test_encoded_texts_come_back_as_they_were():

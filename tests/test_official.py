@@ -214,7 +214,7 @@ def test_only_the_article_of_a_long_race_example_is_cut(tmp_path, model_dir):
     _, question, *options = (
         encoder.encode([text], verbose=False)[0] for text in first_texts(tmp_path, "race", "train")[0]
     )
-    start, delimiter, classify = (splits.train.n_vocab + i for i in range(3))
+    start, delimiter, classify = (splits.train.layout.n_vocab + i for i in range(3))
     assert max(map(len, rows)) == 64
     for row, option in zip(rows, options, strict=True):
         end = [*question, delimiter, *option, classify]
@@ -329,7 +329,7 @@ def test_make_glue_trains_the_nine_tasks_with_the_papers_settings(tmp_path):
     output = make_glue(tmp_path, "-n").stdout
     assert sorted(trained(output)) == sorted(NINE)
     assert output.count("--n_batch 8 --accumulate 4 --submit --analysis --resume") == 9
-    defaults = train.Settings()
+    defaults = train.FineTuningFlags()
     assert (defaults.n_iter, defaults.lr, defaults.lr_warmup, defaults.lm_coef) == (3, 6.25e-5, 0.002, 0.5)
     assert defaults.clf_pdrop == 0.1
 

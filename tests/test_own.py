@@ -10,7 +10,6 @@ import pytest
 import train
 from finetuning import fit
 from formats.files import InputError
-from running.settings import FineTuningFlags
 from weights import open_run
 
 WORDS = ("cat", "red", "hat", "rat", "in")
@@ -177,16 +176,6 @@ def test_malformed_own_data_stops_with_file_and_line(command, capsys, what):
     assert not Path("save/own/best_params").exists()
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [["--dataset", "own"], ["--task", "classification"], ["--columns", "text=a"], ["--dataset", "own", "--task", "x"]]
-    + [["--dataset", "own", "--task", "entailment", "--columns", "premise"]],
-)
-def test_flags_that_do_not_fit_together_are_refused(flags):
-    with pytest.raises(SystemExit, match="2"):
-        train.main(flags)
-
-
 def test_a_dry_run_reads_a_few_examples(command, capsys):
     write(Path("data/train.csv"), ["text", "label"], texts(400))
     assert command("classification", "--max_examples", 20) == 0
@@ -234,10 +223,17 @@ def test_three_lines_of_python_fit_predict_and_save(tmp_path, monkeypatch, model
     assert fit(choices, np.array([1, 3] * 10), "multiple_choice", model_dir=str(model_dir), n_iter=1).predict(
         choices[:1]
     )
-    with pytest.raises(InputError, match="2 texts; a classification example has 1"):
-        fit([("a", "b")], ["x"], model_dir=str(model_dir))
 
 
-def test_unknown_settings_are_refused():
-    with pytest.raises(TypeError, match="learning_rate"):
-        FineTuningFlags(learning_rate=1)
+@pytest.mark.parametrize(
+    "example, settings, message",
+    [
+        (("a", "b"), {}, "2 texts; a classification example has 1"),
+        ("a", {"task": "poetry"}, "task 'poetry' is not one of"),
+        ("a", {"learning_rate": 1}, "learning_rate"),
+        ("a", {"n_iter": 0}, "n_iter: 0 is not 1 or more"),
+    ],
+)
+def test_what_cannot_be_fitted_is_an_error_of_the_input(example, settings, message):
+    with pytest.raises(InputError, match=message):
+        fit([example], ["x"], **settings)
