@@ -3,12 +3,11 @@
 And back: `TextEncoder.decode` makes readable text of tokens, `words_with_spans` says where each stands in a text.
 """
 
-import math
 import os
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -205,7 +204,7 @@ class Pieces(NamedTuple):
     """The tokens of one word."""
 
     ids: list[int]
-    ends: list[int]  # where each ends in the word
+    tokens: list[str]
 
 
 def get_pairs(word: Iterable[str]) -> set[tuple[str, str]]:
@@ -254,16 +253,20 @@ class TextEncoder:
         """Return the tokens of a word, separated by spaces, the last with `</w>` at its end."""
         parts = [*word[:-1], word[-1] + "</w>"]
         while len(parts) > 1:
-            pair = min(get_pairs(parts), key=lambda pair: self.bpe_ranks.get(pair, math.inf))
-            if pair not in self.bpe_ranks:
+            known = get_pairs(parts) & self.bpe_ranks.keys()
+            if not known:
                 break
+            pair = min(known, key=self.bpe_ranks.__getitem__)
             # every occurrence of the pair, from the left
             merged = []
             i = 0
             while i < len(parts):
-                n = 2 if tuple(parts[i : i + 2]) == pair else 1
-                merged.append("".join(parts[i : i + n]))
-                i += n
+                if tuple(parts[i : i + 2]) == pair:
+                    merged.append(parts[i] + parts[i + 1])
+                    i += 2
+                else:
+                    merged.append(parts[i])
+                    i += 1
             parts = merged
         text = " ".join(parts)
         return "\n</w>" if text == "\n  </w>" else text  # spaCy's newline word holds its space: text_utils.py:87
@@ -299,8 +302,13 @@ class TextEncoder:
             for i, character in enumerate(word.text, word.idx):
                 sources += [spans[i]] * len(character.lower())
             lower = word.text.lower()
-            ids, ends = self._pieces(lower)
-            of_tokens = [join_spans(sources[start:end]) for start, end in pairwise([0, *ends])]
+            ids, tokens = self._pieces(lower)
+            of_tokens = []
+            start = 0
+            for token in tokens:
+                end = start + len(token.removesuffix("</w>"))
+                of_tokens.append(join_spans(sources[start:end]))
+                start = end
             words.append(Word(lower.rstrip(" "), list(ids), of_tokens))
         return words
 
@@ -326,8 +334,7 @@ class TextEncoder:
     def _pieces(self, word: str) -> Pieces:
         if word not in self.cache:
             tokens = self.bpe(word).split(" ")
-            ends = accumulate(len(token.removesuffix("</w>")) for token in tokens)
-            self.cache[word] = Pieces([self.encoder.get(token, 0) for token in tokens], list(ends))
+            self.cache[word] = Pieces([self.encoder.get(token, 0) for token in tokens], tokens)
         return self.cache[word]
 
 
