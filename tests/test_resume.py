@@ -190,7 +190,7 @@ def test_checkpoints_of_an_unfinished_run_are_not_overwritten(world, unbroken, t
     other = command("train", world, "--resume", "--lr", "2e-3", "--lm_coef", 0.25)
     assert "was made with another lm_coef, lr. Resume with the settings it had" in refuse(other, tmp_path)
     two = Processes(command("train", world, "--resume"), tmp_path, 2)
-    assert two.wait() == [2, 2] and "was made with another t_total, n_processes." in two.err()
+    assert two.wait() == [2, 2] and "was made with another n_processes, t_total." in two.err()
     assert outcome(tmp_path) == before
     finish(command("train", world, "--resume", "--checkpoint_every", 5), tmp_path)  # this one may change
     assert outcome(tmp_path) == unbroken["train"]

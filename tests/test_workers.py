@@ -41,14 +41,18 @@ def test_what_goes_wrong_in_a_job_arrives_as_it_is(n_workers):
     assert "return 1 / n" in "".join(traceback.format_exception(error.value))
 
 
-def end_at(end: float) -> None:
-    time.sleep(max(0.0, end - time.time()))
+def leave_a_file(job: tuple[int, Path]) -> None:
+    """Make a file of the job's number; job 0 waits for that of job 2."""
+    number, folder = job
+    while number == 0 and not (folder / "2").exists():
+        time.sleep(0.01)
+    (folder / str(number)).touch()
 
 
-def test_jobs_come_back_in_the_order_in_which_they_end():
-    now = time.time()
-    found = [job for job, _ in in_processes(end_at, [now + 6, now, now, now], 2)]
-    assert found == [now, now, now, now + 6]
+def test_jobs_come_back_in_the_order_in_which_they_end(tmp_path):
+    jobs = [(number, tmp_path) for number in range(3)]
+    found = [number for (number, _), _ in in_processes(leave_a_file, jobs, 2)]
+    assert found == [1, 2, 0]
 
 
 def kill(number: int) -> None:
