@@ -53,6 +53,7 @@ def theirs(case: Case) -> tuple[Step, Work]:
     return common.without_gradients(continue_prompts, case), partial(count_work, case)
 
 
+# name -> who takes turns
 CONTENDERS = {"ours": ours, common.PEER: theirs}
 measure = partial(common.measure, "generation", CONTENDERS)
 
