@@ -64,13 +64,12 @@ $(GLUE_OUT)/log/glue_flags: always | .venv/installed
 	@mkdir -p $(@D)
 	@echo '$(GLUE_DIR) $(MODEL_DIR) $(GLUE_FLAGS)' | cmp -s - $@ || echo '$(GLUE_DIR) $(MODEL_DIR) $(GLUE_FLAGS)' > $@
 
-# two files of tests at a time; a test uses one thread. The limit (seconds for a test) is for a deadlock, not for a slow
-# machine; a thread keeps it, which ends even a run whose processes wait for each other
+# two tests at a time, each with one thread. Not --dist loadfile: it waits for ever once a process of tests has died
 test: .venv/installed-dev
-	.venv/bin/python -m pytest -n 2 --dist loadfile --timeout 1800 --timeout-method thread
+	.venv/bin/python -m pytest -n 2 --dist worksteal
 
 test-slow: .venv/installed-dev
-	.venv/bin/python -m pytest -m slow --timeout 7200
+	.venv/bin/python -m pytest -m slow -o faulthandler_timeout=14400
 
 # the tests that need a CUDA device but no text, then the speed there, within 8 minutes: a table, and GPU_OUT with all
 # figures. Needs no virtual environment, only torch, numpy, tqdm, safetensors, scikit-learn and pytest

@@ -5,6 +5,7 @@ intervals, and writes all numbers, a picture and a table of errors beside the lo
 """
 
 import argparse
+import csv
 import json
 import sys
 from functools import partial
@@ -37,6 +38,7 @@ def analyse(log_dir: Path, desc: str) -> None:
 
     Raises InputError when a file is missing or damaged.
     """
+    # the run's files
     record, logs = read_run_log(log_dir / f"{desc}.jsonl")
     path = log_dir / f"{desc}.predictions.jsonl"
     examples = read_predictions(path)
@@ -46,10 +48,11 @@ def analyse(log_dir: Path, desc: str) -> None:
     except (ValueError, IndexError) as error:
         raise InputError(f"{path} does not belong to the log beside it ({error}). Run again with --submit.") from None
 
+    # the numbers
     report = make_report(record, names, logs, splits)
     print_report(report)
 
-    # the files, and where they are
+    # the files of results, and where they are
     numbers = log_dir / f"{desc}.json"
     write_json(numbers, report, indent=1)
     errors = log_dir / f"{desc}.errors.tsv"
@@ -75,6 +78,8 @@ def read_run_log(path: Path) -> tuple[RunRecord, "pd.DataFrame"]:
         raise InputError(f"{path} is missing: has the run of that --desc ended, and in that --log_dir?") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is not the log of a run ({error}). Run again.") from None
+
+    # of its figures only those that are shown
     record = RunRecord.of_json(settings, path)
     metric = record.metrics[0]
     columns = ["n_updates", "costs", "tr_cost", "va_cost", f"tr_{metric}", f"va_{metric}"]
@@ -115,6 +120,8 @@ def labelled_splits(
         chosen = [example for example in examples if example.split == split]
         if not chosen or any(example.label is None for example in chosen):
             continue
+
+        # a line per example, with numbers as metrics take them
         table = pd.DataFrame(chosen)
         table["y"] = [number(example.label) for example in chosen]
         table["found"] = [number(example.prediction) for example in chosen]
@@ -138,6 +145,7 @@ def make_report(
     Metrics are given for each split and each of its parts; the rest for one split, `analysed`: test if it has labels,
     else valid. Metrics, calibration errors and confidences are in %.
     """
+    # the log says when the run was best, test is analysed in detail where it can be
     metric = record.metrics[0]
     best = logs.loc[logs[f"va_{metric}"].idxmax()]
     analysed = "test" if "test" in splits else "valid"
@@ -152,11 +160,10 @@ def make_report(
         "best_valid": {"n_updates": int(best["n_updates"]), "value": float(best[f"va_{metric}"])},
         "splits": {},
         "analysed": analysed,
-        "length_of": "text" if FORMS[record.form].n_texts == 1 else "texts",
         "guess": None,
     }
 
-    # every split, and every part of one that has parts
+    # each split, and each part of one that has parts
     for split, table in splits.items():
         report["splits"][split] = {"all": measure(record, table)}
         for part in table["part"].unique():
@@ -195,6 +202,7 @@ def measure(record: RunRecord, table: "pd.DataFrame") -> dict:
 
 def worst_errors(record: RunRecord, table: "pd.DataFrame") -> list[dict]:
     """Return the wrong predictions of highest probability, or the scores that are farthest off, the worst first."""
+    # what is wrong, and how much so
     columns = ["where", "label", "prediction"]
     if record.scores:
         wrong = table.assign(error=(table["found"] - table["y"]).abs())
@@ -206,6 +214,8 @@ def worst_errors(record: RunRecord, table: "pd.DataFrame") -> list[dict]:
         wrong = wrong.assign(confidence=100 * wrong["confidence"], probability_of_label=100 * np.array(of_label))
         worst_by = "confidence"
         columns += ["confidence", "probability_of_label", "texts"]
+
+    # of equals the first
     worst = wrong.sort_values(worst_by, ascending=False, kind="stable")[:N_ERRORS]
     return worst[columns].rename_axis("number").reset_index().to_dict("records")
 
@@ -215,6 +225,7 @@ def worst_errors(record: RunRecord, table: "pd.DataFrame") -> list[dict]:
 
 def print_report(report: dict) -> None:
     """Print the main metric of valid and test, then each metric of each split and part with its interval."""
+    # the two lines of the authors' analysis.py
     title = report["title"]
     main = report["metric_title"]
     print(f"{title} Valid {main}: {report['best_valid']['value']:.2f}")
@@ -222,6 +233,7 @@ def print_report(report: dict) -> None:
         value = report["splits"]["test"]["all"]["metrics"][report["metric"]]["value"]
         print(f"{title} Test {main}:  {value:.2f}")
 
+    # all metrics, a line for each split and part
     for split, parts in report["splits"].items():
         for part, measured in parts.items():
             found = []
@@ -236,26 +248,14 @@ def print_report(report: dict) -> None:
 
 def write_errors(errors: list[dict], path: Path) -> None:
     """Write errors as a table, one example per line, its texts separated by bars; with no errors, an empty file."""
-    lines = []
-    for error in errors:
-        cells = []
-        for value in error.values():
-            if isinstance(value, float):
-                cells.append(f"{value:.3f}")
-            elif isinstance(value, list):
-                cells.append(" | ".join(one_line(text) for text in value))
-            else:
-                cells.append(one_line(str(value)))
-        lines.append("\t".join(cells) + "\n")
+    import pandas as pd
+
+    lines = pd.DataFrame(errors)
     if errors:
-        lines.insert(0, "\t".join(errors[0]) + "\n")
+        lines["texts"] = [" ".join(" | ".join(texts).split()) for texts in lines["texts"]]
+    table = lines.to_csv(sep="\t", index=False, float_format="%.3f", quoting=csv.QUOTE_NONE, lineterminator="\n")
     with replacing(path) as file:
-        file.write("".join(lines).encode())
-
-
-def one_line(text: str) -> str:
-    """Return a text without tabs and newlines."""
-    return " ".join(text.split())
+        file.write(table.encode())
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -31,20 +31,25 @@ from formats.hugging_face import (
     write_hugging_face,
 )
 from model_pytorch import Config, DoubleHeadModel
-from reading.rows import CUTS, FORMS, N_SPECIAL, special_tokens
+from reading.rows import CUTS, N_SPECIAL, special_tokens
 from running.checkpoint import save_parameters
 from running.command import exit_code
 from running.record import RunRecord
 from running.settings import Flags, parse, setting
 from weights import SavedRun, is_run, open_model, open_run
 
+# their classes
 LANGUAGE_MODEL, MULTIPLE_CHOICE = "OpenAIGPTLMHeadModel", "OpenAIGPTDoubleHeadsModel"
 HEAD = "multiple_choice_head.summary"  # name of its linear map there
+
+# the forms with a head that is the same there, and why the others have none
+CHOICE_FORMS = ("multiple_choice", "reading")
 WHY_NO_HEAD = {
     "classification": "OpenAIGPTForSequenceClassification has no bias",
     "entailment": "OpenAIGPTForSequenceClassification has no bias",
     "similarity": "no head of transformers adds the states of two rows",
 }
+
 DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")  # by the same names there
 # what config.json keeps of a run's settings, under RUN_KEY, which transformers keeps when it saves
 RUN_KEY = "fine_tuned"
@@ -78,6 +83,8 @@ def to_hugging_face(src: Path, out: Path) -> None:
     if is_run(src):
         run_to_hugging_face(open_run(src), out)
         return
+
+    # a pre-trained model
     model, encoder = open_model(src)
     prepare_output(out)
     config = {"architectures": [LANGUAGE_MODEL], "afn": read_sizes(src).afn}
@@ -88,9 +95,13 @@ def to_hugging_face(src: Path, out: Path) -> None:
 def run_to_hugging_face(run: SavedRun, out: Path) -> None:
     """Write a run, with its head where transformers has the same one, else without."""
     record = run.record
+
+    # the settings that transformers has too
     config: dict[str, Any] = {name: getattr(record, name) for name in ("afn", *DROPOUTS)}
     config["pad_token_id"] = 0  # our padding
-    if FORMS[record.form].has_choices:
+
+    # the head, and what the user is told of it
+    if record.form in CHOICE_FORMS:
         linear = run.model.task_head.linear
         head = {f"{HEAD}.weight": linear.weight, f"{HEAD}.bias": linear.bias}
         config |= {
@@ -124,49 +135,53 @@ def from_hugging_face(src: Path, out: Path) -> None:
     if RUN_KEY in config:
         run_from_hugging_face(src, config, out)
         return
+
+    # a language model: tokens that were added have no place in the authors' format
     model, encoder = open_model(src)
     prepare_output(out)
     copy_vocabulary(src, out)
     n_vocab = encoder.n_vocab
     save_openai_model(model.transformer, n_vocab, out, config["afn"])
-    print(f"{out}: {n_vocab} tokens; {config['vocab_size'] - n_vocab} added ones are left out")
+    print(f"{out}: {n_vocab} tokens")
+    if config["vocab_size"] > n_vocab:
+        print(f"{config['vocab_size'] - n_vocab} added ones are left out")
 
 
 def run_from_hugging_face(src: Path, config: dict[str, Any], out: Path) -> None:
     """Write the run of multiple choice in a Hugging Face folder. Raises InputError when it is not complete."""
+    # the settings that were kept of it
     kept = config[RUN_KEY]
-    remedy = f"Remove {RUN_KEY!r} for the transformer alone."
-    if not isinstance(kept, dict) or not set(RUN_SETTINGS) <= kept.keys() or kept["cut"] not in CUTS:
-        raise InputError(f"{src / CONFIG_FILE}: {RUN_KEY!r} is not the settings of a run. {remedy}")
-    if kept["form"] not in FORMS or not FORMS[kept["form"]].has_choices:
-        raise InputError(f"{src / CONFIG_FILE}: a run of {kept['form']!r} has no head in transformers. {remedy}")
+    is_run = isinstance(kept, dict) and set(RUN_SETTINGS) <= kept.keys()
+    if not is_run or kept["form"] not in CHOICE_FORMS or kept["cut"] not in list(CUTS):
+        raise InputError(
+            f"{src / CONFIG_FILE}: {RUN_KEY!r} is not the settings of a run of multiple choice. "
+            f"Remove {RUN_KEY!r} for the transformer alone."
+        )
 
-    # the network
+    # the network: the transformer, then what load_openai_pretrained_model leaves out, special tokens and head
     sizes = read_sizes(src)
-    network = Config(
-        sizes.n_embd,
-        sizes.n_head,
-        sizes.n_layer,
-        **{name: config.get(name, 0.1) for name in DROPOUTS},
-        clf_pdrop=config.get("summary_first_dropout", 0.1),
-        afn=sizes.afn,
-    )
-    n_embeddings = sizes.n_vocab + N_SPECIAL + sizes.n_positions
-    classify = special_tokens(sizes.n_vocab).classify
-    model = DoubleHeadModel(network, classify, "multiple_choice", n_embeddings, sizes.n_positions)
-
-    # its parameters: those of the transformer, then the special tokens and the head
-    load_openai_pretrained_model(model.transformer, path=src, n_transfer=sizes.n_layer)
     tensors = read_tensors(src)
+    n_embeddings = sizes.n_vocab + N_SPECIAL + sizes.n_positions
     special = slice(sizes.n_vocab, sizes.n_vocab + N_SPECIAL)
+    dropouts = [config.get(name, 0.1) for name in (*DROPOUTS, "summary_first_dropout")]
     try:
+        network = Config(sizes.n_embd, sizes.n_head, sizes.n_layer, *dropouts, sizes.afn)
+        classify = special_tokens(sizes.n_vocab).classify
+        model = DoubleHeadModel(network, classify, "multiple_choice", n_embeddings, sizes.n_positions)
+        load_openai_pretrained_model(model.transformer, path=src, n_transfer=sizes.n_layer)
+        if config["vocab_size"] < special.stop or len(tensors["tokens_embed.weight"]) < special.stop:
+            raise ValueError("without the special tokens")
         with torch.no_grad():
             model.transformer.embed.weight[special] = tensors["tokens_embed.weight"][special]
-            model.task_head.linear.weight.copy_(tensors[f"{HEAD}.weight"])
-            model.task_head.linear.bias.copy_(tensors[f"{HEAD}.bias"])
-    except (KeyError, RuntimeError) as error:
-        raise InputError(f"{src}: {RUN_KEY!r} and the weights are not of one run ({error!r}). {remedy}") from None
+        head = {"weight": tensors[f"{HEAD}.weight"], "bias": tensors[f"{HEAD}.bias"]}
+        model.task_head.linear.load_state_dict(head)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{src}: the weights are not of the run that {CONFIG_FILE} tells of ({error!r}). "
+            f"Take both from one run, or remove {RUN_KEY!r} for the transformer alone."
+        ) from None
 
+    # the folder of the run
     prepare_output(out)
     vocabulary = copy_vocabulary(src, out)
     save_parameters(out / "best_params", model)

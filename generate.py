@@ -18,14 +18,15 @@ from pathlib import Path
 
 import torch
 
-from formats.examples import OWN_FIELDS
+from formats.examples import OWN_FIELDS, parse_columns
 from formats.files import InputError
 from generation import stream_text
 from model_pytorch import DoubleHeadModel, LMModel
+from reading.tasks import find_task
 from running.command import exit_code
 from running.processes import Ranks, keep_freed_memory
 from running.settings import COUNT, NOT_NEGATIVE, SEED, Flags, columns_of_fields, dataset_names, number, parse, setting
-from scoring import score_file, summary
+from scoring import score_file
 from text_utils import TextEncoder
 from weights import open_model, open_run
 from zero_shot import HEURISTICS, zero_shot_on
@@ -118,6 +119,7 @@ def decoded(content: bytes, where: str) -> str:
 def continue_prompts(settings: GenerateFlags, model: Model, encoder: TextEncoder) -> None:
     """Continue each prompt. Raises InputError; at a terminal it is written instead, and another prompt asked for."""
     is_asking = settings.prompt is None and settings.prompt_file is None and sys.stdin.isatty()
+    # one stream of random numbers for all prompts
     generator = torch.Generator(model.transformer.embed.weight.device).manual_seed(settings.seed)
     for content, where in read_prompts(settings):
         try:
@@ -132,6 +134,7 @@ def continue_prompt(
     settings: GenerateFlags, model: Model, encoder: TextEncoder, prompt: str, generator: torch.Generator
 ) -> None:
     """Write the continuations of a prompt, and the speed. Raises InputError."""
+    # nothing is computed yet, but a prompt that cannot be continued is refused
     n_samples = settings.n_samples
     names = ("n_samples", "temperature", "top_k", "top_p", "repetition_penalty")
     how = {name: getattr(settings, name) for name in names}
@@ -151,30 +154,30 @@ def continue_prompt(
     seconds = time.perf_counter() - start
     print()
 
-    # the others, and how it went
+    # the others
     for i, text in enumerate(texts[1:], 2):
         print(f"--- sample {i} of {n_samples}", text, sep="\n", flush=True)
 
+    # how it went
     n_ctx = model.transformer.n_ctx
     if len(encoder.encode([prompt], verbose=False)[0]) + n_steps > n_ctx:
         note = f"the window of {n_ctx} tokens is full; it goes on with its last {n_ctx // 2} each time it is"
         print(f"generate.py: {note}", file=sys.stderr)
-    n_tokens = n_steps * n_samples
+    n_tokens = n_steps * n_samples  # computed, those of samples that have ended too
     print(f"{n_tokens} tokens in {seconds:.1f} s, {n_tokens / seconds:.1f} tokens/s", file=sys.stderr)
 
 
 def write_scores(settings: GenerateFlags, model: Model, encoder: TextEncoder) -> None:
     """Write the table of --score, and the perplexity. Raises InputError."""
     found = score_file(model, encoder, settings.score, sys.stdout, settings.stride, settings.all_rows)
-    n_rows = len(model.transformer.embed.weight)
-    print(summary(found, encoder.n_vocab, n_rows, settings.all_rows), file=sys.stderr)
+    print(found.perplexities(), file=sys.stderr)
 
 
 def write_answers(settings: GenerateFlags, model: Model, encoder: TextEncoder) -> None:
     """Write what --zero_shot gets right on a data set. Raises InputError."""
-    data = (settings.dataset, Path(settings.data_dir), settings.task, settings.columns)
-    split = {"n_valid": settings.n_valid, "seed": settings.seed}
-    lines = zero_shot_on(model, encoder, settings.zero_shot, *data, **split)
+    folder = Path(settings.data_dir)
+    task = find_task(settings.dataset, folder, settings.task, parse_columns(settings.columns))
+    lines = zero_shot_on(model, encoder, settings.zero_shot, task, folder, settings.n_valid, settings.seed)
     print("\n".join(lines))
 
 

@@ -72,9 +72,9 @@ def generate(
 
     Args:
         model: put into evaluation mode.
-        ids: token ids of the prompt (T,), or of several prompts of one length (B, T).
+        ids: token ids of the prompt (T,).
         repetition_penalty: the logits of tokens that have occurred are divided by it, or multiplied if negative.
-        n_samples: of each prompt, computed together; those of one prompt follow each other.
+        n_samples: computed together, the prompt once for all.
         n_allowed: the first so many rows of the embedding matrix can be sampled; default: all but the positions.
         stop_ids: can be sampled too, and end a sample; they are not yielded.
         how: temperature, top_k, top_p and generator, see `sample`.
@@ -85,17 +85,14 @@ def generate(
     table = transformer.embed.weight  # (V, C)
     n_ctx = transformer.n_ctx
     first_position = len(table) - n_ctx
-    prompt = torch.as_tensor(ids, dtype=torch.long, device=table.device)
-    if prompt.dim() == 1:
-        prompt = prompt[None]
-    if not 0 < prompt.size(1) <= n_ctx:
-        raise ValueError(f"the prompt has {prompt.size(1)} tokens, the model has positions for 1 to {n_ctx}")
+    if not 0 < len(ids) <= n_ctx:
+        raise ValueError(f"the prompt has {len(ids)} tokens, the model has positions for 1 to {n_ctx}")
 
-    # the tokens so far, and those of them that are not in the cache
-    window = prompt.repeat_interleave(n_samples, 0)  # (S, T)
-    new = prompt if len(prompt) == 1 else window  # one prompt is computed once for all samples
-    n_slots = min(n_ctx, prompt.size(1) + n_tokens)
-    caches = transformer.new_caches(len(window), n_slots)
+    # the tokens that are not in the cache, and all so far
+    new = torch.as_tensor(ids, dtype=torch.long, device=table.device)[None]  # (1, T): the same for all samples
+    window = new.expand(n_samples, -1)  # (S, T)
+    n_slots = min(n_ctx, len(ids) + n_tokens)
+    caches = transformer.new_caches(n_samples, n_slots)
 
     # the rows of the embedding matrix that can be sampled
     n_allowed = first_position if n_allowed is None else n_allowed
@@ -103,14 +100,14 @@ def generate(
     is_forbidden = torch.arange(n_rows, device=table.device) >= n_allowed  # (R,)
     is_forbidden[list(stop_ids)] = False
 
-    has_occurred = torch.zeros(len(window), len(table), dtype=torch.bool, device=table.device)  # (S, V)
+    has_occurred = torch.zeros(n_samples, len(table), dtype=torch.bool, device=table.device)  # (S, V)
     has_occurred.scatter_(1, window, True)
-    has_ended = [False] * len(window)
+    has_ended = [False] * n_samples
     for _ in range(n_tokens):
         # the logits of the next token
         positions = first_position + torch.arange(window.size(1) - new.size(1), window.size(1), device=table.device)
         h = transformer(torch.stack([new, positions.expand_as(new)], -1), caches=caches)[:, -1]
-        logits = F.linear(h, table[:n_rows]).float().expand(len(window), -1)  # (S, R)
+        logits = F.linear(h, table[:n_rows]).float().expand(n_samples, -1)  # (S, R)
         logits = logits.masked_fill(is_forbidden, -math.inf)
         if repetition_penalty != 1:
             penalised = torch.where(logits > 0, logits / repetition_penalty, logits * repetition_penalty)
@@ -132,7 +129,7 @@ def generate(
         has_occurred.scatter_(1, new, True)
         if window.size(1) > n_ctx:
             window = new = window[:, -max(1, n_ctx // 2) :]
-            caches = transformer.new_caches(len(window), n_slots)
+            caches = transformer.new_caches(n_samples, n_slots)
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

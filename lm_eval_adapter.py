@@ -11,7 +11,7 @@ from formats.files import InputError
 from generation import generate_text
 from running.command import exit_code
 from running.processes import Ranks
-from scoring import log_probabilities, next_tokens, pack
+from scoring import next_tokens, pack, score_ids
 from weights import open_model
 
 
@@ -47,13 +47,13 @@ class Adapter:
             # a context that is too long is cut from the left
             batch = [(ids[-self.n_ctx :], n) for ids, n in rows[start : start + self.n_batch]]
             packing = pack(self.transformer, [[ids] for ids, _ in batch])
-            logs, is_best = next_tokens(
+            logs, _, ranks = next_tokens(
                 self.transformer, packing, self.n_words
             )  # (B, T-1), of all tokens but the first
             for i, (ids, n) in enumerate(batch):
                 end = len(ids) - 1
                 own = slice(end - n, end)
-                found.append((logs[i, own].sum().item(), bool(is_best[i, own].all())))
+                found.append((logs[i, own].sum().item(), bool((ranks[i, own] == 1).all())))
         return found
 
     def loglikelihood_rolling(self, requests) -> list[float]:
@@ -61,8 +61,8 @@ class Adapter:
         found = []
         for request in requests:
             ids, _ = self.encode("", *request.args)
-            logs = log_probabilities(self.model, ids, self.n_words, n_batch=self.n_batch)
-            found.append(float(logs[1:].sum()))
+            tokens = score_ids(self.model, ids, self.n_words, n_batch=self.n_batch)
+            found.append(float(tokens.log_probabilities[1:].sum()))
         return found
 
     def generate_until(self, requests) -> list[str]:

@@ -16,9 +16,19 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from formats.examples import FIELDS, SUFFIXES, Bad, Example, check_own, json_example, own_examples, parse_columns
+from formats.examples import (
+    CHOICE_FORMS,
+    FIELDS,
+    SUFFIXES,
+    Bad,
+    Example,
+    check_own,
+    json_example,
+    own_examples,
+    parse_columns,
+)
 from formats.files import InputError, replacing
-from reading.tasks import TASKS
+from reading.tasks import LAYOUTS, TASKS
 from running.command import exit_code
 from running.processes import keep_freed_memory
 from running.settings import COUNT, Flags, columns_of_fields, parse, setting
@@ -46,8 +56,10 @@ class PredictFlags(Flags):
 
 def read_input(settings: PredictFlags, run: SavedRun) -> Iterator[Example | Bad]:
     """Return the examples of the input. Raises InputError for a file that cannot be read at all."""
+    # the fields of the run's form, in columns as named now or for the training
     form = run.record.form
     columns = parse_columns(settings.columns or run.record.columns)
+
     if settings.input == "-":
         return read_standard_input(form, columns)
     path = Path(settings.input)
@@ -62,8 +74,9 @@ def read_standard_input(form: str, columns: dict[str, str]) -> Iterator[Example 
     """Yield the example of each line that is not empty: JSON, or for classification a plain text."""
     names = tuple(columns.get(name, name) for name in FIELDS[form])
     choices = None
-    if form in ("multiple_choice", "reading"):
+    if form in CHOICE_FORMS:
         choices = columns.get("choices", "choices")
+
     for number, line in enumerate(sys.stdin, 1):
         if not line.strip():
             continue
@@ -79,16 +92,18 @@ def read_official(path: Path, dataset: str) -> Iterator[Example | Bad]:
     """Return the examples in a file or folder of a data set. Raises InputError for one that it does not have."""
     if dataset not in TASKS:
         raise InputError(f"the run is of {dataset} data, which has no official files. Leave --official out.")
-    task = TASKS[dataset]
-    names = []
-    for layout in (task, *task.layouts):
-        for source in layout.test + layout.valid + layout.train:
-            name = source.files[0]  # such as test.tsv, dev/middle, ../diagnostic/diagnostic.tsv
-            for folder in path.resolve().parents:
-                if (folder / name).resolve() == path.resolve():
-                    return source.read(folder)
-            names.append(name)
-    raise InputError(f"{path} is not a file of {dataset}: {', '.join(dict.fromkeys(names))}. Name one of them.")
+    sources = []
+    for layout in (TASKS[dataset], *LAYOUTS.get(dataset, ())):
+        sources += layout.sources()
+
+    # a name is such as test.tsv, dev/middle, ../diagnostic/diagnostic.tsv, below one of the folders above the file
+    whole = path.resolve()
+    for source in sources:
+        for folder in whole.parents:
+            if (folder / source.files[0]).resolve() == whole:
+                return source.read(folder)
+    names = dict.fromkeys(source.files[0] for source in sources)
+    raise InputError(f"{path} is not a file of {dataset}: {', '.join(names)}. Name one of them.")
 
 
 def good_texts(examples: Iterable[Example | Bad], skip_bad: bool, bad: list[str]) -> Iterator[tuple[str, ...]]:
@@ -113,10 +128,13 @@ def as_json(prediction: Prediction) -> str:
 
 def predict_input(settings: PredictFlags) -> None:
     """Predict the input. Raises InputError for what the user can fix; no output file is written then."""
+    # the run, and the texts that it predicts; they are read as they are needed
     keep_freed_memory()
     run = open_run(Path(settings.save_dir) / settings.desc)
     bad = []
     texts = good_texts(read_input(settings, run), settings.skip_bad, bad)
+
+    # a line for each of them
     n_done = 0
     is_table = settings.output.endswith(".tsv")
     if settings.output == "-":

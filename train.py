@@ -240,7 +240,7 @@ def record_of(
     others = settings.fixed_on_resume() | {
         "n_processes": ranks.size,
         "precision": pick_precision(settings.precision, ranks.device),
-        "digests": digests([*splits.files, *weights]),
+        "digests": digests([*splits.files, *encoder.files, *weights]),
         "notes": list(splits.notes),
     }
     known = {

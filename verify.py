@@ -51,7 +51,8 @@ SENTENCE = (
 )
 GREEDY_START = [481, 4735, 544]  # the president is
 GREEDY = GREEDY_START + [246, 963, 870, 762, 239, 244, 40477, 244, 249, 719, 881, 487, 544, 240, 244, 603, 481]
-LOGIT_IDS, LOGIT_AT, LOGIT = [3039, 599, 481, 1115, 1392, 812], 580, 9.1056
+LOGIT_IDS = [3039, 599, 481, 1115, 1392, 812]
+LOGIT_AT, LOGIT = 580, 9.1056
 WORDS = {"there": 655, "is": 544, "a": 246, "book": 1861, "plane": 3787, "on": 504, "in": 500, "the": 481, "desk": 2181}
 PERPLEXITIES = {
     "there is a book on the desk": 21.3165,
@@ -82,10 +83,13 @@ def verify_files(folder: Path) -> list[str]:
 
     Of a Hugging Face folder, the two vocabulary files: those of its weights differ from release to release.
     """
+    # which files, with the ids they should have
     blob_ids = {folder / name: blob_id for name, blob_id in AUTHORS_BLOB_IDS.items()}
     if is_hugging_face(folder):
         vocabulary, merges = vocabulary_files(folder)
         blob_ids = {vocabulary: AUTHORS_BLOB_IDS[ENCODER_FILE], merges: AUTHORS_BLOB_IDS[BPE_FILE]}
+
+    # compare
     wrong = []
     for path, blob_id in blob_ids.items():
         if not path.exists():
@@ -143,7 +147,8 @@ def known_answers(model: OpenedModel) -> Iterator[Answer]:
     known = np.load(STATES_FILE)
 
     # the tokens of a sentence
-    expected, found = known["ids_0"].tolist(), list(model.encode(SENTENCE))
+    expected = known["ids_0"].tolist()
+    found = list(model.encode(SENTENCE))
     yield Answer("tokens of a sentence", _listed(expected), _listed(found), found == expected)
 
     # hidden states of two sentences
@@ -209,9 +214,13 @@ def verify(folder: Path) -> None:
     Raises InputError when a file is not theirs or an answer is wrong.
     """
     problems = []
+
+    # the files, whatever the answers
     wrong_files = verify_files(folder)
     if wrong_files:
         problems.append(f"{folder}: not the authors' files: {', '.join(wrong_files)}. Fetch them again.")
+
+    # the answers, whatever the files
     try:
         sizes = read_sizes(folder)
         if sizes != AUTHORS_SIZES:

@@ -96,7 +96,7 @@ def read_sizes(folder: str | os.PathLike) -> FolderSizes:
         hparams = read_json(folder / HPARAMS_FILE)
     try:
         sizes = _sizes_of(shapes, hparams)
-    except (AttributeError, TypeError, ValueError, ZeroDivisionError):
+    except (AttributeError, LookupError, TypeError, ValueError, ZeroDivisionError):
         raise InputError(
             f"{folder / SHAPES_FILE}: not the shapes of this network: positions [n, C], tokens [n, C], then twelve "
             "arrays a block, C a multiple of n_head (12, or what hparams.json says). Fetch both files again."

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -240,13 +241,10 @@ def cloze(folder: Path, file: str, labelled: bool = True) -> Iterator[Example | 
 
 def _wrong_with_story(fields: list[str], labelled: bool) -> str:
     """Return what is wrong with a line of the Story Cloze Test, "" if nothing."""
-    parts = ["id", "4 sentences", "2 endings"]
-    n_columns = 7
-    if labelled:
-        parts.append("right one")
-        n_columns = 8
-    if len(fields) != n_columns:
-        return f"{len(fields)} columns, not {n_columns}: {', '.join(parts)}. Fix the line."
+    if labelled and len(fields) != 8:
+        return f"{len(fields)} columns, not 8: id, 4 sentences, 2 endings, right one. Fix the line."
+    if not labelled and len(fields) != 7:
+        return f"{len(fields)} columns, not 7: id, 4 sentences, 2 endings. Fix the line."
     if labelled and fields[7].strip() not in ("1", "2"):
         return f"the right ending is {fields[7]!r}, not 1 or 2. Fix the line."
     if not "".join(fields[1:5]).strip():
@@ -363,13 +361,8 @@ def header_of(path: Path) -> list[str]:
 
 def choice_columns(columns: dict[str, str], names: list[str]) -> list[str]:
     """Return the names of the columns choice_1, choice_2, ... up to the first missing one."""
-    found = []
-    while True:
-        field = f"choice_{len(found) + 1}"
-        name = columns.get(field, field)
-        if name not in names:
-            return found
-        found.append(name)
+    wanted = [columns.get(f"choice_{i + 1}", f"choice_{i + 1}") for i in range(len(names))]
+    return list(takewhile(lambda name: name in names, wanted))
 
 
 def check_own(example: Example | Bad, form: str, labelled: bool) -> Example | Bad:

@@ -23,6 +23,7 @@ class InputError(Exception):
 def find(path: str | os.PathLike) -> Path:
     """Return `path` as it is or, if only that exists, the one of that name beside the scripts."""
     path = Path(path)
+    # the scripts stand one folder above this file
     beside_scripts = Path(__file__).resolve().parent.parent / path
     if not path.exists() and beside_scripts.exists():
         return beside_scripts

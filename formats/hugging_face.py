@@ -15,9 +15,12 @@ from torch import Tensor, nn
 
 from formats.files import InputError, copy_file, read_json, replacing, write_json
 
+# files of a folder
 CONFIG_FILE, VOCAB_FILE, MERGES_FILE = "config.json", "vocab.json", "merges.txt"
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that exists is read
-ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu", "relu": "relu", "silu": "swish", "swish": "swish"}  # theirs: ours
+
+# config.json: its names of activations and ours, sizes where it has none, and what this network has one of
+ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu", "relu": "relu", "silu": "swish", "swish": "swish"}
 DEFAULT_SIZES = {"vocab_size": 40478, "n_positions": 512, "n_embd": 768, "n_layer": 12, "n_head": 12}
 EPSILON = 1e-5  # of the layer norms
 SPECIAL_TOKENS = ("_start_", "_delimiter_", "_classify_")
@@ -48,12 +51,14 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     config = DEFAULT_SIZES | {"afn": "gelu", "layer_norm_epsilon": EPSILON} | config
 
-    # sizes, and what this network has only one of
+    # sizes
     for name in DEFAULT_SIZES:
         if type(config[name]) is not int or config[name] < 1:
             raise InputError(f"{path}: {name} is a whole number from 1, not {config[name]!r}. Fetch it again.")
     if config["n_embd"] % config["n_head"]:
         raise InputError(f"{path}: n_embd {config['n_embd']} is not a multiple of n_head {config['n_head']}.")
+
+    # the functions of the network
     if config["afn"] not in list(ACTIVATIONS):
         raise InputError(f"{path}: the activation {config['afn']!r} is not one of {', '.join(ACTIVATIONS)}.")
     if config["layer_norm_epsilon"] != EPSILON:
@@ -92,6 +97,8 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     Raises InputError for a file that is missing or damaged, or holds anything but tensors of finite numbers.
     """
     path = weights_file(folder)
+
+    # only dense tensors of finite numbers
     tensors = {}
     for name, tensor in _load(path).items():
         # a view may claim any size: it has more numbers than the file
@@ -170,9 +177,13 @@ def authors_arrays(folder: Path, tensors: Mapping[str, Tensor], shapes: Sequence
     """
     path = weights_file(folder)
     names = array_names((len(shapes) - 2) // 12)
+
+    # no further block
     for name in tensors:
         if name.startswith("h.") and name not in names:
             raise InputError(f"{path}: {name} is not of this network. Take weights and config.json from one model.")
+
+    # each array is there in its shape; the embedding matrix may have more tokens
     arrays = []
     for name, shape in zip(names, shapes, strict=True):
         if name not in tensors:
@@ -210,7 +221,8 @@ def write_hugging_face(
     from safetensors.torch import save
 
     # the weights: the arrays in the authors' order under their names
-    table, n_positions = transformer.embed.weight, transformer.n_ctx
+    table = transformer.embed.weight
+    n_positions = transformer.n_ctx
     arrays = [table[-n_positions:], table[:-n_positions], *transformer.h.parameters()]
     tensors = dict(head)
     for name, array in zip(array_names(len(transformer.h)), arrays, strict=True):
@@ -227,6 +239,7 @@ def write_hugging_face(
     if read_json(folder / VOCAB_FILE).get("<unk>") == 0:  # else no tokenizer of theirs gives unknown tokens our id
         write_json(folder / "tokenizer_config.json", tokenizer_config(n_vocab, n_positions, special))
 
+    # the settings
     sizes = {
         "model_type": "openai-gpt",
         "vocab_size": vocab_size,

@@ -67,9 +67,12 @@ class Encoded:
         """Return an Encoded in memory of these examples, each a sequence of texts, each a sequence of ids."""
         texts = list(chain.from_iterable(examples))
         ids = np.array(list(chain.from_iterable(texts)), np.int32)
-        text_ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
-        example_ends = np.cumsum([len(example) for example in examples], dtype=np.int64)
-        return cls(ids, text_ends, example_ends, int(ids.max(initial=0)))
+        return cls(ids, _ends(texts), _ends(examples), int(ids.max(initial=0)))
+
+
+def _ends(items: Sequence) -> np.ndarray:
+    """Return where items end that stand in a row."""
+    return np.cumsum([len(item) for item in items], dtype=np.int64)
 
 
 def _bounds(ends: np.ndarray, i: int) -> tuple[int, int]:

@@ -226,12 +226,14 @@ class Sequences:
         return Packing.full(torch.from_numpy(with_positions(ids, first_position)))
 
 
+SEARCHED = 2**24  # tokens at a time, so that memory does not grow with the corpus
+
+
 def document_ends(tokens: np.ndarray, newline: int) -> np.ndarray:
     """Return where each document ends, after its newline token; what follows the last one is left out."""
-    n_searched = 2**24  # tokens at a time, so that memory does not grow with the corpus
     found = [np.empty(0, np.int64)]
-    for start in range(0, len(tokens), n_searched):
-        found.append(start + np.flatnonzero(tokens[start : start + n_searched] == newline))
+    for start in range(0, len(tokens), SEARCHED):
+        found.append(start + np.flatnonzero(tokens[start : start + SEARCHED] == newline))
     return np.concatenate(found) + 1
 
 

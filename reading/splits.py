@@ -54,11 +54,12 @@ def read_splits(task: Task, data_dir: Path, encoder: TextEncoder, limits: Limits
     Raises InputError: a file is missing or malformed, or an example does not fit into n_ctx.
     """
     folder = task.find(data_dir)
+    train_file = folder / task.train[0].files[0]
 
     # train comes first: where the task does not fix the labels, they are those of train
     files = SplitFiles(task.train, folder, task.labels, task.strict, limits.max_examples)
     encoded = {"train": encode_cached(files, encoder)}
-    task = with_labels(task, encoded["train"], folder / task.train[0].files[0])
+    task = with_labels(task, encoded["train"], train_file)
 
     # the others may hold other scores than train, and examples of more choices, but no other labels
     known = None if task.scores or FORMS[task.form].has_choices else task.labels
@@ -72,7 +73,7 @@ def read_splits(task: Task, data_dir: Path, encoder: TextEncoder, limits: Limits
 
     # without files for validation, some examples of train are held out
     if "valid" not in rows:
-        train, valid = held_out(task, rows["train"].labels, limits, folder / task.train[0].files[0])
+        train, valid = held_out(task, rows["train"].labels, limits, train_file)
         rows["valid"] = rows["train"].chosen(valid)
         rows["train"] = rows["train"].chosen(train)
         parts["valid"] = (("", len(valid)),)
@@ -83,14 +84,14 @@ def read_splits(task: Task, data_dir: Path, encoder: TextEncoder, limits: Limits
         notes += notes_on(getattr(task, name), folder, split, limits.max_examples)
     read = [folder / name for source in task.sources() for name in source.files]
     return Splits(
-        task,
-        rows["train"],
-        rows["valid"],
-        rows.get("test"),
-        parts["valid"],
-        parts.get("test", ()),
-        tuple(notes),
-        tuple(path for path in read if path.is_file()),
+        task=task,
+        train=rows["train"],
+        valid=rows["valid"],
+        test=rows.get("test"),
+        valid_parts=parts["valid"],
+        test_parts=parts.get("test", ()),
+        notes=tuple(notes),
+        files=tuple(path for path in read if path.is_file()),
     )
 
 
@@ -102,7 +103,8 @@ def with_labels(task: Task, train: Encoded, path: Path) -> Task:
     # choices are numbered, as many as the longest list of them
     form = FORMS[task.form]
     if form.has_choices:
-        n_choices = int(np.diff(train.example_ends, prepend=0).max()) - form.n_texts
+        n_texts = np.diff(train.example_ends, prepend=0)
+        n_choices = int(n_texts.max()) - form.n_texts
         return replace(task, labels=tuple(str(i + 1) for i in range(n_choices)))
 
     # more than two different numbers are scores of similarity
@@ -142,15 +144,17 @@ def label_values(task: Task, folder: Path, encoded: Encoded) -> np.ndarray | Non
         numbers = [as_number(name) for name in encoded.names]
         if None in numbers:
             wrong = numbers.index(None)
-            where = encoded.example(int((encoded.codes == wrong).argmax())).where
             label = encoded.names[wrong]
+            where = encoded.example(int(np.argmax(encoded.codes == wrong))).where
             raise InputError(f"{folder}/{where}: the label {label!r} is not a number, as the others are. Fix the line.")
         return np.array(numbers)[encoded.codes]
 
     # choices are numbered from 1, and there may be more of them than in train
     if FORMS[task.form].has_choices:
-        return np.array([int(name) - 1 for name in encoded.names])[encoded.codes]
-    return np.array([task.labels.index(name) for name in encoded.names])[encoded.codes]
+        values = [int(name) - 1 for name in encoded.names]
+    else:
+        values = [task.labels.index(name) for name in encoded.names]
+    return np.array(values)[encoded.codes]
 
 
 def held_out(task: Task, labels: np.ndarray, limits: Limits, path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -167,13 +171,14 @@ def notes_on(sources: tuple[Source, ...], folder: Path, split: Encoded, max_exam
     notes = []
     if split.n_bad:
         notes.append(f"{split.n_bad} lines could not be used; the first: {folder}/{split.first_bad}")
-    if max_examples is None:
-        counts = dict(split.parts)
-        for source in sources:
-            n = counts.get(source.part)  # None: an optional part that is missing
-            published = source.n_examples
-            if n is not None and published is not None and n != published:
-                notes.append(f"{folder / source.files[0]}: {n:,} examples, {published:,} were published")
+    if max_examples is not None:
+        return notes
+    published = {source.part: source for source in sources if source.n_examples is not None}
+    for part, n in split.parts:
+        source = published.get(part)
+        if source is not None and n != source.n_examples:
+            path = folder / source.files[0]
+            notes.append(f"{path}: {n:,} examples, {source.n_examples:,} were published")
     return notes
 
 
@@ -188,11 +193,11 @@ def majority(splits: Splits) -> float:
 def describe(splits: Splits, encoder: TextEncoder) -> list[str]:
     """Return lines on labels, lengths and cut examples, and three examples as the network reads them."""
     lengths = np.concatenate([rows.lengths(is_cut=False) for rows in splits.all()])
-    n_cut = int(sum((rows.lengths(is_cut=False) > rows.lengths()).sum() for rows in splits.all()))
-    lines = [
-        describe_labels(splits),
-        f"lengths  {int(np.median(lengths))} tokens in the median, {lengths.max()} at most; {n_cut:,} examples are cut",
-    ]
+    after_cut = np.concatenate([rows.lengths() for rows in splits.all()])
+    n_cut = np.count_nonzero(after_cut < lengths)
+    median = int(np.median(lengths))
+    lines = [describe_labels(splits)]
+    lines.append(f"lengths  {median} tokens in the median, {lengths.max()} at most; {n_cut:,} examples are cut")
     lines += [f"note     {note}" for note in splits.notes]
     for i in range(min(3, len(splits.train))):
         lines += describe_example(splits, i, encoder)
@@ -216,12 +221,19 @@ def describe_labels(splits: Splits) -> str:
 def describe_example(splits: Splits, i: int, encoder: TextEncoder) -> list[str]:
     """Return the label of an example of train and its rows, the special tokens by their names."""
     task, train = splits.task, splits.train
-    label = f"{train.labels[i]:g}" if task.scores else task.shown_labels()[train.labels[i]]
-    special = dict(
-        zip(special_tokens(train.layout.n_vocab), (" _start_ ", " _delimiter_ ", " _classify_ "), strict=True)
-    )
-    lines = [f"example  label {label}"]
+    label = train.labels[i]
+    shown = f"{label:g}" if task.scores else task.shown_labels()[label]
+    lines = [f"example  label {shown}"]
+
+    special = special_tokens(train.layout.n_vocab)
+    names = {
+        special.start: " _start_ ",
+        special.delimiter: " _delimiter_ ",
+        special.classify: " _classify_ ",
+    }
+    names = encoder.decoder | names
     for row in train.rows(i):
-        text = "".join(special[token] if token in special else encoder.decoder[token] for token in row)
-        lines.append("         " + " ".join(text.replace("</w>", " ").split()))
+        text = "".join(names[token] for token in row)
+        words = text.replace("</w>", " ").split()
+        lines.append("         " + " ".join(words))
     return lines

@@ -53,7 +53,7 @@ class Task:
     test: tuple[Source, ...] = ()
     folder: str = ""  # that holds the files, if the one named is the folder above it
     submission: dict[str, str] = field(default_factory=dict)  # part of test -> file name of its predictions
-    metrics: tuple[str, ...] = ("acc",)  # keys of loss.METRICS; the parameters kept are the best by the first, on valid
+    metrics: tuple[str, ...] = ("acc",)  # keys of METRICS; the parameters kept are the best by the first, on valid
     shown: tuple[str, ...] | None = None  # labels as the official files have them; None: `labels`
     written: tuple[str, ...] | None = None  # labels as they are handed in; None: as shown
     scores: tuple[float, float] | None = None  # lowest and highest, if labels are numbers
@@ -106,12 +106,10 @@ def hold_out(
         raise InputError(
             f"{path}: holding out {n_valid} of its {len(labels)} examples leaves none to train on. Hold out fewer."
         )
-    by_label = None
-    if stratified:
-        # a label needs an example on either side
-        counts = np.unique(labels, return_counts=True)[1]
-        if counts.min() > 1 and len(counts) <= min(n_valid, len(labels) - n_valid):
-            by_label = labels
+    # by label only if each has an example for either side
+    _, counts = np.unique(labels, return_counts=True)
+    is_enough = counts.min() > 1 and len(counts) <= min(n_valid, len(labels) - n_valid)
+    by_label = labels if stratified and is_enough else None
     return train_test_split(np.arange(len(labels)), test_size=n_valid, random_state=seed, stratify=by_label)
 
 
@@ -120,31 +118,16 @@ def hold_out(
 
 def own_task(data_dir: Path, form: str, columns: dict[str, str]) -> Task:
     """Return the record of the user's own data: files train, valid and test in a folder. Raises InputError."""
-    train = _own_source(data_dir, "train", form, columns)
-    if not train:
+    sources = {}
+    for split in ("train", "valid", "test"):
+        found = [split + suffix for suffix in SUFFIXES if (data_dir / (split + suffix)).exists()]
+        if len(found) > 1:
+            raise InputError(f"{data_dir} holds {' and '.join(found)}. Keep one of them.")
+        settings = {"form": form, "columns": columns, "labelled": split != "test"}
+        sources[split] = tuple(Source((file,), partial(own_examples, file=file, **settings)) for file in found)
+    if not sources["train"]:
         raise InputError(f"{data_dir} holds none of train.csv, train.tsv and train.jsonl. Name the folder that does.")
-    return Task(
-        title="Own data",
-        form=form,
-        labels=None,
-        train=train,
-        valid=_own_source(data_dir, "valid", form, columns),
-        test=_own_source(data_dir, "test", form, columns),
-        submission={"": "own.tsv"},
-        strict=True,
-    )
-
-
-def _own_source(data_dir: Path, name: str, form: str, columns: dict[str, str]) -> tuple[Source, ...]:
-    """Return the one file of a split, or nothing if there is none; only test may lack labels."""
-    found = [name + suffix for suffix in SUFFIXES if (data_dir / (name + suffix)).exists()]
-    if len(found) > 1:
-        raise InputError(f"{data_dir} holds {' and '.join(found)}. Keep one of them.")
-    labelled = name != "test"
-    return tuple(
-        Source((file,), partial(own_examples, file=file, form=form, columns=columns, labelled=labelled))
-        for file in found
-    )
+    return Task(title="Own data", form=form, labels=None, submission={"": "own.tsv"}, strict=True, **sources)
 
 
 # --- the records -----------------------------------------------------------------------------------------------------
@@ -155,6 +138,11 @@ def _source(
 ) -> tuple[Source]:
     """Return the one file of a split, or of a part of it, with the settings of its reader."""
     return (Source((file,), partial(read, file=file, **settings), n_examples, part, optional),)
+
+
+def _named(name: str) -> dict:
+    """Return the fields of a data set whose folder and one file of predictions have its name."""
+    return {"title": name, "folder": name, "submission": {"": f"{name}.tsv"}}
 
 
 def _glue_pairs(n_examples: tuple[int, int, int], **columns) -> dict[str, tuple[Source]]:
@@ -171,63 +159,53 @@ BINARY = ("0", "1")
 MNLI = ("entailment", "neutral", "contradiction")
 SNLI_FIELDS = {"texts": ("sentence1", "sentence2"), "label": "gold_label"}
 SCITAIL_COLUMNS = {"texts": (0, 1), "label": 2, "header": False}
+ROCSTORIES = Task(
+    title="ROCStories",
+    form="multiple_choice",
+    labels=("1", "2"),
+    written=BINARY,
+    train=_source(cloze, ROCSTORIES_VALID),
+    test=_source(cloze, ROCSTORIES_TEST),
+    submission={"": "ROCStories.tsv"},
+    cut="halves",
+    split_seed=SPLIT_SEED,
+    strict=True,
+)
 TASKS: dict[str, Task] = {
-    "rocstories": Task(
-        title="ROCStories",
-        form="multiple_choice",
-        labels=("1", "2"),
-        written=BINARY,
-        train=_source(cloze, ROCSTORIES_VALID),
-        test=_source(cloze, ROCSTORIES_TEST),
-        submission={"": "ROCStories.tsv"},
-        cut="halves",
-        split_seed=SPLIT_SEED,
-        strict=True,
-    ),
-    "rocstories_2018": Task(
+    "rocstories": ROCSTORIES,
+    "rocstories_2018": replace(
+        ROCSTORIES,
         title="ROCStories 2018",
-        form="multiple_choice",
-        labels=("1", "2"),
-        written=BINARY,
         train=_source(cloze, "cloze_test_val__winter2018-cloze_test_ALL_val - 1 - 1.csv", 1571),
         test=_source(cloze, "cloze_test_test__winter2018-cloze_test_ALL_test - 1.csv", labelled=False),
         submission={"": "ROCStories-2018.tsv"},
-        cut="halves",
-        split_seed=SPLIT_SEED,
-        strict=True,
     ),
     "cola": Task(
-        title="CoLA",
+        **_named("CoLA"),
         form="classification",
         labels=BINARY,
         metrics=("mcc",),
         train=_source(table, "train.tsv", 8551, texts=(3,), label=1, header=False),
         valid=_source(table, "dev.tsv", 1043, texts=(3,), label=1, header=False),
         test=_source(table, "test.tsv", 1063, texts=(1,)),
-        folder="CoLA",
-        submission={"": "CoLA.tsv"},
     ),
     "sst2": Task(
-        title="SST-2",
+        **_named("SST-2"),
         form="classification",
         labels=BINARY,
         train=_source(table, "train.tsv", 67349, texts=(0,), label=1),
         valid=_source(table, "dev.tsv", 872, texts=(0,), label=1),
         test=_source(table, "test.tsv", 1821, texts=(1,)),
-        folder="SST-2",
-        submission={"": "SST-2.tsv"},
     ),
     "mrpc": Task(
-        title="MRPC",
+        **_named("MRPC"),
         form="similarity",
         labels=BINARY,
         metrics=("f1", "acc"),
         **_glue_pairs((3668, 408, 1725), texts=(3, 4), label=0),
-        folder="MRPC",
-        submission={"": "MRPC.tsv"},
     ),
     "stsb": Task(
-        title="STS-B",
+        **_named("STS-B"),
         form="similarity",
         labels=None,
         scores=(0.0, 5.0),
@@ -235,19 +213,15 @@ TASKS: dict[str, Task] = {
         train=_source(scored_table, "train.tsv", 5749, texts=(7, 8), label=9),
         valid=_source(scored_table, "dev.tsv", 1500, texts=(7, 8), label=9),
         test=_source(table, "test.tsv", 1379, texts=(7, 8)),
-        folder="STS-B",
-        submission={"": "STS-B.tsv"},
     ),
     "qqp": Task(
-        title="QQP",
+        **_named("QQP"),
         form="similarity",
         labels=BINARY,
         metrics=("f1", "acc"),
         train=_source(table, "train.tsv", 363846, texts=(3, 4), label=5),
         valid=_source(table, "dev.tsv", 40430, texts=(3, 4), label=5),
         test=_source(table, "test.tsv", 390965, texts=(1, 2)),
-        folder="QQP",
-        submission={"": "QQP.tsv"},
     ),
     "mnli": Task(
         title="MNLI",
@@ -264,28 +238,22 @@ TASKS: dict[str, Task] = {
         submission={"matched": "MNLI-m.tsv", "mismatched": "MNLI-mm.tsv", "ax": "AX.tsv"},
     ),
     "qnli": Task(
-        title="QNLI",
+        **_named("QNLI"),
         form="entailment",
         labels=("entailment", "not_entailment"),
         **_glue_pairs((104743, 5463, 5463), texts=(1, 2), label=3),
-        folder="QNLI",
-        submission={"": "QNLI.tsv"},
     ),
     "rte": Task(
-        title="RTE",
+        **_named("RTE"),
         form="entailment",
         labels=("entailment", "not_entailment"),
         **_glue_pairs((2490, 277, 3000), texts=(1, 2), label=3),
-        folder="RTE",
-        submission={"": "RTE.tsv"},
     ),
     "wnli": Task(
-        title="WNLI",
+        **_named("WNLI"),
         form="entailment",
         labels=BINARY,
         **_glue_pairs((635, 71, 146), texts=(1, 2), label=3),
-        folder="WNLI",
-        submission={"": "WNLI.tsv"},
     ),
     "snli": Task(
         title="SNLI",
@@ -321,22 +289,22 @@ TASKS: dict[str, Task] = {
 }
 
 # MRPC as Microsoft published it: dev is what is on GLUE's list of pairs; without the list, examples are held out
-MRPC_TRAIN = "msr_paraphrase_train.txt"
-MRPC_LIST = "mrpc_dev_ids.tsv"
-_MRPC_WITHOUT_LIST = replace(
+_TRAIN = "msr_paraphrase_train.txt"
+_LIST = "mrpc_dev_ids.tsv"
+_WITHOUT_LIST = replace(
     TASKS["mrpc"],
-    train=_source(table, MRPC_TRAIN, 4076, texts=(3, 4), label=0),
+    train=_source(table, _TRAIN, 4076, texts=(3, 4), label=0),
     valid=(),
     test=_source(table, "msr_paraphrase_test.txt", 1725, texts=(3, 4), label=0),
 )
-_PARAPHRASES = partial(paraphrases, file=MRPC_TRAIN, ids_file=MRPC_LIST)
-_MRPC_WITH_LIST = replace(
-    _MRPC_WITHOUT_LIST,
-    train=(Source((MRPC_TRAIN, MRPC_LIST), partial(_PARAPHRASES, listed=False), 3668),),
-    valid=(Source((MRPC_TRAIN, MRPC_LIST), partial(_PARAPHRASES, listed=True), 408),),
+_READ = partial(paraphrases, file=_TRAIN, ids_file=_LIST)
+_WITH_LIST = replace(
+    _WITHOUT_LIST,
+    train=(Source((_TRAIN, _LIST), partial(_READ, listed=False), 3668),),
+    valid=(Source((_TRAIN, _LIST), partial(_READ, listed=True), 408),),
 )
 # the same data in other files, tried in this order where those of TASKS are missing
-LAYOUTS = {"mrpc": (_MRPC_WITH_LIST, _MRPC_WITHOUT_LIST)}
+LAYOUTS = {"mrpc": (_WITH_LIST, _WITHOUT_LIST)}
 
 
 def find_task(
@@ -366,14 +334,7 @@ def find_task(
 
     # one level of RACE
     if dataset == "race" and race != "all":
-        return replace(
-            task,
-            train=_of_part(task.train, race),
-            valid=_of_part(task.valid, race),
-            test=_of_part(task.test, race),
-        )
+        for split in ("train", "valid", "test"):
+            of_level = tuple(source for source in getattr(task, split) if source.part == race)
+            task = replace(task, **{split: of_level})
     return task
-
-
-def _of_part(sources: tuple[Source, ...], part: str) -> tuple[Source, ...]:
-    return tuple(source for source in sources if source.part == part)

@@ -22,6 +22,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 SECONDS_BETWEEN_SIGNALS = 30
+PARENT_HAS_ENDED = threading.Event()  # in a worker
 
 
 def n_cores() -> int:
@@ -55,10 +56,10 @@ def in_processes(
     def start_jobs(n: int) -> None:
         with _inherited_by_workers():
             for job in islice(waiting, n):
-                running[pool.submit(function, job)] = job
+                running[pool.submit(_begin, function, job)] = job
 
     try:
-        # a worker has one job at a time, and no further one when it is asked to stop
+        # not more jobs than workers at a time, so that there is little to take back when the caller stops
         start_jobs(n_workers)
         while running:
             ended, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -101,13 +102,25 @@ def _inherited_by_workers() -> Iterator[None]:
 def _end_with_parent(parent_lives: Connection) -> None:
     """Make this process a worker: it gets SIGTERM when the other end of a pipe is closed, and again until it is gone.
 
-    More than once, as a job may be at a point where it does not listen.
+    Again, as a job may be at a point where it does not listen.
     """
+
+    def leave(number: int, _frame) -> None:
+        raise SystemExit(128 + number)  # so that files are closed and locks given back
 
     def wait_for_the_end() -> None:
         parent_lives.poll(None)
+        PARENT_HAS_ENDED.set()
         while True:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(SECONDS_BETWEEN_SIGNALS)
 
+    signal.signal(signal.SIGTERM, leave)
     threading.Thread(target=wait_for_the_end, daemon=True).start()
+
+
+def _begin(function: Callable[[Job], Result], job: Job) -> Result:
+    """Do a job in a worker. One that was asked to stop begins no further job, even if it was sent one before."""
+    if PARENT_HAS_ENDED.is_set():
+        raise SystemExit
+    return function(job)

@@ -34,6 +34,8 @@ def draw(
 
     figure = Figure(figsize=(15, 8), layout="constrained")
     figure.suptitle(headline(report), parse_math=False)
+
+    # above: the course of training; below: the predictions
     above = ["cost", "metric", "rate"]
     if report["scores"]:
         panels = figure.subplot_mosaic([above, ["length", "scatter", "scatter"]])
@@ -46,6 +48,7 @@ def draw(
     draw_metric(panels["metric"], report, record, logs)
     draw_learning_rate(panels["rate"], record)
     draw_by_length(panels["length"], report)
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # labels in scripts that the font lacks are drawn as boxes
         figure.savefig(path, dpi=120)
@@ -57,11 +60,13 @@ def headline(report: dict) -> str:
     for part, numbers in report["splits"][report["analysed"]].items():
         metric = numbers["metrics"][report["metric"]]
         interval = f"95 % interval {metric['low']:.2f} to {metric['high']:.2f}"
-        text = f"{metric['value']:.2f} % ({interval}) of {numbers['n']:,} examples"
-        found.append(text if part == "all" else f"{part} {text}")
-    every, *parts = found
-    title = f"{report['desc']}: {report['analysed']} {report['metric_title']} {every}"
-    return "\n".join([title, ", ".join(parts)]) if parts else title
+        found.append(f"{metric['value']:.2f} % ({interval}) of {numbers['n']:,} examples")
+        if part != "all":
+            found[-1] = f"{part} {found[-1]}"
+    title = f"{report['desc']}: {report['analysed']} {report['metric_title']} {found[0]}"
+    if len(found) > 1:
+        title += "\n" + ", ".join(found[1:])
+    return title
 
 
 # --- the course of training ------------------------------------------------------------------------------------------
@@ -69,32 +74,37 @@ def headline(report: dict) -> str:
 
 def draw_costs(axes: "Axes", record: RunRecord, logs: "pd.DataFrame") -> None:
     """Draw the training cost of every update, and the task's cost on train and valid at each log."""
+    # each line of the log holds the costs since the one before
     costs = np.concatenate(logs["costs"].tolist())
     last = logs["n_updates"].iloc[-1]
     updates = np.arange(last - len(costs), last) + 1
-    label = "train, every update"
-    if record.lm_coef:
-        label += f",\nwith {record.lm_coef:g} x language model"
+    label = "each update"
+    if record.lm_coef > 0:
+        label += f": task + {record.lm_coef:g} x language model"
     axes.plot(updates, costs, color="lightsteelblue", linewidth=0.8, label=label)
+
+    # the task's alone, without dropout
     draw_evaluations(axes, "cost", record, logs)
     axes.set(ylabel="cost (nats)")
 
 
 def draw_metric(axes: "Axes", report: dict, record: RunRecord, logs: "pd.DataFrame") -> None:
     """Draw the main metric on train and valid at each log, and the accuracy of guesses."""
+    if report["guess"] is not None:
+        axes.axhline(report["guess"], color="grey", linestyle=":", linewidth=1, label="guessing")
     draw_evaluations(axes, report["metric"], record, logs)
     axes.set(ylabel=f"{report['metric_title']} (%)")
+
+    # the parameters kept are those that were best on valid
     best = report["best_valid"]
     point = (best["n_updates"], best["value"])
     axes.annotate(f"kept: {best['value']:.2f}", point, (-6, -14), textcoords="offset points", ha="right")
-    if report["guess"] is not None:
-        axes.axhline(report["guess"], color="grey", linestyle=":", linewidth=1)
 
 
 def draw_evaluations(axes: "Axes", name: str, record: RunRecord, logs: "pd.DataFrame") -> None:
     """Draw a figure of the log on train and valid over the updates."""
     updates = logs["n_updates"]
-    axes.plot(updates, logs[f"tr_{name}"], "o-", label=f"train (its first {record.n_valid})")
+    axes.plot(updates, logs[f"tr_{name}"], "o-", label=f"train, its first {record.n_valid}")
     axes.plot(updates, logs[f"va_{name}"], "s-", label="valid")
     axes.set(xlabel="update", xlim=(0, record.t_total * 1.02))
     axes.legend()
@@ -105,7 +115,8 @@ def draw_learning_rate(axes: "Axes", record: RunRecord) -> None:
     t_total = record.t_total
     schedule = SCHEDULES[record.lr_schedule]
     updates = np.arange(1, t_total + 1)
-    axes.plot(updates, [record.lr * schedule(t / t_total, record.lr_warmup) for t in updates])
+    rates = [record.lr * schedule(t / t_total, record.lr_warmup) for t in updates]
+    axes.plot(updates, rates)
     axes.set(xlabel="update", ylabel="learning rate", xlim=(0, t_total * 1.02))
 
 
@@ -124,13 +135,21 @@ def draw_by_length(axes: "Axes", report: dict) -> None:
         groups = pd.DataFrame(report["accuracy_by_length"])
         middle = groups["accuracy"]
         unit = "accuracy (%)"
+
+    # a point with its interval for each group, a line for all
     below = middle - groups["low"]
     above = groups["high"] - middle
     axes.errorbar(groups.index, middle, [below, above], fmt="o", capsize=4)
-    axes.axhline(np.average(middle, weights=groups["n"]), color="grey", linewidth=1, label="all")
+    mean = np.average(middle, weights=groups["n"])
+    axes.axhline(mean, color="grey", linewidth=1, label="all")
 
-    axes.set_xticks(groups.index, [f"{group.first}-{group.last}\nn = {group.n}" for group in groups.itertuples()])
-    axes.set(xlabel=f"words in the {report['length_of']}", ylabel=f"{report['analysed']} {unit}, 95 % interval")
+    # lengths and numbers of examples
+    ticks = []
+    for group in groups.itertuples():
+        words = f"{group.first}" if group.first == group.last else f"{group.first}-{group.last}"
+        ticks.append(f"{words}\nn = {group.n}")
+    axes.set_xticks(groups.index, ticks)
+    axes.set(xlabel="words in the text", ylabel=f"{report['analysed']} {unit}, 95 % interval")
     axes.set_ylim(0, None if report["scores"] else 105)
     axes.legend()
 
@@ -138,16 +157,21 @@ def draw_by_length(axes: "Axes", report: dict) -> None:
 def draw_confusion(axes: "Axes", report: dict) -> None:
     """Draw how often each label is predicted as each other, coloured by the fraction of the true label."""
     counts = np.array(report["confusion"])
-    names = [name if len(name) <= 16 else name[:15] + "…" for name in report["labels"]]
-    fractions = counts / np.maximum(1, counts.sum(1, keepdims=True))
+    n_true = counts.sum(1, keepdims=True)
+    fractions = counts / np.maximum(1, n_true)
     axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     axes.set(xlabel="predicted", ylabel="true", title="examples; colour: fraction of the true label")
+
+    # names and numbers, where there is room for them; a label may hold dollar signs
+    names = []
+    for name in report["labels"]:
+        names.append(name if len(name) <= 16 else name[:15] + "…")
     if len(names) > MAX_NAMED:
         return
+    places = range(len(names))
     are_long = len(names) > 3 and max(map(len, names)) > 3
-    # a label may hold dollar signs
-    axes.set_xticks(range(len(names)), names, rotation=30 if are_long else 0, parse_math=False)
-    axes.set_yticks(range(len(names)), names, parse_math=False)
+    axes.set_xticks(places, names, rotation=30 if are_long else 0, parse_math=False)
+    axes.set_yticks(places, names, parse_math=False)
     for (i, j), count in np.ndenumerate(counts):
         color = "white" if fractions[i, j] > 0.6 else "black"
         axes.text(j, i, f"{count:,}", ha="center", va="center", color=color)
@@ -157,10 +181,13 @@ def draw_calibration(axes: "Axes", report: dict) -> None:
     """Draw the reliability curve: accuracy against confidence, and how many examples have which confidence."""
     import pandas as pd
 
+    # how many examples
     bins = pd.DataFrame(report["calibration"])
     width = bins["high"] - bins["low"]
     percent = 100 * bins["n"] / bins["n"].sum()
     axes.bar(bins["low"], percent, width, align="edge", color="lightgrey", label="examples (% of all)")
+
+    # how many of them are right; on the dotted line, as many as the confidence says
     axes.plot([0, 100], [0, 100], color="grey", linestyle=":", linewidth=1)
     axes.plot(bins["confidence"], bins["accuracy"], "o-", label="accuracy")
 

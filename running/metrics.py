@@ -29,18 +29,23 @@ def accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
 
 def f1(labels: np.ndarray, predictions: np.ndarray) -> float:
     """Return F1 of class 1."""
-    n_right = np.sum((labels == 1) & (predictions == 1))
-    n_true, n_predicted = np.sum(labels == 1), np.sum(predictions == 1)
-    return float(2 * n_right / max(1, n_true + n_predicted))
+    is_true = labels == 1
+    is_predicted = predictions == 1
+    n_both = np.sum(is_true & is_predicted)
+    n = np.sum(is_true) + np.sum(is_predicted)
+    return float(2 * n_both / max(1, n))
 
 
 def matthews(labels: np.ndarray, predictions: np.ndarray) -> float:
     """Return Matthews' correlation of any number of classes (Gorodkin 2004, R_K)."""
+    # how often each class is true, predicted, and both
     n_labels = 1 + max(labels.max(), predictions.max())
     counts = confusion_matrix(labels, predictions, n_labels)
     n = len(labels)
     n_true = counts.sum(1)
     n_predicted = counts.sum(0)
+
+    # the correlation is covariance over standard deviations, all times n squared
     covariance = float(n * counts.trace() - n_true @ n_predicted)
     variance_true = float(n * n - n_true @ n_true)
     variance_predicted = float(n * n - n_predicted @ n_predicted)
@@ -52,18 +57,22 @@ def matthews(labels: np.ndarray, predictions: np.ndarray) -> float:
 def pearson(labels: np.ndarray, predictions: np.ndarray) -> float:
     from scipy.stats import pearsonr
 
-    return float(pearsonr(labels, predictions).statistic) if _both_vary(labels, predictions) else 0.0
+    if not vary(labels) or not vary(predictions):
+        return 0.0
+    return float(pearsonr(labels, predictions).statistic)
 
 
 def spearman(labels: np.ndarray, predictions: np.ndarray) -> float:
     from scipy.stats import spearmanr
 
-    return float(spearmanr(labels, predictions).statistic) if _both_vary(labels, predictions) else 0.0
+    if not vary(labels) or not vary(predictions):
+        return 0.0
+    return float(spearmanr(labels, predictions).statistic)
 
 
-def _both_vary(labels: np.ndarray, predictions: np.ndarray) -> bool:
-    # numbers equal but for rounding count as constant: their correlation is noise
-    return len(labels) > 1 and all(np.ptp(v) > 1e-9 * np.abs(v).max() for v in (labels, predictions))
+def vary(values: np.ndarray) -> bool:
+    """Return whether numbers differ by more than rounding: the correlation of constants would be noise."""
+    return np.ptp(values) > 1e-9 * np.abs(values).max()
 
 
 METRICS = {
@@ -90,11 +99,12 @@ def intervals(metrics: Sequence[str], labels: np.ndarray, predictions: np.ndarra
         which = rng.integers(n, size=n)
         values[i] = [METRICS[metric].of(labels[which], predictions[which]) for metric in metrics]
 
-    lows, highs = np.quantile(values, [0.025, 0.975], axis=0)
+    # the middle 95 % of them
     found = {}
-    for metric, low, high in zip(metrics, lows, highs, strict=True):
+    for i, metric in enumerate(metrics):
+        low, high = np.quantile(values[:, i], [0.025, 0.975]).tolist()
         value = METRICS[metric].of(labels, predictions)
-        found[metric] = {"value": 100 * value, "low": 100 * float(low), "high": 100 * float(high)}
+        found[metric] = {"value": 100 * value, "low": 100 * low, "high": 100 * high}
     return found
 
 
@@ -118,7 +128,10 @@ def calibration(confidence: np.ndarray, is_right: np.ndarray) -> tuple[float, li
     Args:
         confidence: probability of the predicted label (N,).
     """
-    bins = np.minimum((confidence * N_BINS).astype(int), N_BINS - 1)  # a confidence of 1 belongs to the last one
+    # the bin of each example; a confidence of 1 belongs to the last one
+    bins = np.minimum((confidence * N_BINS).astype(int), N_BINS - 1)
+
+    # each bin that has examples
     error = 0.0
     curve = []
     for i in np.unique(bins).tolist():
@@ -149,10 +162,13 @@ def accuracy_by_length(n_words: np.ndarray, is_right: np.ndarray) -> list[dict]:
 
     found = []
     for group in groups_by_length(n_words):
-        right = is_right[group]
-        interval = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
-        line = {"accuracy": 100 * float(right.mean()), "low": 100 * interval.low, "high": 100 * interval.high}
-        found.append(describe_group(n_words[group]) | line)
+        n_right = int(is_right[group].sum())
+        interval = binomtest(n_right, len(group)).proportion_ci(method="wilson")
+        line = describe_group(n_words[group])
+        line["accuracy"] = 100 * n_right / len(group)
+        line["low"] = 100 * interval.low
+        line["high"] = 100 * interval.high
+        found.append(line)
     return found
 
 
@@ -161,17 +177,27 @@ def error_by_length(n_words: np.ndarray, errors: np.ndarray) -> list[dict]:
     found = []
     for group in groups_by_length(n_words):
         mean = float(errors[group].mean())
-        half = 1.96 * float(errors[group].std()) / len(group) ** 0.5
-        found.append(describe_group(n_words[group]) | {"error": mean, "low": mean - half, "high": mean + half})
+        half = 1.96 * float(errors[group].std()) / math.sqrt(len(group))
+        line = describe_group(n_words[group])
+        line["error"] = mean
+        line["low"] = mean - half
+        line["high"] = mean + half
+        found.append(line)
     return found
 
 
-def describe_group(n_words: np.ndarray) -> dict[str, int]:
-    return {"first": int(n_words.min()), "last": int(n_words.max()), "n": len(n_words)}
+def describe_group(n_words: np.ndarray) -> dict[str, float]:
+    """Return the shortest and the longest length in a group, and how many examples it has."""
+    return {
+        "first": int(n_words.min()),
+        "last": int(n_words.max()),
+        "n": len(n_words),
+    }
 
 
 def groups_by_length(n_words: np.ndarray) -> list[np.ndarray]:
     """Return the indices of the examples in each of up to five groups of about equal size, the shortest first."""
-    edges = np.unique(np.quantile(n_words, [0.2, 0.4, 0.6, 0.8]))  # each belongs to the group below it
+    # each edge belongs to the group below it
+    edges = np.unique(np.quantile(n_words, [0.2, 0.4, 0.6, 0.8]))
     numbers = np.searchsorted(edges, n_words)
     return [np.flatnonzero(numbers == i) for i in np.unique(numbers)]

@@ -85,7 +85,7 @@ def as_shown(values: np.ndarray, task: Task) -> list[str] | list[float]:
     """Return labels or answers (N,) in the words of the official files; scores stay numbers."""
     if task.scores:
         return values.tolist()
-    return written_answers(values, task.shown or task.labels, None)
+    return written_answers(values, task.shown_labels(), None)
 
 
 def read_predictions(path: Path) -> list[PredictedExample]:
@@ -126,8 +126,7 @@ def write_submission(folder: Path, task: Task, parts: Parts, found: np.ndarray) 
     Args:
         found: labels, choices or scores of all parts (N,), as from running.inference.answers.
     """
-    words = task.written or task.shown or task.labels
-    texts = written_answers(found, words, task.scores)
+    texts = written_answers(found, task.written_labels(), task.scores)
     first = 0
     for part, n in parts:
         lines = ["index\tprediction\n"]

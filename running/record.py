@@ -94,8 +94,9 @@ def problem_of(values: Any) -> str | None:
             return f"{f.name} is {values[f.name]!r}"
     if values["form"] not in FORMS or values["cut"] not in CUTS:
         return f"form {values['form']!r}, cut {values['cut']!r}"
-    if values["scores"] is not None and len(values["scores"]) != 2:
-        return f"scores is {values['scores']!r}"
+    for name in ("scores", "vocabulary"):
+        if values[name] is not None and len(values[name]) != 2:
+            return f"{name} is {values[name]!r}"
     return None
 
 

@@ -13,37 +13,31 @@ import pytest
 import torch
 from conftest import write_model
 from safetensors.torch import load_file, save_file
+from test_shards import Touch
 from torch.export import Dim, export
 
 import convert
 import train
 from finetuning import fit
-from formats.authors import FolderSizes, read_sizes, save_openai_model
+from formats.authors import FolderSizes, read_sizes
 from formats.files import InputError
 from formats.hugging_face import array_names
 from model_pytorch import DEFAULT_CONFIG, LMModel, load_openai_pretrained_model
-from reading.rows import FORMS, N_SPECIAL, pad_rows, position_rows, special_tokens
+from reading.rows import FORMS, N_SPECIAL, pad_rows, special_tokens, with_positions
 from text_utils import TextEncoder
 from weights import SavedRun, open_model, open_run
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "demo/model"
 TEXT = "Anna had a big exam. She went over each chapter twice."
-needs_transformers = [
-    pytest.mark.skipif(not importlib.util.find_spec("transformers"), reason="requirements-bench.txt is not installed"),
-    pytest.mark.filterwarnings("ignore"),
-]
 
 
-def marked(*marks):
-    """Return a decorator that sets several marks."""
-
-    def mark(test):
-        for each in marks:
-            test = each(test)
-        return test
-
-    return mark
+def needs_transformers(test):
+    """Mark a test that compares with transformers, whose warnings are its own."""
+    is_missing = not importlib.util.find_spec("transformers")
+    return pytest.mark.skipif(is_missing, reason="requirements-bench.txt is not installed")(
+        pytest.mark.filterwarnings("ignore")(test)
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -221,15 +215,15 @@ def test_a_run_of_multiple_choice_comes_back_with_the_same_predictions(runs, tmp
     back = open_run(from_hf(hf, tmp_path / "back"))
     assert back.predict([example]) == run.predict([example])
     for name in ("form", "cut", "labels", "n_ctx", "n_ctx_allowed", "n_vocab", "clf_pdrop", "n_head"):
-        assert back.settings[name] == run.settings[name]
+        assert getattr(back.record, name) == getattr(run.record, name)
     theirs = dict(back.model.named_parameters())
     assert all(torch.equal(value, theirs[name]) for name, value in run.model.named_parameters())
     assert back.encoder.encode([TEXT], verbose=False) == run.encoder.encode([TEXT], verbose=False)
     config = json.loads((hf / "config.json").read_text())
-    assert config["vocab_size"] == run.settings["n_vocab"] + N_SPECIAL and config["pad_token_id"] == 0
+    assert config["vocab_size"] == run.record.n_vocab + N_SPECIAL and config["pad_token_id"] == 0
     transformer = open_model(hf)[0].transformer  # as a language model, without the three added tokens
     assert torch.equal(transformer.h[0].ln_1.g, run.model.transformer.h[0].ln_1.g)
-    assert len(transformer.embed.weight) == run.settings["n_vocab"] + run.settings["n_ctx"]
+    assert len(transformer.embed.weight) == run.record.n_vocab + run.record.n_ctx
 
 
 @pytest.mark.parametrize(
@@ -271,14 +265,24 @@ def test_settings_of_another_run_are_refused(runs, tmp_path, capsys, change):
     assert not (tmp_path / "back").exists()
 
 
-@pytest.mark.parametrize("size", [None, (2, 96), (1, 95)])
+@pytest.mark.parametrize("size", [None, (2, 96), (1, 95), (1, 1), (96,)])
 def test_a_run_with_another_head_is_refused(runs, tmp_path, capsys, size):
     hf = to_hf(runs["multiple_choice"].folder, tmp_path / "hf")
     head = {} if size is None else {"multiple_choice_head.summary.weight": torch.ones(size)}
     others = {name: t for name, t in load_file(hf / "model.safetensors").items() if "summary.weight" not in name}
     save_file(others | head, hf / "model.safetensors")
-    assert_refused(["from_hf", str(hf), str(tmp_path / "back")], "the weights are not of one run", capsys)
+    assert_refused(
+        ["from_hf", str(hf), str(tmp_path / "back")], "the weights are not of the run that config.json", capsys
+    )
     assert not (tmp_path / "back").exists()
+
+
+def test_a_run_without_its_special_tokens_is_refused(runs, tmp_path, capsys):
+    hf = to_hf(runs["multiple_choice"].folder, tmp_path / "hf")
+    config(vocab_size=runs["multiple_choice"].record.n_vocab + 1)(hf)
+    assert_refused(["from_hf", str(hf), str(tmp_path / "back")], "without the special tokens", capsys)
+    config(vocab_size=runs["multiple_choice"].record.n_vocab + N_SPECIAL, attn_pdrop="often")(hf)
+    assert_refused(["from_hf", str(hf), str(tmp_path / "back")], "config.json tells of .TypeError", capsys)
 
 
 # --- torch.export ----------------------------------------------------------------------------------------------------
@@ -288,8 +292,8 @@ def rows_of(run: SavedRun, example: tuple[str, ...] | str, n_tokens: int) -> tor
     """Return x (1, K, T, 2) of an example, padded."""
     texts = (example,) if isinstance(example, str) else example
     ids = run.encoder.encode(list(texts), verbose=False)
-    rows = FORMS[run.settings["form"]].rows(ids, special_tokens(run.settings["n_vocab"]))
-    return torch.from_numpy(pad_rows([rows], run.settings["n_vocab"], n_tokens)[0])
+    rows = FORMS[run.record.form].rows(ids, special_tokens(run.record.n_vocab))
+    return torch.from_numpy(pad_rows([rows], run.record.n_vocab, n_tokens)[0])
 
 
 @pytest.mark.parametrize(
@@ -354,7 +358,7 @@ def compare_language_models(ours: LMModel, n_vocab: int, folder: Path, ids: list
     theirs, info = OpenAIGPTLMHeadModel.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()) and theirs.config.n_head == ours.transformer.h[0].attn.n_head
     tokens = torch.tensor([ids])
-    x = torch.from_numpy(position_rows(tokens.numpy(), n_vocab))
+    x = torch.from_numpy(with_positions(tokens.numpy(), n_vocab))
     with torch.no_grad():
         found = theirs.eval()(tokens, output_hidden_states=True)
         torch.testing.assert_close(ours.transformer(x), found.hidden_states[-1], atol=1e-5, rtol=0)
@@ -365,13 +369,13 @@ def compare_language_models(ours: LMModel, n_vocab: int, folder: Path, ids: list
         theirs.float(), ours.float()
         greedy = list(ids)
         for _ in range(n_greedy):
-            x = torch.from_numpy(position_rows(np.array([greedy]), n_vocab))
+            x = torch.from_numpy(with_positions(np.array([greedy]), n_vocab))
             greedy.append(int(ours(x)[0, -1, :n_vocab].argmax()))
         options = {"max_new_tokens": n_greedy, "do_sample": False, "pad_token_id": 0}
         assert theirs.generate(tokens, **options)[0].tolist() == greedy
 
 
-@marked(*needs_transformers)
+@needs_transformers
 def test_the_demo_computes_what_transformers_computes(demo_hf):
     ours, encoder = open_model(demo_hf, return_probs=False)
     (ids,) = encoder.encode([TEXT], verbose=False)
@@ -379,7 +383,7 @@ def test_the_demo_computes_what_transformers_computes(demo_hf):
 
 
 @pytest.mark.slow
-@marked(*needs_transformers)
+@needs_transformers
 def test_the_full_sizes_compute_what_transformers_computes(tmp_path, real_model_dir):
     folder = tmp_path / "model"
     folder.mkdir()
@@ -400,7 +404,7 @@ def test_the_full_sizes_compute_what_transformers_computes(tmp_path, real_model_
     assert len(list(back.iterdir())) == len(list(folder.iterdir()))
 
 
-@marked(*needs_transformers)
+@needs_transformers
 def test_multiple_choice_logits_are_those_of_transformers(runs, tmp_path):
     from transformers import OpenAIGPTDoubleHeadsModel
 
@@ -409,7 +413,7 @@ def test_multiple_choice_logits_are_those_of_transformers(runs, tmp_path):
     theirs, info = OpenAIGPTDoubleHeadsModel.from_pretrained(hf, output_loading_info=True)
     assert not any(info.values())
     x = rows_of(run, EXAMPLES["multiple_choice"], 16)
-    classify = special_tokens(run.settings["n_vocab"]).classify
+    classify = special_tokens(run.record.n_vocab).classify
     with torch.no_grad():
         lm_logits, expected = run.model(x)
         found = theirs.eval()(x[..., 0], mc_token_ids=(x[..., 0] == classify).int().argmax(-1).long())
@@ -425,7 +429,7 @@ def test_multiple_choice_logits_are_those_of_transformers(runs, tmp_path):
     assert back.predict([EXAMPLES["multiple_choice"]]) == run.predict([EXAMPLES["multiple_choice"]])
 
 
-@marked(*needs_transformers)
+@needs_transformers
 def test_their_tokenizer_of_a_run_reads_special_tokens_in_a_text(runs, tmp_path):
     from transformers import AutoTokenizer
 
@@ -437,7 +441,7 @@ def test_their_tokenizer_of_a_run_reads_special_tokens_in_a_text(runs, tmp_path)
     assert torch.equal(found, x[0, :, :, 0])  # these words are split alike
 
 
-@marked(*needs_transformers)
+@needs_transformers
 def test_their_tokenizer_of_a_language_model_adds_nothing(demo_hf):
     from transformers import AutoTokenizer
 
@@ -459,33 +463,22 @@ def assert_refused(arguments: list[str], message: str, capsys) -> None:
     assert len(lines) == 1 and re.search(message, lines[0]), lines
 
 
-class Touch:
-    """Pickled, a command to make a file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return Path.touch, (self.path,)
+def evil_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps({"h": Touch(path.with_name("executed"))}))
 
 
-def evil_pickle(folder: Path) -> None:
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"h": Touch(folder / "executed")}))
+def evil_zip(path: Path) -> None:
+    torch.save({"h": Touch(path.with_name("executed"))}, path)
 
 
-def evil_zip(folder: Path) -> None:
-    torch.save({"h": Touch(folder / "executed")}, folder / "pytorch_model.bin")
-
-
-def evil_old(folder: Path) -> None:
-    path = folder / "pytorch_model.bin"
-    torch.save({"h": Touch(folder / "executed")}, path, _use_new_zipfile_serialization=False)
+def evil_old(path: Path) -> None:
+    torch.save({"h": Touch(path.with_name("executed"))}, path, _use_new_zipfile_serialization=False)
 
 
 @pytest.mark.parametrize("write", [evil_pickle, evil_zip, evil_old])
 def test_an_evil_pickle_is_refused_and_never_executed(hf_dir, tmp_path, capsys, write, data_dir, monkeypatch):
     (hf_dir / "model.safetensors").unlink()
-    write(hf_dir)
+    write(hf_dir / "pytorch_model.bin")
     assert_refused(
         ["from_hf", str(hf_dir), str(tmp_path / "o")],
         r"pytorch_model.bin is not a valid file of tensors \(Weights only load failed\)",
@@ -619,10 +612,3 @@ def test_names_of_arrays_are_in_the_authors_order(tmp_path):
     ours = [name for name, _ in model.transformer.h.named_parameters()]
     ends = {"w": "weight", "g": "weight", "b": "bias"}
     assert [f"h.{n[:-1]}{ends[n[-1]]}" for n in ours] == names[2:]
-
-
-def test_an_activation_other_than_gelu_is_written_beside_the_shapes(tmp_path, model_dir):
-    model, encoder = open_model(model_dir)
-    (tmp_path / "relu").mkdir()
-    save_openai_model(model.transformer, len(encoder.encoder), tmp_path / "relu", "relu")
-    assert read_sizes(tmp_path / "relu").afn == "relu"

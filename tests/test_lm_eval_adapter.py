@@ -117,28 +117,34 @@ def test_text_is_generated_greedily_up_to_a_stop(adapter):
 
 # --- in the harness --------------------------------------------------------------------------------------------------
 
+# name -> type of output, metric, how it is averaged, whether higher is better, and what else the task says
 TASKS = {
-    "own_choice": """
-output_type: multiple_choice
-doc_to_text: "{{story}}"
-doc_to_choice: "{{choices}}"
-doc_to_target: right
-metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
-""",
-    "own_continuation": """
-output_type: generate_until
-doc_to_text: "{{story}}"
-doc_to_target: "{{next}}"
-generation_kwargs: {until: ["."], max_gen_toks: 20}
-metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
-""",
-    "own_perplexity": """
-output_type: loglikelihood_rolling
-doc_to_text: ""
-doc_to_target: "{{story}}"
-metric_list: [{metric: word_perplexity, aggregation: weighted_perplexity, higher_is_better: false}]
-""",
+    "own_choice": ("multiple_choice", "acc", "mean", True, 'doc_to_choice: "{{choices}}"\ndoc_to_target: right'),
+    "own_continuation": (
+        "generate_until",
+        "exact_match",
+        "mean",
+        True,
+        'doc_to_target: "{{next}}"\ngeneration_kwargs: {until: ["."], max_gen_toks: 20}',
+    ),
+    "own_perplexity": (
+        "loglikelihood_rolling",
+        "word_perplexity",
+        "weighted_perplexity",
+        False,
+        'doc_to_target: "{{story}}"',
+    ),
 }
+
+
+def write_tasks(folder: Path) -> None:
+    """Write the tasks, on own.jsonl in the same folder."""
+    for name, (output, metric, average, is_better, more) in TASKS.items():
+        text = "" if output == "loglikelihood_rolling" else "{{story}}"
+        lines = [f"task: {name}", f"output_type: {output}", f'doc_to_text: "{text}"', more]
+        lines += ["dataset_path: json", f"dataset_kwargs: {{data_files: {folder}/own.jsonl}}", "test_split: train"]
+        lines += [f"metric_list: [{{metric: {metric}, aggregation: {average}, higher_is_better: {is_better}}}]"]
+        (folder / f"{name}.yaml").write_text("\n".join(lines) + "\n")
 
 
 def harness(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -156,9 +162,7 @@ def test_the_harness_runs_tasks_of_our_own(adapter, tmp_path):
     keys = ("story", "choices", "right", "next")
     lines = [json.dumps(dict(zip(keys, record, strict=True))) for record in records]
     (tmp_path / "own.jsonl").write_text("\n".join(lines) + "\n")
-    for name, task in TASKS.items():
-        data = f"dataset_path: json\ndataset_kwargs: {{data_files: {tmp_path}/own.jsonl}}\ntest_split: train"
-        (tmp_path / f"{name}.yaml").write_text(f"task: {name}\n{data}{task}")
+    write_tasks(tmp_path)
     chosen = ["--tasks", ",".join(TASKS), "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]
     done = harness(tmp_path, "--model_args", f"model_dir={ROOT}/demo/model", *chosen, "--batch_size", "2")
     assert done.returncode == 0, done.stderr

@@ -15,6 +15,7 @@ import train
 from reading.encoding import SplitFiles
 from reading.splits import Limits, Splits, read_splits
 from reading.tasks import TASKS, Task, find_task
+from running.predictions import read_predictions
 from text_utils import TextEncoder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -226,7 +227,9 @@ def test_only_the_article_of_a_long_race_example_is_cut(tmp_path, model_dir):
 
 def check_hand_in(desc: str, files: dict[str, tuple[tuple[str, ...] | None, int]]) -> None:
     """Assert that files of predictions say what the probabilities of the test set say, byte by byte."""
-    probabilities, first = np.load(f"log/{desc}.test.npy").astype(np.float64), 0
+    predicted = read_predictions(Path(f"log/{desc}.predictions.jsonl"))
+    probabilities = np.array([example.probabilities for example in predicted if example.split == "test"])
+    first = 0
     assert sorted(path.name for path in Path("submission").iterdir()) == sorted(files)
     for name, (words, n) in files.items():
         part, first = probabilities[first : first + n], first + n

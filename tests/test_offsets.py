@@ -158,8 +158,8 @@ def test_texts_at_random(encoder, seed):
 def test_a_long_text_takes_no_more_than_seconds(encoder, between):
     rng = random.Random(0)
     text = between.join(rng.choices("the cat sat on a mat and saw one red bird don’t".split(), k=20000))
-    started = time.monotonic()
+    started = time.process_time()
     standard, spans = character_spans(text)
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
     pairs = [(character, text[slice(*span)]) for character, span in zip(standard, spans, strict=True) if span]
     assert all(part in (character, "’") for character, part in pairs) and len(pairs) > 50000

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import train
-from finetuning import Settings, fit
+from finetuning import fit
 from formats.files import InputError
+from running.settings import FineTuningFlags
 from weights import open_run
 
 WORDS = ("cat", "red", "hat", "rat", "in")
@@ -127,6 +128,7 @@ def test_choices_are_named_by_number_or_by_their_text(command):
 ONE = "text,label\nthe cat,yes\n"
 MANY = "text,label\n" + "".join(f"{text},{label}\n" for text, label in texts(40))
 CHOICES = "context,choice_1,choice_2,choice_3,label\nthe cat,red,hat,in,1\n"
+SCORES = "text_a,text_b,label\na,b,2\n"
 BAD = {  # form, files and what is said of the last one
     "an empty text": ("classification", {"train.csv": ONE + ",no\n"}, "line 3: an empty text"),
     "no label": ("classification", {"train.csv": ONE + "the hat,\n"}, "line 3: no label"),
@@ -146,6 +148,11 @@ BAD = {  # form, files and what is said of the last one
         "classification",
         {"train.csv": MANY, "valid.csv": ONE + "the hat,perhaps\n"},
         "line 3: the label 'perhaps' is not one of no, yes",
+    ),
+    "a score that is no number": (
+        "similarity",
+        {"train.csv": SCORES + "a,b,1\na,b,3\n", "valid.csv": SCORES + "a,b,x\n"},
+        "line 3: the label 'x' is not a number, as the others are",
     ),
     "too long choices": (
         "multiple_choice",
@@ -233,4 +240,4 @@ def test_three_lines_of_python_fit_predict_and_save(tmp_path, monkeypatch, model
 
 def test_unknown_settings_are_refused():
     with pytest.raises(TypeError, match="learning_rate"):
-        Settings(learning_rate=1)
+        FineTuningFlags(learning_rate=1)

@@ -196,12 +196,9 @@ def test_the_decoder_is_the_encoder_the_other_way_round(encoder):
 @pytest.mark.parametrize(
     "text, expected",
     [
-        ("A baa abab", "a baa abab"),
         ("Mr. X. don't", "Mr. x. don't"),  # in lower case mr. would be split
         ("I'm I´m", "i'm i'm"),
         ("a € xy€b. €", "a ◻ xy◻ b. ◻"),  # unknown: what it was cannot be told
-        ("x\ny", "x\ny"),
-        ("", ""),
     ],
     ids=repr,
 )

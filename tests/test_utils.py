@@ -13,9 +13,18 @@ import numpy as np
 import pytest
 
 from formats import files
-from formats.files import InputError, ResultLogger, make_output_folder, replacing
+from formats.files import InputError, make_output_folder, replacing
 from running import command
-from utils import encode_dataset, flatten, iter_data, make_path, np_softmax, remove_none, stsb_label_encoding
+from utils import (
+    ResultLogger,
+    encode_dataset,
+    flatten,
+    iter_data,
+    make_path,
+    np_softmax,
+    remove_none,
+    stsb_label_encoding,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -189,16 +198,12 @@ def test_a_path_is_looked_up_here_and_then_beside_the_scripts(tmp_path, monkeypa
     assert files.find(tmp_path / "no such file") == tmp_path / "no such file"
 
 
-def test_an_output_folder_is_made_and_left_empty(tmp_path):
-    folder = tmp_path / "log" / "deep"
+def test_an_output_folder_is_made_and_left_empty_or_named(tmp_path):
     for _ in range(2):
-        make_output_folder(folder)
-    assert folder.is_dir() and list(folder.iterdir()) == []
-
-
-def test_a_file_in_the_place_of_an_output_folder_is_named(tmp_path):
-    (tmp_path / "log").write_text("")
-    for path in (tmp_path / "log", tmp_path / "log" / "deep"):
+        make_output_folder(tmp_path / "log/deep")
+    assert list((tmp_path / "log/deep").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file/deep"):
         with pytest.raises(InputError, match=f"^{re.escape(str(path))} cannot be written to .* Name another folder"):
             make_output_folder(path)
 
