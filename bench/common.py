@@ -10,7 +10,6 @@ import importlib.util
 import itertools
 import multiprocessing
 import platform
-import re
 import resource
 import shlex
 import sys
@@ -55,17 +54,21 @@ class Case:
         return {"n_layer": self.n_layer, "n_embd": self.n_embd, "n_head": self.n_head}
 
 
-# the number of a turn -> what is timed; and -> its real tokens, and its floating-point operations without padding
+# the number of a turn -> what is timed
 Step = Callable[[int], object]
+
+# the number of a turn -> its real tokens, and its floating-point operations without padding
 Work = Callable[[int], tuple[int, int]]
-Contender = Callable[[Case], tuple[Step, Work]]  # can be pickled
+
+# a case -> the two; it is pickled for its process
+Contender = Callable[[Case], tuple[Step, Work]]
 
 # --- what contenders are made of -------------------------------------------------------------------------------------
 
 
 def our_optimizer(model: nn.Module) -> OpenAIAdam:
     """Return the optimiser, set up as for training."""
-    keep_freed_memory()
+    keep_freed_memory()  # as train.py does
     schedule = {"schedule": "warmup_linear", "warmup": 0.002, "t_total": 1000}
     optimizer = OpenAIAdam(model.parameters(), lr=6.25e-5, l2=0.01, max_grad_norm=1, **schedule)
     optimizer.preallocate()
@@ -112,8 +115,10 @@ def count_operations(case: Case, n_tokens: int, n_pairs: int, n_next: int = 0, n
         n_tokens, n_pairs: tokens, and pairs of a token and one that it attends to.
         n_next, n_table: next tokens predicted, each among so many rows of the embedding matrix.
     """
-    blocks = case.n_layer * (24 * case.n_embd**2 * n_tokens + 4 * case.n_embd * n_pairs)
-    return int(blocks + 2 * n_table * case.n_embd * n_next)
+    products = 24 * case.n_embd**2 * n_tokens  # by the matrices of a block, of 12 C^2 elements
+    attention = 4 * case.n_embd * n_pairs  # scores, and means of values
+    lm_head = 2 * case.n_embd * n_table * n_next
+    return int(case.n_layer * (products + attention) + lm_head)
 
 
 def count_pairs(n_tokens):
@@ -123,10 +128,18 @@ def count_pairs(n_tokens):
 
 def matrix_products(case: Case) -> tuple[Step, Work]:
     """Multiply two large matrices as training does: what the machine reaches."""
-    n = 8192 if Ranks().device.type == "cuda" else 1024
+    device = Ranks().device
+    n = 8192 if device.type == "cuda" else 1024
     dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
-    a, b = torch.randn(2, n, n, dtype=dtype, device=Ranks().device)
-    return lambda turn: product(a, b), lambda turn: (0, 2 * n**3)
+    a, b = torch.randn(2, n, n, dtype=dtype, device=device)
+
+    def step(turn: int) -> Tensor:
+        return product(a, b)
+
+    def work(turn: int) -> tuple[int, int]:
+        return 0, 2 * n**3
+
+    return step, work
 
 
 # --- turns -----------------------------------------------------------------------------------------------------------
@@ -177,11 +190,13 @@ def ask(connection: Connection, turn: int) -> tuple | str:
 
 def figures(answers: list[tuple | str]) -> dict:
     """Return what was measured: medians over the turns that count."""
-    failed = [answer for answer in answers if isinstance(answer, str)]
-    if failed:
-        return {"error": failed[0]}
-    seconds, peaks, tokens, operations = map(np.array, zip(*answers[WARM_UP:], strict=True))
-    found = {"seconds": seconds.tolist(), "ms": 1e3 * np.median(seconds), "peak_gib": peaks[-1] / 2**30}
+    for answer in answers:
+        if isinstance(answer, str):
+            return {"error": answer}
+    seconds, peaks, tokens, operations = np.array(answers[WARM_UP:]).T
+    found = {"seconds": seconds.tolist()}
+    found["ms"] = 1e3 * np.median(seconds)
+    found["peak_gib"] = peaks[-1] / 2**30
     if tokens.any():
         found["tokens_per_s"] = np.median(tokens / seconds)
     if operations.any():
@@ -198,19 +213,22 @@ def measure(what: str, contenders: dict[str, Contender], case: Case, limit: floa
 
     # a process each
     context = multiprocessing.get_context("spawn")
-    connections, processes = {}, []
+    connections = {}
+    processes = []
     for name, contender in contenders.items():
         if name == PEER and not HAS_PEER:
             continue
         connections[name], theirs = context.Pipe()
-        processes.append(context.Process(target=take_turns, args=(theirs, contender, case), daemon=True))
-        processes[-1].start()
+        process = context.Process(target=take_turns, args=(theirs, contender, case), daemon=True)
+        process.start()
+        processes.append(process)
         theirs.close()
 
-    # the turns
+    # the turns; at least one that counts
     answers = {name: [] for name in connections}
     for turn in range(WARM_UP + case.n_turns):
-        if limit is not None and turn > WARM_UP and time.monotonic() > start + limit:
+        is_late = limit is not None and time.monotonic() > start + limit
+        if is_late and turn > WARM_UP:
             break
         for name, connection in connections.items():
             answers[name].append(ask(connection, turn))
@@ -232,6 +250,7 @@ def measure(what: str, contenders: dict[str, Contender], case: Case, limit: floa
 
 # --- the report ------------------------------------------------------------------------------------------------------
 
+# heading -> form of a cell
 COLUMNS = {
     "what": "{what}",
     "by": "{by}",
@@ -258,16 +277,23 @@ def machine() -> str:
     """Return the name of the GPU or of the processor."""
     if Ranks().device.type == "cuda":
         return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*: (.*)", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else []
-    return names[0] if names else platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")  # of Linux
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(": ")[2]
+    return platform.processor()
 
 
 def report(rows: list[dict], out: Path, columns: dict[str, str] = COLUMNS, **more) -> str:
     """Write the rows and their conditions as JSON, and return the table in Markdown."""
-    conditions = {"machine": machine(), "peer": PEER if HAS_PEER else None} | provenance(Ranks())
-    conditions |= {"command": shlex.join(sys.orig_argv), "date": datetime.now().isoformat(timespec="minutes")}
+    conditions = {"machine": machine(), "peer": PEER if HAS_PEER else None}
+    conditions |= provenance(Ranks())
+    conditions["command"] = shlex.join(sys.orig_argv)
+    conditions["date"] = datetime.now().isoformat(timespec="minutes")
     write_json(out, {"conditions": conditions | more, "rows": rows}, indent=2)
+
+    # the table, and below it what failed
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     lines += ["| " + " | ".join(cell(row, form) for form in columns.values()) + " |" for row in rows]
     lines += [f"{row['what']}, {row['by']}: {row['error']}" for row in rows if "error" in row]
@@ -283,13 +309,17 @@ def command(doc: str, measure_case: Callable, defaults, argv: list[str] | None =
         measure_case: a case -> rows of the table.
         defaults: the case without flags, a dataclass; each of its fields is a flag, which takes several values.
     """
+    # the flags
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     for name, value in asdict(defaults).items():
         parser.add_argument(f"--{name}", type=type(value), nargs="+", default=[value], help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("bench.json"), help="JSON file; default: %(default)s")
     flags = vars(parser.parse_args(argv))
     out = flags.pop("out")
+
+    # one case after the other
     rows = []
     for values in itertools.product(*flags.values()):
-        rows += measure_case(type(defaults)(*values))
+        case = type(defaults)(*values)
+        rows += measure_case(case)
     print(report(rows, out, columns))

@@ -19,10 +19,10 @@ N_PROMPT = 8
 DEFAULTS = Case(n_batch=1, n_ctx=N_PROMPT + 100, n_turns=3)
 
 
-def prompts(case: Case, turn: int) -> Tensor:
-    """Return random ids (B, 8)."""
+def prompt(case: Case, turn: int) -> Tensor:
+    """Return random ids (8,), of which all samples are continuations."""
     generator = torch.Generator().manual_seed(turn)
-    return torch.randint(case.n_vocab, (case.n_batch, N_PROMPT), generator=generator).to(Ranks().device)
+    return torch.randint(case.n_vocab, (N_PROMPT,), generator=generator).to(Ranks().device)
 
 
 def count_work(case: Case, turn: int) -> tuple[int, int]:
@@ -34,10 +34,11 @@ def ours(case: Case) -> tuple[Step, Work]:
     """Return our generation."""
     model = our_model(case).eval()
 
-    def continue_prompts(turn: int) -> list:
-        return list(generate(model, prompts(case, turn), case.n_ctx - N_PROMPT, temperature=0))
+    def continue_prompt(turn: int) -> list:
+        steps = generate(model, prompt(case, turn), case.n_ctx - N_PROMPT, n_samples=case.n_batch, temperature=0)
+        return list(steps)
 
-    return common.without_gradients(continue_prompts, case), partial(count_work, case)
+    return common.without_gradients(continue_prompt, case), partial(count_work, case)
 
 
 def theirs(case: Case) -> tuple[Step, Work]:
@@ -46,13 +47,14 @@ def theirs(case: Case) -> tuple[Step, Work]:
     n_new = case.n_ctx - N_PROMPT
     how = {"max_new_tokens": n_new, "min_new_tokens": n_new, "do_sample": False, "pad_token_id": 0}
 
-    def continue_prompts(turn: int) -> Tensor:
-        ids = prompts(case, turn)
+    def continue_prompt(turn: int) -> Tensor:
+        ids = prompt(case, turn).expand(case.n_batch, -1)
         return model.generate(ids, attention_mask=torch.ones_like(ids), **how)
 
-    return common.without_gradients(continue_prompts, case), partial(count_work, case)
+    return common.without_gradients(continue_prompt, case), partial(count_work, case)
 
 
+# name -> who takes turns
 CONTENDERS = {"ours": ours, common.PEER: theirs}
 measure = partial(common.measure, "generation", CONTENDERS)
 

@@ -37,6 +37,7 @@ def theirs(case: Case) -> tuple[Step, Work]:
     return common.without_gradients(predict, case), partial(count_work, case, False, False)
 
 
+# name -> who takes turns
 CONTENDERS = {"ours": ours, common.PEER: theirs, common.MATRIX: common.matrix_products}
 measure = partial(common.measure, "predict", CONTENDERS)
 

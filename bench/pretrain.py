@@ -25,7 +25,7 @@ def batch(case: Case, turn: int) -> Tensor:
 def count_work(case: Case, turn: int) -> tuple[int, int]:
     """Return the tokens and the operations of an update."""
     n = case.n_ctx
-    n_table = case.n_vocab + n
+    n_table = case.n_vocab + n  # the positions are rows of the embedding matrix too
     of_sequence = 3 * common.count_operations(case, n, common.count_pairs(n), n - 1, n_table)
     return case.n_batch * n, case.n_batch * of_sequence
 
@@ -69,6 +69,7 @@ def theirs(case: Case) -> tuple[Step, Work]:
     return step, partial(count_work, case)
 
 
+# name -> who takes turns
 CONTENDERS = {"ours": ours, common.PEER: theirs, common.MATRIX: common.matrix_products}
 measure = partial(common.measure, "pretrain", CONTENDERS)
 

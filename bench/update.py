@@ -30,7 +30,8 @@ DEFAULTS = Case(n_ctx=77)  # the longest row
 def lengths_of(case: Case, turn: int) -> np.ndarray:
     """Return the lengths of the texts of a batch (B, 3): in file order, and from the first again after the last."""
     lengths = np.load(Path(__file__).with_name("lengths.npy")).astype(int)
-    which = np.arange(turn * case.n_batch, (turn + 1) * case.n_batch)
+    first = turn * case.n_batch
+    which = np.arange(first, first + case.n_batch)
     return lengths[which % len(lengths)]
 
 
@@ -55,6 +56,8 @@ def padded(case: Case, turn: int) -> tuple[Tensor, Tensor]:
     """Return the same rows padded to the longest, ids (B, 2, T), and their lengths (B, 2), on the device."""
     examples = batch(case, turn)
     lengths = torch.tensor([[len(row) for row in rows] for rows in examples])
+
+    # they have no position ids
     x, _ = pad_rows(examples, case.n_vocab, int(lengths.max()))
     ids = torch.from_numpy(x[..., 0])
     return ids.to(Ranks().device), lengths.to(Ranks().device)
@@ -136,6 +139,7 @@ def theirs(case: Case) -> tuple[Step, Work]:
     return step, partial(count_work, case, False, True)
 
 
+# name -> who takes turns
 CONTENDERS = {
     "ours": ours,
     "ours, context shared": partial(ours, share_context=True),
