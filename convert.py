@@ -1,52 +1,68 @@
 """Exchange models with Hugging Face transformers, which is not needed: `python convert.py to_hf SRC OUT`, or `from_hf`.
 
-to_hf reads a model folder in the authors' format, or a fine-tuned run, save/DESC. from_hf writes a run where the folder
-holds one, else a model folder.
+to_hf reads a model folder in the authors' format, or a fine-tuned run, save/DESC. A run of multiple choice goes with
+its head and comes back as a run; of any other run the language model goes. from_hf writes a run or a model folder.
 """
 
 import dataclasses
 import sys
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from formats.authors import BPE_FILE, ENCODER_FILE, read_sizes, save_openai_model, vocabulary_files
-from formats.files import InputError, copy_file, digests, find, make_output_folder, write_json
+from formats.authors import (
+    BPE_FILE,
+    ENCODER_FILE,
+    load_openai_pretrained_model,
+    read_sizes,
+    save_openai_model,
+    vocabulary_files,
+)
+from formats.files import InputError, copy_file, digests, make_output_folder, write_json
 from formats.hugging_face import (
     CONFIG_FILE,
-    RUN_KEY,
     WEIGHTS_FILES,
-    authors_arrays,
-    classifier_weights,
     is_hugging_face,
     read_config,
     read_tensors,
     write_hugging_face,
 )
 from model_pytorch import Config, DoubleHeadModel
-from reading.rows import CUTS, FORMS, N_SPECIAL, special_tokens
+from reading.rows import CUTS, N_SPECIAL, special_tokens
 from running.checkpoint import save_parameters
 from running.command import exit_code
-from running.settings import parse, positional
+from running.record import RunRecord
+from running.settings import Flags, parse, setting
 from weights import SavedRun, is_run, open_model, open_run
 
-MULTIPLE_CHOICE, CLASSIFIER = "OpenAIGPTDoubleHeadsModel", "OpenAIGPTForSequenceClassification"
-HEADS = {"multiple_choice": MULTIPLE_CHOICE, "reading": MULTIPLE_CHOICE}
-HEADS |= {"classification": CLASSIFIER, "entailment": CLASSIFIER}  # a similarity's adds two rows: none there does
-# what config.json keeps of a run's settings; the rest follows from the folder
-RUN_SETTINGS = ("dataset", "task", "columns", "form", "cut", "labels", "scores", "n_out", "n_ctx_allowed")
+# their classes
+LANGUAGE_MODEL, MULTIPLE_CHOICE = "OpenAIGPTLMHeadModel", "OpenAIGPTDoubleHeadsModel"
+HEAD = "multiple_choice_head.summary"  # name of its linear map there
+
+# the forms with a head that is the same there, and why the others have none
+CHOICE_FORMS = ("multiple_choice", "reading")
+WHY_NO_HEAD = {
+    "classification": "OpenAIGPTForSequenceClassification has no bias",
+    "entailment": "OpenAIGPTForSequenceClassification has no bias",
+    "similarity": "no head of transformers adds the states of two rows",
+}
+
+DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")  # by the same names there
+# what config.json keeps of a run's settings, under RUN_KEY, which transformers keeps when it saves
+RUN_KEY = "fine_tuned"
+RUN_SETTINGS = ("title", "form", "cut", "labels", "scores", "metrics", "columns", "n_out", "n_ctx_allowed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The arguments."""
+class ConvertFlags(Flags):
+    """The arguments of convert.py."""
 
-    direction: str = positional("to_hf or from_hf", choices=("to_hf", "from_hf"))
-    src: str = positional("folder to read")
-    out: str = positional("folder to write; it must not hold a model yet")
+    direction: str = setting(MISSING, "to_hf or from_hf", choices=["to_hf", "from_hf"], positional=True)
+    src: str = setting(MISSING, "folder to read", is_input=True, positional=True)
+    out: str = setting(MISSING, "folder to write; it must not hold a model yet", positional=True)
 
 
 def prepare_output(folder: Path) -> None:
@@ -65,48 +81,47 @@ def to_hugging_face(src: Path, out: Path) -> None:
     if is_hugging_face(src):
         raise InputError(f"{src} is a Hugging Face folder already.")
     if is_run(src):
-        write_run(open_run(src), out)
+        run_to_hugging_face(open_run(src), out)
         return
+
+    # a pre-trained model
     model, encoder = open_model(src)
     prepare_output(out)
-    config = {"architectures": ["OpenAIGPTLMHeadModel"], "afn": read_sizes(src).afn}
-    write_hugging_face(out, model.transformer, len(encoder.encoder), vocabulary_files(src), {}, config)
-    print(f"{out}: OpenAIGPTLMHeadModel, {len(encoder.encoder)} tokens")
+    config = {"architectures": [LANGUAGE_MODEL], "afn": read_sizes(src).afn}
+    write_hugging_face(out, model.transformer, encoder.n_vocab, vocabulary_files(src), {}, config)
+    print(f"{out}: {LANGUAGE_MODEL}, {encoder.n_vocab} tokens")
 
 
-def write_run(run: SavedRun, out: Path) -> None:
-    """Write a run, with its head where transformers has one that fits, else without."""
-    settings, model = run.settings, run.model
-    linear, form = model.task_head.linear, settings["form"]
-    # id 0, our padding; every row ends with _classify_, the last token that is not padding
-    config: dict[str, Any] = {"afn": settings["afn"], "pad_token_id": 0}
-    config |= {name: settings[name] for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop")}
-    config |= {"summary_first_dropout": settings["clf_pdrop"]}  # before the head
-    architecture, head = HEADS.get(form), {}
-    if architecture == MULTIPLE_CHOICE:
-        config |= {"summary_type": "cls_index", "summary_use_proj": True, "summary_proj_to_labels": True}
-        head = {"weight": linear.weight, "bias": linear.bias}
-        head = {f"multiple_choice_head.summary.{name}": value for name, value in head.items()}
-        note = "give mc_token_ids, the position of _classify_ in each row"
-    elif architecture == CLASSIFIER:
-        labels = settings["labels"] if len(settings["labels"]) == len(linear.bias) else range(len(linear.bias))
-        config |= {"id2label": {str(i): str(label) for i, label in enumerate(labels)}}
-        config |= {"label2id": {str(label): i for i, label in enumerate(labels)}}
-        weights = classifier_weights(linear, model.transformer.h[-1].ln_2)
-        if weights is None:
-            architecture = None
-        else:
-            head = {"score.weight": weights}
-        note = "end each text with _classify_"
-    if architecture is None:
-        architecture, note = "OpenAIGPTLMHeadModel", f"without its head: transformers has none that fits ({form})"
+def run_to_hugging_face(run: SavedRun, out: Path) -> None:
+    """Write a run, with its head where transformers has the same one, else without."""
+    record = run.record
+
+    # the settings that transformers has too
+    config: dict[str, Any] = {name: getattr(record, name) for name in ("afn", *DROPOUTS)}
+    config["pad_token_id"] = 0  # our padding
+
+    # the head, and what the user is told of it
+    if record.form in CHOICE_FORMS:
+        linear = run.model.task_head.linear
+        head = {f"{HEAD}.weight": linear.weight, f"{HEAD}.bias": linear.bias}
+        config |= {
+            "architectures": [MULTIPLE_CHOICE],
+            "summary_type": "cls_index",
+            "summary_use_proj": True,
+            "summary_proj_to_labels": True,
+            "summary_first_dropout": record.clf_pdrop,  # before the head
+            RUN_KEY: {name: getattr(record, name) for name in RUN_SETTINGS},
+        }
+        note = f"{MULTIPLE_CHOICE}: give mc_token_ids, the position of _classify_ in each row"
     else:
-        config[RUN_KEY] = {name: settings[name] for name in RUN_SETTINGS if name in settings}
-    config["architectures"] = [architecture]
+        head = {}
+        config["architectures"] = [LANGUAGE_MODEL]
+        why = f"without the head of the {record.form} ({WHY_NO_HEAD[record.form]})"
+        note = f"{LANGUAGE_MODEL}: the language model only, {why}"
     prepare_output(out)
-    vocabulary = run.folder / ENCODER_FILE, run.folder / BPE_FILE
-    write_hugging_face(out, model.transformer, settings["n_vocab"], vocabulary, head, config)
-    print(f"{out}: {architecture}, {settings['n_vocab']} tokens and {N_SPECIAL} added ones; {note}")
+    vocabulary = (run.folder / ENCODER_FILE, run.folder / BPE_FILE)
+    write_hugging_face(out, run.model.transformer, record.n_vocab, vocabulary, head, config)
+    print(f"{out}: {note}; {record.n_vocab} tokens and {N_SPECIAL} added ones")
 
 
 # --- from Hugging Face -----------------------------------------------------------------------------------------------
@@ -118,54 +133,62 @@ def from_hugging_face(src: Path, out: Path) -> None:
         raise InputError(f"{src} is not a Hugging Face folder: {src / CONFIG_FILE} and {WEIGHTS_FILES[0]} are missing.")
     config = read_config(src)
     if RUN_KEY in config:
-        read_run(src, config, out)
+        run_from_hugging_face(src, config, out)
         return
+
+    # a language model: tokens that were added have no place in the authors' format
     model, encoder = open_model(src)
     prepare_output(out)
     copy_vocabulary(src, out)
+    n_vocab = encoder.n_vocab
+    save_openai_model(model.transformer, n_vocab, out, config["afn"])
+    print(f"{out}: {n_vocab} tokens")
+    if config["vocab_size"] > n_vocab:
+        print(f"{config['vocab_size'] - n_vocab} added ones are left out")
+
+
+def run_from_hugging_face(src: Path, config: dict[str, Any], out: Path) -> None:
+    """Write the run of multiple choice in a Hugging Face folder. Raises InputError when it is not complete."""
+    # the settings that were kept of it
+    kept = config[RUN_KEY]
+    is_run = isinstance(kept, dict) and set(RUN_SETTINGS) <= kept.keys()
+    if not is_run or kept["form"] not in CHOICE_FORMS or kept["cut"] not in list(CUTS):
+        raise InputError(
+            f"{src / CONFIG_FILE}: {RUN_KEY!r} is not the settings of a run of multiple choice. "
+            f"Remove {RUN_KEY!r} for the transformer alone."
+        )
+
+    # the network: the transformer, then what load_openai_pretrained_model leaves out, special tokens and head
     sizes = read_sizes(src)
-    save_openai_model(model.transformer, sizes.n_vocab, out, sizes.afn)
-    n_added = config["vocab_size"] - sizes.n_vocab
-    print(f"{out}: {sizes.n_vocab} tokens" + f"; {n_added} added ones are left out" * (n_added > 0))
-
-
-def read_run(src: Path, config: dict[str, Any], out: Path) -> None:
-    """Write the run in a Hugging Face folder. Raises InputError when it is not complete."""
-    sizes, tensors, kept = read_sizes(src), read_tensors(src), config[RUN_KEY]
-    shapes = sizes.shapes()
-    shapes[1][0] += N_SPECIAL
-    positions, table, *blocks = authors_arrays(src, tensors, shapes)
-    dropouts = {name: config.get(name, 0.1) for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop")}
-    dropouts["clf_pdrop"] = config.get("summary_first_dropout", 0.1)
+    tensors = read_tensors(src)
+    n_embeddings = sizes.n_vocab + N_SPECIAL + sizes.n_positions
+    special = slice(sizes.n_vocab, sizes.n_vocab + N_SPECIAL)
+    dropouts = [config.get(name, 0.1) for name in (*DROPOUTS, "summary_first_dropout")]
     try:
-        cfg = Config(sizes.n_embd, sizes.n_head, sizes.n_layer, **dropouts, afn=sizes.afn)
-        n_out, head = kept["n_out"], FORMS[kept["form"]].head(kept["n_out"])
-        n_rows = sizes.n_vocab + N_SPECIAL + sizes.n_positions
-        model = DoubleHeadModel(cfg, special_tokens(sizes.n_vocab).classify, head, n_rows, sizes.n_positions)
-        # OpenAIGPTForSequenceClassification has no bias
-        weight = tensors[
-            {MULTIPLE_CHOICE: "multiple_choice_head.summary.weight"}.get(HEADS[kept["form"]], "score.weight")
-        ]
-        bias = tensors.get("multiple_choice_head.summary.bias", torch.zeros(len(weight)))
+        network = Config(sizes.n_embd, sizes.n_head, sizes.n_layer, *dropouts, sizes.afn)
+        classify = special_tokens(sizes.n_vocab).classify
+        model = DoubleHeadModel(network, classify, "multiple_choice", n_embeddings, sizes.n_positions)
+        load_openai_pretrained_model(model.transformer, path=src, n_transfer=sizes.n_layer)
+        if config["vocab_size"] < special.stop or len(tensors["tokens_embed.weight"]) < special.stop:
+            raise ValueError("without the special tokens")
         with torch.no_grad():
-            targets = [*model.transformer.h.parameters(), model.task_head.linear.weight, model.task_head.linear.bias]
-            for target, values in zip(targets, [*blocks, weight, bias], strict=True):
-                target.copy_(values)
-            model.transformer.embed.weight.copy_(torch.cat([table[: sizes.n_vocab + N_SPECIAL], positions]))
-        settings = {name: kept[name] for name in RUN_SETTINGS if name in kept} | dataclasses.asdict(cfg)
-        if kept["cut"] not in CUTS or not {"labels", "n_ctx_allowed"} <= kept.keys():
-            raise ValueError("cut, labels or n_ctx_allowed is missing")
+            model.transformer.embed.weight[special] = tensors["tokens_embed.weight"][special]
+        head = {"weight": tensors[f"{HEAD}.weight"], "bias": tensors[f"{HEAD}.bias"]}
+        model.task_head.linear.load_state_dict(head)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"{src / CONFIG_FILE}: {RUN_KEY!r} and the weights are not of one run ({error!r}). Remove {RUN_KEY!r} for "
-            "the transformer alone."
+            f"{src}: the weights are not of the run that {CONFIG_FILE} tells of ({error!r}). "
+            f"Take both from one run, or remove {RUN_KEY!r} for the transformer alone."
         ) from None
+
+    # the folder of the run
     prepare_output(out)
     vocabulary = copy_vocabulary(src, out)
     save_parameters(out / "best_params", model)
-    settings |= {"n_vocab": sizes.n_vocab, "n_special": N_SPECIAL, "n_ctx": sizes.n_positions, "n_out": n_out}
-    settings |= {"encoder_path": ENCODER_FILE, "bpe_path": BPE_FILE, "digests": digests(vocabulary)}
-    write_json(out / "settings.json", settings)
+    values = {name: kept[name] for name in RUN_SETTINGS} | dataclasses.asdict(network)
+    values |= {"n_vocab": sizes.n_vocab, "n_ctx": sizes.n_positions, "vocabulary": list(digests(vocabulary).values())}
+    record = RunRecord.of_json(values, src / CONFIG_FILE)
+    write_json(out / "settings.json", record.to_json(), indent=2)
     print(f"{out}: a run, {kept['form']}; predict.py reads it")
 
 
@@ -177,15 +200,17 @@ def copy_vocabulary(src: Path, out: Path) -> list[Path]:
     return copies
 
 
-def run(settings: Settings) -> None:
+def run(settings: ConvertFlags) -> None:
     """Convert. Raises InputError for what the user can fix."""
-    convert = to_hugging_face if settings.direction == "to_hf" else from_hugging_face
-    convert(find(settings.src), Path(settings.out))
+    if settings.direction == "to_hf":
+        to_hugging_face(Path(settings.src), Path(settings.out))
+    else:
+        from_hugging_face(Path(settings.src), Path(settings.out))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    settings = parse(Settings, "Exchange models with Hugging Face transformers.", argv)
+    settings = parse(ConvertFlags, "Exchange models with Hugging Face transformers.", argv)
     return exit_code("convert.py", partial(run, settings), "the folder is incomplete")
 
 

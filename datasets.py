@@ -19,13 +19,15 @@ from reading.tasks import (  # noqa: F401  public names of this file
 )
 
 Columns = tuple[list[str], list[str], list[str], np.ndarray]  # stories, first endings, second endings, labels
+Texts = tuple[list[str], list[str], list[str]]  # the same without labels
 
 
-def rocstories(data_dir: str | os.PathLike, n_valid: int = 374) -> tuple[Columns, Columns, Columns]:
+def rocstories(data_dir: str | os.PathLike, n_valid: int = 374) -> tuple[Columns, Columns, Texts]:
     """Return the train, valid and test columns of the Story Cloze Test, Spring 2016, for use in a notebook.
 
-    Each is (stories, first endings, second endings, labels); a story is its four sentences joined with a space, a label
-    0 or 1. Train and valid are the authors' split of the published valid file (datasets.py:30-33).
+    Train and valid are (stories, first endings, second endings, labels), the authors' split of the published valid
+    file; test is the same without labels (datasets.py:30-38). A story is its four sentences joined with a space, a
+    label 0 or 1.
 
     Raises:
         InputError: a file is missing, unreadable or malformed, or holds too few examples for n_valid.
@@ -33,8 +35,12 @@ def rocstories(data_dir: str | os.PathLike, n_valid: int = 374) -> tuple[Columns
     folder = TASKS["rocstories"].find(Path(data_dir))
     *columns, labels = read_cloze(folder / ROCSTORIES_VALID)
     train, valid = hold_out(labels, n_valid, SPLIT_SEED, False, folder / ROCSTORIES_VALID)
-    parts = [(*([column[i] for i in part] for column in columns), labels[part]) for part in (train, valid)]
-    return *parts, read_cloze(folder / ROCSTORIES_TEST)
+    *test, _ = read_cloze(folder / ROCSTORIES_TEST)
+    return _chosen(columns, labels, train), _chosen(columns, labels, valid), tuple(test)
+
+
+def _chosen(columns: list[list[str]], labels: np.ndarray, which: np.ndarray) -> Columns:
+    return *([column[i] for i in which] for column in columns), labels[which]
 
 
 def read_cloze(path: Path) -> Columns:
@@ -46,5 +52,6 @@ def read_cloze(path: Path) -> Columns:
         examples.append(example)
     if not examples:
         raise InputError(f"{path} holds no examples. Fetch it again.")
-    texts, labels, _ = zip(*examples, strict=True)
-    return *map(list, zip(*texts, strict=True)), np.array([int(label) - 1 for label in labels])
+    columns = zip(*(example.texts for example in examples), strict=True)
+    labels = np.array([int(example.label) - 1 for example in examples])
+    return *(list(column) for column in columns), labels

@@ -8,7 +8,6 @@ perplexity to standard error; `--zero_shot choice --dataset NAME --data_dir DIR`
 section 5 of the paper does.
 """
 
-import itertools
 import os
 import sys
 import time
@@ -20,21 +19,24 @@ from pathlib import Path
 import torch
 
 from formats.examples import OWN_FIELDS, parse_columns
-from formats.files import InputError, find
+from formats.files import InputError
 from generation import stream_text
 from model_pytorch import DoubleHeadModel, LMModel
+from reading.tasks import find_task
 from running.command import exit_code
 from running.processes import Ranks, keep_freed_memory
-from running.settings import COUNT, DATASETS, NOT_NEGATIVE, number, parse, setting
-from scoring import score_file, summary
+from running.settings import COUNT, NOT_NEGATIVE, SEED, Flags, columns_of_fields, dataset_names, number, parse, setting
+from scoring import score_file
 from text_utils import TextEncoder
 from weights import open_model, open_run
 from zero_shot import HEURISTICS, zero_shot_on
 
+Model = LMModel | DoubleHeadModel
+
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The flags."""
+class GenerateFlags(Flags):
+    """The flags of generate.py."""
 
     model_dir: str | None = setting(None, "folder of a pre-trained model; default: model/")
     run: str | None = setting(None, "folder of a fine-tuned run, save/<desc>, instead of --model_dir")
@@ -47,7 +49,7 @@ class Settings:
         1.0, "sample among the most probable tokens that sum to this probability", number(float, 0, 1)
     )
     repetition_penalty: float = setting(1.0, "makes tokens that occurred less probable; 1: not", number(float, 1))
-    seed: int = setting(42, "of the random numbers", number(int, 0, 2**32 - 1))
+    seed: int = setting(42, "of the random numbers", SEED)
     n_samples: int = setting(1, "continuations of the prompt, computed together", COUNT)
     stop: str | None = setting(None, "end a sample before this text; default: only after --n_tokens")
     score: str | None = setting(None, "text file to score instead, in UTF-8")
@@ -61,29 +63,29 @@ class Settings:
         None,
         "answer the examples of --dataset instead: choice (of the highest mean log-probability), sentiment ('very' "
         "positive or negative) or acceptability (mean log-probability, threshold fitted on train)",
-        choices=HEURISTICS,
+        choices=list(HEURISTICS),
     )
-    dataset: str = setting("rocstories", "of --zero_shot, as of train.py", choices=DATASETS)
-    data_dir: str = setting("data/", "of --zero_shot: folder of the data set's files")
-    task: str | None = setting(None, "of --zero_shot: form of --dataset own", choices=OWN_FIELDS)
+    dataset: str = setting("rocstories", "of --zero_shot, as of train.py", choices=dataset_names)
+    data_dir: str = setting("data/", "of --zero_shot: folder of the data set's files", is_input=True)
+    task: str | None = setting(None, "of --zero_shot: form of --dataset own", choices=list(OWN_FIELDS))
     n_valid: int = setting(374, "of --zero_shot: examples taken for validation where there is no file of them", COUNT)
-    columns: str | None = setting(None, "of --zero_shot: names of columns of --dataset own, as text=review")
+    columns: str | None = setting(
+        None, "of --zero_shot: names of columns of --dataset own, as text=review", columns_of_fields
+    )
 
     def __post_init__(self):
-        """Raise ValueError for settings that contradict each other."""
-        for pair in (("model_dir", "run"), ("prompt", "prompt_file")):
-            if None not in (getattr(self, name) for name in pair):
-                raise ValueError(f"--{pair[0]} and --{pair[1]} exclude each other: give one")
-        if self.score is not None and self.zero_shot:
-            raise ValueError("--score and --zero_shot exclude each other: give one")
+        """Check all values. Raises ValueError."""
+        super().__post_init__()
+        for one, other in (("model_dir", "run"), ("prompt", "prompt_file"), ("score", "zero_shot")):
+            if getattr(self, one) is not None and getattr(self, other) is not None:
+                raise ValueError(f"{one} and {other} exclude each other: give one")
         if (self.dataset == "own") != (self.task is not None):
-            raise ValueError("--task is the form of --dataset own: give both or neither")
-        parse_columns(self.columns)
+            raise ValueError("task is the form of dataset own: give both or neither")
         if self.stop == "":
-            raise ValueError("--stop is empty: leave it out")
+            raise ValueError("stop is empty: leave it out")
 
 
-def read_prompts(settings: Settings) -> Iterator[tuple[bytes, str]]:
+def read_prompts(settings: GenerateFlags) -> Iterator[tuple[bytes, str]]:
     """Yield the prompt of the flags, or each line of standard input, and where it stands. Raises InputError."""
     if settings.prompt is not None:
         yield os.fsencode(settings.prompt), "--prompt"
@@ -94,9 +96,7 @@ def read_prompts(settings: Settings) -> Iterator[tuple[bytes, str]]:
             raise InputError(f"{settings.prompt_file} cannot be read ({error.strerror}). Name another file.") from None
         yield content, settings.prompt_file
     else:
-        for i in itertools.count(1):
-            if not (line := ask()):
-                break
+        for i, line in enumerate(iter(ask, b""), 1):
             if line.strip():
                 yield line, f"standard input, line {i}"
 
@@ -116,68 +116,97 @@ def decoded(content: bytes, where: str) -> str:
         raise InputError(f"{where} is not UTF-8 (byte {error.start + 1}). Convert it.") from None
 
 
-def answer(
-    settings: Settings, model: LMModel | DoubleHeadModel, encoder: TextEncoder, prompt: str, generator: torch.Generator
-) -> None:
-    """Write the continuations of a prompt, and the speed. Raises InputError."""
-    names = ("temperature", "top_k", "top_p", "repetition_penalty", "n_samples")
-    how = {name: getattr(settings, name) for name in names} | {"generator": generator}
-    how["stops"] = [settings.stop] if settings.stop else []
-    how["note"] = lambda text: print(f"\ngenerate.py: {text}", file=sys.stderr)
-    steps = stream_text(model, encoder, prompt, settings.n_tokens, **how)
-
-    # the first sample as it comes
-    heading = f"--- sample {{}} of {settings.n_samples}"
-    others, n_tokens, start = [""] * (settings.n_samples - 1), 0, time.perf_counter()
-    if others:
-        print(heading.format(1))
-    for first, *rest in steps:
-        print(first or "", end="", flush=True)
-        others = [text + (more or "") for text, more in zip(others, rest, strict=True)]
-        n_tokens += sum(text is not None for text in (first, *rest))
-    seconds = time.perf_counter() - start
-    print()
-
-    # the others
-    for i, text in enumerate(others, 2):
-        print(heading.format(i), text, sep="\n", flush=True)
-    print(f"{n_tokens} tokens in {seconds:.1f} s, {n_tokens / seconds:.1f} tokens/s", file=sys.stderr)
-
-
-def run(settings: Settings) -> None:
-    """Generate. Raises InputError for what the user can fix."""
-    keep_freed_memory()
-    if settings.run is not None:
-        saved = open_run(settings.run)
-        model, encoder = saved.model, saved.encoder
-    else:
-        model, encoder = open_model("model/" if settings.model_dir is None else settings.model_dir)
-    device = Ranks().device
-    model, generator = model.to(device), torch.Generator(device).manual_seed(settings.seed)
-    if settings.score is not None:
-        found = score_file(model, encoder, settings.score, sys.stdout, settings.stride, settings.all_rows)
-        sizes = len(encoder.encoder), len(model.transformer.embed.weight)
-        print(summary(found, *sizes, settings.all_rows), file=sys.stderr)
-        return
-    if settings.zero_shot:
-        data = settings.dataset, find(settings.data_dir), settings.task, settings.columns
-        split = {"n_valid": settings.n_valid, "seed": settings.seed}
-        print("\n".join(zero_shot_on(model, encoder, settings.zero_shot, *data, **split)))
-        return
+def continue_prompts(settings: GenerateFlags, model: Model, encoder: TextEncoder) -> None:
+    """Continue each prompt. Raises InputError; at a terminal it is written instead, and another prompt asked for."""
     is_asking = settings.prompt is None and settings.prompt_file is None and sys.stdin.isatty()
+    # one stream of random numbers for all prompts
+    generator = torch.Generator(model.transformer.embed.weight.device).manual_seed(settings.seed)
     for content, where in read_prompts(settings):
         try:
-            answer(settings, model, encoder, decoded(content, where), generator)
+            continue_prompt(settings, model, encoder, decoded(content, where), generator)
         except InputError as error:
             if not is_asking:
                 raise
             print(f"generate.py: {error}", file=sys.stderr)
 
 
+def continue_prompt(
+    settings: GenerateFlags, model: Model, encoder: TextEncoder, prompt: str, generator: torch.Generator
+) -> None:
+    """Write the continuations of a prompt, and the speed. Raises InputError."""
+    # nothing is computed yet, but a prompt that cannot be continued is refused
+    n_samples = settings.n_samples
+    names = ("n_samples", "temperature", "top_k", "top_p", "repetition_penalty")
+    how = {name: getattr(settings, name) for name in names}
+    stops = [] if settings.stop is None else [settings.stop]
+    steps = stream_text(model, encoder, prompt, settings.n_tokens, stops=stops, generator=generator, **how)
+
+    # the first sample as it comes
+    if n_samples > 1:
+        print(f"--- sample 1 of {n_samples}")
+    texts = [""] * n_samples
+    n_steps = 0
+    start = time.perf_counter()
+    for words in steps:
+        print(words[0], end="", flush=True)
+        texts = [text + word for text, word in zip(texts, words, strict=True)]
+        n_steps += 1
+    seconds = time.perf_counter() - start
+    print()
+
+    # the others
+    for i, text in enumerate(texts[1:], 2):
+        print(f"--- sample {i} of {n_samples}", text, sep="\n", flush=True)
+
+    # how it went
+    n_ctx = model.transformer.n_ctx
+    if len(encoder.encode([prompt], verbose=False)[0]) + n_steps > n_ctx:
+        note = f"the window of {n_ctx} tokens is full; it goes on with its last {n_ctx // 2} each time it is"
+        print(f"generate.py: {note}", file=sys.stderr)
+    n_tokens = n_steps * n_samples  # computed, those of samples that have ended too
+    print(f"{n_tokens} tokens in {seconds:.1f} s, {n_tokens / seconds:.1f} tokens/s", file=sys.stderr)
+
+
+def write_scores(settings: GenerateFlags, model: Model, encoder: TextEncoder) -> None:
+    """Write the table of --score, and the perplexity. Raises InputError."""
+    found = score_file(model, encoder, settings.score, sys.stdout, settings.stride, settings.all_rows)
+    print(found.perplexities(), file=sys.stderr)
+
+
+def write_answers(settings: GenerateFlags, model: Model, encoder: TextEncoder) -> None:
+    """Write what --zero_shot gets right on a data set. Raises InputError."""
+    folder = Path(settings.data_dir)
+    task = find_task(settings.dataset, folder, settings.task, parse_columns(settings.columns))
+    lines = zero_shot_on(model, encoder, settings.zero_shot, task, folder, settings.n_valid, settings.seed)
+    print("\n".join(lines))
+
+
+def do_as_told(settings: GenerateFlags) -> None:
+    """Open the model and do what the flags ask for. Raises InputError for what the user can fix."""
+    keep_freed_memory()
+
+    # the model
+    if settings.run is not None:
+        opened = open_run(settings.run)
+        model = opened.model
+        encoder = opened.encoder
+    else:
+        model, encoder = open_model("model/" if settings.model_dir is None else settings.model_dir)
+    model.to(Ranks().device)
+
+    # one of three jobs
+    if settings.score is not None:
+        write_scores(settings, model, encoder)
+    elif settings.zero_shot is not None:
+        write_answers(settings, model, encoder)
+    else:
+        continue_prompts(settings, model, encoder)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    settings = parse(Settings, "Continue a text.", argv)
-    return exit_code("generate.py", partial(run, settings), "the text is incomplete")
+    settings = parse(GenerateFlags, "Continue a text.", argv)
+    return exit_code("generate.py", partial(do_as_told, settings), "the text is incomplete")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ sampled.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor
 from formats.files import InputError
 from model_pytorch import DoubleHeadModel, LMModel, TransformerModel
 from reading.rows import special_tokens
-from text_utils import TextEncoder, WordJoiner
+from text_utils import Detokenizer, TextEncoder
 
 Model = TransformerModel | LMModel | DoubleHeadModel
 
@@ -31,12 +31,20 @@ def sample(
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Return a token for each row of logits (S, R), of the arguments that `generate` explains."""
+    """Return a token for each row of logits (S, R) -> (S,).
+
+    Args:
+        temperature: logits are divided by it; 0: always the most probable token.
+        top_k: sample among so many of the most probable tokens; 0: among all.
+        top_p: sample among the most probable tokens whose probabilities sum to at least this.
+        generator: of random numbers, on the logits' device; default: torch's own.
+    """
     if temperature == 0:
-        return logits.argmax(1)  # (S,)
+        return logits.argmax(1)
     logits = (logits - logits.amax(1, keepdim=True)) / temperature
     if 0 < top_k < logits.size(1):
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -math.inf)
+        least = logits.topk(top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -math.inf)
     if top_p < 1:
         probabilities, order = logits.softmax(1).sort(descending=True)
         is_out = probabilities.cumsum(1) - probabilities >= top_p  # those before it suffice
@@ -51,15 +59,11 @@ def generate(
     ids: Sequence[int] | Tensor,
     n_tokens: int,
     *,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
     repetition_penalty: float = 1.0,
     n_samples: int = 1,
-    generator: torch.Generator | None = None,
     n_allowed: int | None = None,
     stop_ids: Collection[int] = (),
-    note: Callable[[str], object] = lambda text: None,
+    **how,
 ) -> Iterator[list[int | None]]:
     """Continue a prompt: yield the next token of each sample, n_tokens times; None for a sample that has ended.
 
@@ -68,67 +72,64 @@ def generate(
 
     Args:
         model: put into evaluation mode.
-        ids: token ids of the prompt (T,), or of several prompts of one length (B, T).
-        temperature: logits are divided by it; 0: always the most probable token.
-        top_k: sample among so many of the most probable tokens; 0: among all.
-        top_p: sample among the most probable tokens whose probabilities sum to at least this.
+        ids: token ids of the prompt (T,).
         repetition_penalty: the logits of tokens that have occurred are divided by it, or multiplied if negative.
-        n_samples: of each prompt, computed together; those of one prompt follow each other.
-        generator: of random numbers, on the model's device; default: torch's own.
+        n_samples: computed together, the prompt once for all.
         n_allowed: the first so many rows of the embedding matrix can be sampled; default: all but the positions.
         stop_ids: can be sampled too, and end a sample; they are not yielded.
-        note: called with one line when all positions are taken for the first time.
+        how: temperature, top_k, top_p and generator, see `sample`.
 
     Raises ValueError for a prompt that is empty or longer than n_ctx.
     """
     transformer = getattr(model, "transformer", model).eval()
-    table, n_ctx = transformer.embed.weight, transformer.n_ctx
+    table = transformer.embed.weight  # (V, C)
+    n_ctx = transformer.n_ctx
     first_position = len(table) - n_ctx
-    prompt = torch.as_tensor(ids, dtype=torch.long, device=table.device)
-    prompt = prompt if prompt.dim() == 2 else prompt[None]
-    if not 0 < prompt.size(1) <= n_ctx:
-        raise ValueError(f"the prompt has {prompt.size(1)} tokens, the model has positions for 1 to {n_ctx}")
-    window = prompt.repeat_interleave(n_samples, 0)  # (S, T)
-    new = prompt if len(prompt) == 1 else window  # one prompt is computed once for all samples
-    n_slots = min(n_ctx, prompt.size(1) + n_tokens)
-    caches = transformer.new_caches(len(window), n_slots)
+    if not 0 < len(ids) <= n_ctx:
+        raise ValueError(f"the prompt has {len(ids)} tokens, the model has positions for 1 to {n_ctx}")
 
-    # the rows that can be sampled
+    # the tokens that are not in the cache, and all so far
+    new = torch.as_tensor(ids, dtype=torch.long, device=table.device)[None]  # (1, T): the same for all samples
+    window = new.expand(n_samples, -1)  # (S, T)
+    n_slots = min(n_ctx, len(ids) + n_tokens)
+    caches = transformer.new_caches(n_samples, n_slots)
+
+    # the rows of the embedding matrix that can be sampled
     n_allowed = first_position if n_allowed is None else n_allowed
-    rows = table[: max([n_allowed, *(i + 1 for i in stop_ids)])]  # (R, C)
-    forbidden = sorted({*range(n_allowed, len(rows))} - {*stop_ids})
-    has_occurred = torch.zeros(len(window), len(table), dtype=torch.bool, device=table.device).scatter_(1, window, True)
-    has_ended = [False] * len(window)
+    n_rows = max([n_allowed, *(i + 1 for i in stop_ids)])
+    is_forbidden = torch.arange(n_rows, device=table.device) >= n_allowed  # (R,)
+    is_forbidden[list(stop_ids)] = False
 
+    has_occurred = torch.zeros(n_samples, len(table), dtype=torch.bool, device=table.device)  # (S, V)
+    has_occurred.scatter_(1, window, True)
+    has_ended = [False] * n_samples
     for _ in range(n_tokens):
-        # the logits of the next token, from the states of tokens that are not in the cache
+        # the logits of the next token
         positions = first_position + torch.arange(window.size(1) - new.size(1), window.size(1), device=table.device)
         h = transformer(torch.stack([new, positions.expand_as(new)], -1), caches=caches)[:, -1]
-        logits = F.linear(h, rows).float().expand(len(window), -1)  # (S, R)
-        if forbidden:
-            logits = logits.index_fill(1, torch.tensor(forbidden, device=table.device), -math.inf)
+        logits = F.linear(h, table[:n_rows]).float().expand(n_samples, -1)  # (S, R)
+        logits = logits.masked_fill(is_forbidden, -math.inf)
         if repetition_penalty != 1:
             penalised = torch.where(logits > 0, logits / repetition_penalty, logits * repetition_penalty)
-            logits = torch.where(has_occurred[:, : len(rows)], penalised, logits)
+            logits = torch.where(has_occurred[:, :n_rows], penalised, logits)
 
         # one token a sample
-        tokens = sample(logits, temperature, top_k, top_p, generator)[:, None]  # (S, 1)
-        has_ended = [ended or i in stop_ids for ended, i in zip(has_ended, tokens[:, 0].tolist(), strict=True)]
-        yield [None if ended else i for ended, i in zip(has_ended, tokens[:, 0].tolist(), strict=True)]
+        tokens = sample(logits, **how)  # (S,)
+        step: list[int | None] = []
+        for i, token in enumerate(tokens.tolist()):
+            has_ended[i] = has_ended[i] or token in stop_ids
+            step.append(None if has_ended[i] else token)
+        yield step
         if all(has_ended):
             return
-        has_occurred.scatter_(1, tokens, True)
 
-        # the window and its cache
-        window, new = torch.cat([window, tokens], 1), tokens
+        # the window goes on, or begins anew with its last half
+        new = tokens[:, None]
+        window = torch.cat([window, new], 1)
+        has_occurred.scatter_(1, new, True)
         if window.size(1) > n_ctx:
-            n_kept = max(1, n_ctx // 2)
-            note(
-                f"the window of {n_ctx} tokens is full: it goes on with its last {n_kept}, now and each time it is full"
-            )
-            note = lambda text: None  # noqa: E731  once
-            window = new = window[:, -n_kept:]
-            caches = transformer.new_caches(len(window), n_slots)
+            window = new = window[:, -max(1, n_ctx // 2) :]
+            caches = transformer.new_caches(n_samples, n_slots)
 
 
 # --- text ------------------------------------------------------------------------------------------------------------
@@ -159,31 +160,41 @@ class Transcript:
     """
 
     def __init__(self, encoder: TextEncoder, prompt: Sequence[int], stops: Sequence[str]):
-        self.encoder, self.stops, self.join = encoder, stops, WordJoiner()
-        for word in encoder.words(prompt):
-            self.join(word)
-        self.text, self.word = "", ""  # words so far, and the beginning of the next one
-        self.n_shown, self.has_ended = 0, False
+        self.stops = stops
+        self.words = Detokenizer(encoder)
+        for token in prompt:
+            self.words.add(token)
+        self.words.finish()
+        self.text = ""
+        self.n_shown = 0  # characters of it
+        self.has_ended = False
 
-    def add(self, token: int | None, is_last: bool = False) -> str | None:
-        """Return the text that a token completes; the rest of it for None or the last token, and None after that."""
+    def add(self, token: int | None, is_last: bool = False) -> str:
+        """Return the text that can be shown after a token, the rest of it after the last one or None, for the end."""
         if self.has_ended:
-            return None
-        self.has_ended = token is None or is_last
-        self.word += self.encoder.text_of(token) if token is not None else ""
-        if self.word and (self.has_ended or self.word.endswith("</w>")):
-            joined = self.join(self.encoder.spelled(self.word.removesuffix("</w>")))
-            self.text += joined if self.text else joined.lstrip(" ")
-            self.word = ""
-        found = [at for stop in self.stops if (at := self.text.lower().find(stop)) >= 0]
+            return ""
+        if token is not None:
+            self.text += self.words.add(token)
+        if token is None or is_last:
+            self.text += self.words.finish()
+            self.has_ended = True
+        self.text = self.text.lstrip(" ")
+
+        # the first stop text ends it, what may be the beginning of one is held back
+        lower = self.text.lower()
+        found = [lower.find(stop) for stop in self.stops if stop in lower]
         if found:
-            self.text, self.has_ended = self.text[: min(found)], True
-        n_held = 0  # characters that may be the beginning of a stop text
-        if not self.has_ended:
-            beginnings = (stop[:n] for stop in self.stops for n in range(1, len(stop)))
-            n_held = max((len(b) for b in beginnings if self.text.lower().endswith(b)), default=0)
-        shown, self.n_shown = self.text[self.n_shown : len(self.text) - n_held], len(self.text) - n_held
+            self.text = self.text[: min(found)]
+            self.has_ended = True
+        n_held = 0 if self.has_ended else max((_overlap(lower, stop) for stop in self.stops), default=0)
+        shown = self.text[self.n_shown : len(self.text) - n_held]
+        self.n_shown += len(shown)
         return shown
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return how many characters at the end of a text are the beginning of a stop text."""
+    return max(n for n in range(len(stop)) if text.endswith(stop[:n]))
 
 
 def stream_text(
@@ -195,8 +206,8 @@ def stream_text(
     n_samples: int = 1,
     stops: Sequence[str] = (),
     **how,
-) -> Iterator[list[str | None]]:
-    """Continue a text: for each token, the words that it completes for each sample; None once that has ended.
+) -> Iterator[list[str]]:
+    """Continue a text: yield for each token the words that it completes, a text for each sample, "" where none is.
 
     A DoubleHeadModel continues a row as in fine-tuning: it begins with the start token, and ends at a delimiter or
     classify token. An LMModel knows none of these.
@@ -207,28 +218,38 @@ def stream_text(
         n_tokens: of each sample, at most.
         n_samples: computed together.
         stops: a sample ends before any of these texts; the case of letters does not matter.
-        how: temperature and so on, see `generate`.
+        how: repetition_penalty, see `generate`; temperature, top_k, top_p and generator, see `sample`.
 
     Raises InputError for a prompt that cannot be continued.
     """
-    special, n_ctx = special_tokens(n_vocab := len(encoder.encoder)), model.transformer.n_ctx
-    start, ends = ([special.start], special[1:]) if isinstance(model, DoubleHeadModel) else ([], ())
-    ids = encode_prompt(encoder, prompt, n_ctx - len(start)) if isinstance(prompt, str) else list(prompt)
-    transcripts = [Transcript(encoder, ids, [stop.lower() for stop in stops if stop]) for _ in range(n_samples)]
-    how |= dict(n_samples=n_samples, n_allowed=n_vocab, stop_ids=ends)
+    start: list[int] = []
+    ends: list[int] = []
+    if isinstance(model, DoubleHeadModel):
+        special = special_tokens(encoder.n_vocab)
+        start = [special.start]
+        ends = [special.delimiter, special.classify]
+    if isinstance(prompt, str):
+        ids = encode_prompt(encoder, prompt, model.transformer.n_ctx - len(start))
+    else:
+        ids = [int(i) for i in prompt]
+    stops = [stop.lower() for stop in stops if stop]
+    transcripts = [Transcript(encoder, ids, stops) for _ in range(n_samples)]
+    how |= dict(n_samples=n_samples, n_allowed=encoder.n_vocab, stop_ids=ends)
+    return _show(generate(model, [*start, *ids], n_tokens, **how), transcripts, n_tokens)
 
-    def steps() -> Iterator[list[str | None]]:
-        for n_done, tokens in enumerate(generate(model, [*start, *ids], n_tokens, **how), 1):
-            yield [t.add(token, n_done == n_tokens) for t, token in zip(transcripts, tokens, strict=True)]
-            if all(t.has_ended for t in transcripts):
-                return
 
-    return steps()
+def _show(steps: Iterator[list[int | None]], transcripts: list[Transcript], n_tokens: int) -> Iterator[list[str]]:
+    """Yield what each transcript shows after each of n_tokens steps, until all of them have ended."""
+    for n_done, tokens in enumerate(steps, 1):
+        is_last = n_done == n_tokens
+        yield [transcript.add(token, is_last) for transcript, token in zip(transcripts, tokens, strict=True)]
+        if all(transcript.has_ended for transcript in transcripts):
+            return
 
 
 def generate_text(
     model: LMModel | DoubleHeadModel, encoder: TextEncoder, prompt: str | Sequence[int], n_tokens: int, **how
 ) -> list[str]:
     """Return what follows a prompt, a text a sample; the arguments are those of `stream_text`."""
-    steps = list(stream_text(model, encoder, prompt, n_tokens, **how))
-    return ["".join(filter(None, of_sample)) for of_sample in zip(*steps, strict=True)]
+    steps = stream_text(model, encoder, prompt, n_tokens, **how)
+    return ["".join(of_sample) for of_sample in zip(*steps, strict=True)]

@@ -1,14 +1,10 @@
-"""The two losses of fine-tuning, the task's and the auxiliary one of the language model (paper, 3.2), and metrics.
+"""The two losses of fine-tuning, the task's and the auxiliary one of the language model (paper, 3.2).
 
 Shape letters as in model_pytorch.py.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-import numpy as np
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from model_pytorch import DoubleHeadModel, LMModel
 from speed.kernels import at_least_float32, row_losses
@@ -28,16 +24,39 @@ def compute_losses(
         m: 1 on real tokens, 0 on padding (B, K, T), or (B, T).
         y: what task_losses takes.
     """
-    return packed_losses(model, Packing(x, m), y, lm_coef)
+    packing = Packing.of_padded(x, m, clf_token=model.task_head.clf_token)
+    return packed_losses(model, packing, y, lm_coef)
 
 
 def packed_losses(model: DoubleHeadModel, packing: Packing, y: Tensor, lm_coef: float) -> tuple[Tensor, Tensor | None]:
-    """Return what compute_losses does, of a packed batch; rows that are no choices have no language-model loss."""
+    """Return what compute_losses does, of a packed batch."""
     h, table, task_logits = model.forward_packed(packing)
-    if lm_coef == 0:
-        return task_losses(task_logits, y), None
-    lm = lm_losses(h, table, packing)
-    return task_losses(task_logits, y), lm if packing.is_choice is None else lm[packing.is_choice.flatten()]
+    task = task_losses(task_logits, y)
+    lm = None if lm_coef == 0 else lm_losses(h, table, packing)
+    return task, lm
+
+
+class PackedLosses(nn.Module):
+    """packed_losses of a network as a module, as DistributedDataParallel needs."""
+
+    def __init__(self, model: DoubleHeadModel, lm_coef: float):
+        super().__init__()
+        self.model = model
+        self.lm_coef = lm_coef
+
+    def forward(self, packing: Packing, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        return packed_losses(self.model, packing, y, self.lm_coef)
+
+
+class SequenceLosses(nn.Module):
+    """sequence_losses of a network as a module, as DistributedDataParallel needs."""
+
+    def __init__(self, model: LMModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, packing: Packing) -> Tensor:
+        return sequence_losses(self.model, packing)
 
 
 def sequence_losses(model: LMModel, packing: Packing) -> Tensor:
@@ -79,62 +98,3 @@ def lm_losses(h: Tensor, table: Tensor, packing: Packing) -> Tensor:
     weights = at_least_float32(is_next.to(h.dtype)) / is_next.sum(1, keepdim=True).clamp(min=1)
     states = h.index_select(0, packing.predictors)  # (M, C)
     return row_losses(states, table, packing.targets, packing.predictions, weights)
-
-
-# --- metrics ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How good predictions are: of(labels (N,), predictions (N,)) is at most 1, the larger the better.
-
-    It is a number for any predictions; where a formula divides 0 by 0, as for a constant prediction, it is 0.
-    """
-
-    title: str  # as printed
-    of: Callable[[np.ndarray, np.ndarray], float]
-
-
-def accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
-    return float(np.mean(labels == predictions))
-
-
-def f1(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """Return F1 of class 1."""
-    from sklearn.metrics import f1_score  # here, like the others: they import scipy
-
-    return float(f1_score(labels, predictions, zero_division=0.0))
-
-
-def matthews(labels: np.ndarray, predictions: np.ndarray) -> float:
-    from sklearn.metrics import matthews_corrcoef
-
-    if len(np.unique([labels, predictions])) < 2:
-        return 0.0  # as scikit-learn has it, but without its warning
-    return float(matthews_corrcoef(labels, predictions))
-
-
-def pearson(labels: np.ndarray, predictions: np.ndarray) -> float:
-    from scipy.stats import pearsonr
-
-    return float(pearsonr(labels, predictions).statistic) if _both_vary(labels, predictions) else 0.0
-
-
-def spearman(labels: np.ndarray, predictions: np.ndarray) -> float:
-    from scipy.stats import spearmanr
-
-    return float(spearmanr(labels, predictions).statistic) if _both_vary(labels, predictions) else 0.0
-
-
-def _both_vary(labels: np.ndarray, predictions: np.ndarray) -> bool:
-    # numbers equal but for rounding count as constant: their correlation is noise
-    return len(labels) > 1 and all(np.ptp(v) > 1e-9 * np.abs(v).max() for v in (labels, predictions))
-
-
-METRICS = {
-    "acc": Metric("Accuracy", accuracy),
-    "f1": Metric("F1", f1),
-    "mcc": Metric("Matthews", matthews),
-    "pearson": Metric("Pearson", pearson),
-    "spearman": Metric("Spearman", spearman),
-}

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from formats.authors import load_openai_pretrained_model  # noqa: F401  a public name of this file
 from speed.kernels import Dropout, activated_linear, attention
-from speed.packing import Packing
+from speed.packing import Packing, first_of
 
 ACTIVATIONS = {
     "relu": F.relu,
@@ -181,7 +181,7 @@ class TransformerModel(nn.Module):
 
         Raises ValueError when x is longer than n_ctx.
         """
-        packing = x if isinstance(x, Packing) else Packing(x)
+        packing = x if isinstance(x, Packing) else Packing.full(x)
         if packing.shape[1] > self.n_ctx:
             raise ValueError(
                 f"the input has {packing.shape[1]} tokens, the model has positions for {self.n_ctx}: cut the input"
@@ -234,18 +234,14 @@ class TaskHead(nn.Module):
     def pool(self, h: Tensor, x: Tensor) -> Tensor:
         """Return the states (B, K, C) at the first classify token of each row of x (B, K, T, 2) or (B, T, 2) (TF:182).
 
-        Raises ValueError for a row without one, where argmax would silently give position 0.
+        Raises ValueError for a row without one.
         """
-        x = x.unsqueeze(1) if x.dim() == 3 else x
-        is_clf = (x[..., 0] == self.clf_token).flatten(0, 1)  # (B*K, T)
-        if not torch.compiler.is_exporting() and not (found := is_clf.any(1)).all():
-            row = int(found.int().argmin())
-            raise ValueError(
-                f"example {row // x.size(1)}, choice {row % x.size(1)} holds no classify token (id {self.clf_token}): "
-                "end every row with it"
-            )
-        first = is_clf.int().argmax(1)
-        return h[torch.arange(h.size(0), device=h.device), first].unflatten(0, x.shape[:2])
+        ids = x[..., 0] if x.dim() == 4 else x[:, None, :, 0]  # (B, K, T)
+        first = first_of(ids, self.clf_token)
+        return h[torch.arange(h.size(0), device=h.device), first.flatten()].unflatten(0, first.shape)
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        return self.logits(self.pool(h, x))
 
 
 class ClfHead(TaskHead):
@@ -254,8 +250,8 @@ class ClfHead(TaskHead):
     def __init__(self, clf_token: int, cfg, n_class: int):
         super().__init__(clf_token, cfg, n_class)
 
-    def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        return self.linear(self.dropout(self.pool(h, x).squeeze(1)))
+    def logits(self, pooled: Tensor) -> Tensor:
+        return self.linear(self.dropout(pooled.squeeze(1)))
 
 
 class MultipleChoiceHead(TaskHead):
@@ -264,8 +260,7 @@ class MultipleChoiceHead(TaskHead):
     def __init__(self, clf_token: int, cfg):
         super().__init__(clf_token, cfg, 1)
 
-    def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        pooled = self.pool(h, x)  # (B, K, C)
+    def logits(self, pooled: Tensor) -> Tensor:
         pooled = pooled * self.dropout(torch.ones_like(pooled[:, :1]))  # one mask for all choices: TF:185-188
         return self.linear(pooled).squeeze(-1)
 
@@ -276,8 +271,8 @@ class SimilarityHead(TaskHead):
     def __init__(self, clf_token: int, cfg, n_out: int = 1):
         super().__init__(clf_token, cfg, n_out)
 
-    def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        return self.linear(self.dropout(self.pool(h, x).sum(1)))
+    def logits(self, pooled: Tensor) -> Tensor:
+        return self.linear(self.dropout(pooled.sum(1)))
 
 
 # --- the models ------------------------------------------------------------------------------------------------------
@@ -291,6 +286,7 @@ class LMModel(nn.Module):
 
     def __init__(self, cfg, vocab: int = 40990, n_ctx: int = 512, return_probs: bool = False):
         super().__init__()
+        self.cfg = cfg
         self.transformer = TransformerModel(cfg, vocab, n_ctx)
         self.lm_head = LMHead(self.transformer, cfg, trunc_and_reshape=False)
         self.return_probs = return_probs
@@ -317,6 +313,7 @@ class DoubleHeadModel(nn.Module):
 
     def __init__(self, cfg, clf_token: int, task_head_type: str | tuple, vocab: int = 40990, n_ctx: int = 512):
         super().__init__()
+        self.cfg = cfg
         self.transformer = TransformerModel(cfg, vocab, n_ctx)
         self.lm_head = LMHead(self.transformer, cfg)
         match task_head_type:
@@ -338,20 +335,21 @@ class DoubleHeadModel(nn.Module):
         self.register_load_state_dict_pre_hook(_complete_keys)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        packing = Packing(x)
-        h, table, task_logits = self.forward_packed(packing)
-        return self.lm_head(packing.unpack(h), table), task_logits
+        table = self.transformer.dropped_table()
+        h = self.transformer(x, table)
+        return self.lm_head(h, table), self.task_head(h, x)
 
     def forward_packed(self, packing: Packing) -> tuple[Tensor, Tensor, Tensor]:
         """Return the states (N, C), the embedding matrix after dropout (V, C), and the task logits.
 
-        Training, evaluation, prediction and the benchmark all call this. The logits of the language model, the
-        largest tensor of all, are not computed here: the loss computes them in chunks.
+        Training, evaluation and prediction call this. The logits of the language model, the largest tensor of all, are
+        not computed here: the loss computes them in chunks.
         """
         table = self.transformer.dropped_table()
         h = self.transformer(packing, table)
-        task_logits = self.task_head(packing.unpack(h), packing.x)
-        if packing.is_choice is not None:  # rows that only pad an example with fewer choices: never the answer
+        pooled = h.index_select(0, packing.read.flatten()).unflatten(0, packing.read.shape)  # (B, K, C)
+        task_logits = self.task_head.logits(pooled)
+        if packing.is_choice is not None:  # examples may have different numbers of choices
             task_logits = task_logits.masked_fill(~packing.is_choice, -math.inf)
         return h, table, task_logits
 

@@ -1,28 +1,29 @@
-"""What a language model says of texts: log-probabilities, perplexity, surprisal.
+"""What a language model says of texts: log-probabilities, perplexity, surprisal, entropy, what may come next.
 
-Shape letters as in model_pytorch.py. Probabilities are over the words of the vocabulary, as published ones are, or over
-all V rows of the embedding matrix, special tokens and positions included, as in the training loss.
+Shape letters as in model_pytorch.py; further R rows, W words. Probabilities are over the words of the vocabulary, as
+published ones are, or over all V entries of the embedding matrix, special tokens and positions included, as in the
+training loss.
 """
 
+import csv
 import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from formats.examples import read_lines
+from formats.examples import numbered_lines
 from formats.files import InputError
 from model_pytorch import TransformerModel
-from reading.rows import N_SPECIAL, Ids, pad_rows
+from reading.rows import Ids
 from running.inference import progress_bar
 from running.processes import Ranks
-from speed.kernels import row_losses
 from speed.packing import Packing
 from text_utils import TextEncoder, Word
 
@@ -31,43 +32,42 @@ from text_utils import TextEncoder, Word
 
 def pack(transformer: TransformerModel, examples: Sequence[list[Ids]], share_context: bool = False) -> Packing:
     """Return rows of token ids, some for each example, as the transformer's input, on its device."""
-    # position rows are the last ones of the embedding matrix, whether special tokens stand before them or not
+    # positions are the last entries of the embedding matrix, whether special tokens stand before them or not
     first_position = len(transformer.embed.weight) - transformer.n_ctx
-    x, m = pad_rows(examples, first_position - N_SPECIAL, max(len(row) for rows in examples for row in rows))
-    packing = Packing(torch.from_numpy(x), torch.from_numpy(m), share_context)
-    return packing.to(transformer.embed.weight.device)
+    return Packing.of_rows(examples, first_position, share_context).to(transformer.embed.weight.device)
+
+
+class NextTokens(NamedTuple):
+    """What a model says of the tokens of rows, or of a text: three numbers of each token."""
+
+    log_probabilities: Tensor | np.ndarray  # nats
+    entropies: Tensor | np.ndarray  # nats, of the distribution over what may stand in the token's place
+    ranks: Tensor | np.ndarray  # 1 for the most probable token
 
 
 @torch.no_grad()
-def next_log_probabilities(transformer: TransformerModel, packing: Packing, n_words: int | None = None) -> Tensor:
-    """Return the log-probability (nats) of each token of the rows but the first (B*K, T-1), 0 on padding.
+def next_tokens(transformer: TransformerModel, packing: Packing, n_entries: int | None = None) -> NextTokens:
+    """Return what the model says of each token of the rows but the first (R, T-1), 0 on padding.
 
     Args:
-        n_words: normalise over so many rows of the embedding matrix, the first ones; None: over all.
+        n_entries: normalise over so many entries of the embedding matrix, the first ones; None: over all.
     """
-    return _log_probabilities(_predictors(transformer, packing), transformer.embed.weight[:n_words], packing)
-
-
-@torch.no_grad()
-def next_tokens(transformer: TransformerModel, packing: Packing, n_words: int | None = None) -> tuple[Tensor, Tensor]:
-    """Return what next_log_probabilities does, and whether each token is the most probable one, true on padding."""
-    states, table = _predictors(transformer, packing), transformer.embed.weight[:n_words]
-    best = torch.cat([F.linear(chunk, table).argmax(1) for chunk in states.split(256)])  # (M,)
-    is_best = torch.cat([best == packing.targets, best.new_ones(1, dtype=torch.bool)])
-    return _log_probabilities(states, table, packing), is_best[packing.predictions]
-
-
-def _predictors(transformer: TransformerModel, packing: Packing) -> Tensor:
-    """Return the states from which the tokens of the rows but the first are predicted (M, C)."""
     transformer.eval()
-    return transformer(packing).index_select(0, packing.predictors)
+    states = transformer(packing).index_select(0, packing.predictors)  # (M, C)
+    table = transformer.embed.weight[:n_entries]
 
+    # a chunk at a time: all logits together would be the largest tensor of all
+    found = []
+    for state, target in zip(states.split(256), packing.targets.split(256), strict=True):
+        logs = F.linear(state, table).log_softmax(1)
+        own = logs.gather(1, target[:, None])[:, 0]
+        entropy = -(logs.exp() * logs).sum(1)
+        rank = 1 + (logs > own[:, None]).sum(1)
+        found.append(torch.stack([own, entropy, rank.to(own.dtype)]))
 
-def _log_probabilities(states: Tensor, table: Tensor, packing: Packing) -> Tensor:
-    m = len(packing.targets)
-    each = torch.arange(m, device=states.device)[:, None]  # row_losses, with each prediction as a row of its own
-    losses = row_losses(states, table, packing.targets, each, torch.ones_like(each, dtype=states.dtype))  # (M,)
-    return torch.cat([-losses, losses.new_zeros(1)])[packing.predictions]
+    # from the M predictions to the rows; the one more is the padding's
+    padded = F.pad(torch.cat(found, 1), (0, 1))
+    return NextTokens(*padded[:, packing.predictions])
 
 
 def windows(n_tokens: int, n_ctx: int, stride: int) -> Iterator[tuple[int, int, int]]:
@@ -77,62 +77,146 @@ def windows(n_tokens: int, n_ctx: int, stride: int) -> Iterator[tuple[int, int, 
     scored in 0-4 (tokens 1 2 3), 2-6 (4 5) and 4-7 (6); with stride 4 in 0-4 (1 2 3) and 4-7 (5 6): token 4 is not
     scored, as in pre-training.
     """
-    done = 0
+    end = 0
     for start in range(0, n_tokens, stride):
+        first = max(end, start + 1)
         end = min(start + n_ctx, n_tokens)
-        if (first := max(done, start + 1)) < end:
+        if first < end:
             yield start, end, first
-        if (done := end) == n_tokens:
+        if end == n_tokens:
             return
 
 
-def log_probabilities(
-    model: nn.Module, ids: Ids, n_words: int | None = None, stride: int | None = None, n_batch: int = 8
-) -> np.ndarray:
-    """Return the log-probability (nats) of each token of a text of any length (T,), NaN where it is not scored.
+def score_ids(
+    model: nn.Module, ids: Ids, n_entries: int | None = None, stride: int | None = None, n_batch: int = 8
+) -> NextTokens:
+    """Return what the model says of each token of a text of any length (T,), NaN where it is not scored.
 
     Args:
         model: with a `transformer`: from open_model, open_run or LMModel.
-        n_words: as of next_log_probabilities.
+        n_entries: as of next_tokens.
         stride: tokens from one window of n_ctx tokens to the next; each token but the first ones is predicted from
             n_ctx - stride tokens or more. None: half of n_ctx. With n_ctx, the first token of every window is not
             scored.
         n_batch: windows computed at a time.
     """
-    transformer = model.transformer
-    stride = transformer.n_ctx // 2 if stride is None else stride
-    if not 1 <= stride <= transformer.n_ctx:
-        raise InputError(f"the stride is {stride}; windows of {transformer.n_ctx} tokens take 1 to that many.")
-    found, todo = np.full(len(ids), np.nan), list(windows(len(ids), transformer.n_ctx, stride))
-    with progress_bar(len(todo), "scoring" if len(todo) > n_batch else None, "windows", Ranks()) as bar:
+    n_ctx = model.transformer.n_ctx
+    stride = n_ctx // 2 if stride is None else stride
+    if not 1 <= stride <= n_ctx:
+        raise InputError(f"the stride is {stride}; windows of {n_ctx} tokens take 1 to that many.")
+
+    # some windows at a time
+    todo = list(windows(len(ids), n_ctx, stride))
+    found = np.full((3, len(ids)), np.nan)
+    name = "scoring" if len(todo) > n_batch else None  # short texts show no progress
+    with progress_bar(len(todo), name, "windows", Ranks()) as bar:
         for i in range(0, len(todo), n_batch):
             batch = todo[i : i + n_batch]
-            packing = pack(transformer, [[ids[start:end]] for start, end, _ in batch])
-            rows = next_log_probabilities(transformer, packing, n_words).cpu().numpy()
-            for (start, end, first), row in zip(batch, rows, strict=True):
-                found[first:end] = row[first - start - 1 : end - start - 1]
+            rows = [[ids[start:end]] for start, end, _ in batch]
+            tokens = next_tokens(model.transformer, pack(model.transformer, rows), n_entries)
+            of_rows = torch.stack(tokens, 1).cpu().numpy()  # (B, 3, T-1)
+            for (start, end, first), of_row in zip(batch, of_rows, strict=True):
+                before_first = first - start - 1  # of_row[:, 0] is of the window's second token
+                found[:, first:end] = of_row[:, before_first : before_first + end - first]
             bar.update(len(batch))
-    return found
+    return NextTokens(*found)
 
 
 # --- texts -> scores -------------------------------------------------------------------------------------------------
 
+Text = str | Sequence[str] | Sequence[Word]  # as it is, or split into words, by the user or by words_of
+
+
+def words_of(encoder: TextEncoder, text: Text) -> list[Word]:
+    """Return the words of a text as its user wrote them; in lower case where it is not known where they stand.
+
+    Words that the user has split stay as they are, whatever the tokenizer makes of them; their spans are in themselves.
+
+    Raises InputError for such a word without tokens.
+    """
+    words = []
+
+    # a text that the encoder splits
+    if isinstance(text, str):
+        for word in encoder.words_with_spans(text):
+            if word.span is not None:
+                word = word._replace(text=text[slice(*word.span)])
+            words.append(word)
+        return words
+
+    # words that are given: all tokens of one belong together
+    for given in text:
+        if isinstance(given, Word):
+            words.append(given)
+            continue
+        word = Word(given, [], [])
+        for part in encoder.words_with_spans(given):
+            word.ids.extend(part.ids)
+            word.spans.extend(part.spans)
+        if not word.ids:
+            raise InputError(f"the word {given!r}, number {len(words) + 1}, holds no tokens. Leave it out.")
+        words.append(word)
+    return words
+
 
 @dataclass(frozen=True)
 class Score:
-    """Log-probabilities of a text of T tokens in W words; marks and newlines count as words."""
+    """What a model says of a text of T tokens in W words; marks and newlines count as words."""
 
     words: list[Word]
-    log_probabilities: np.ndarray  # (T,) in nats, NaN for a token that is not scored: the first one
+    log_probabilities: np.ndarray  # (T,) in nats, NaN for a token that is not scored: the first one without a context
+    entropies: np.ndarray  # (T,) in nats, as of NextTokens
+    ranks: np.ndarray  # (T,)
+    context: list[int]  # ids before the text
+    n_entries: int  # of the embedding matrix: what the probabilities are over
+
+    def starts(self) -> np.ndarray:
+        """Return the first token of each word (W,), as an index."""
+        lengths = [len(word.ids) for word in self.words]
+        return np.cumsum([0, *lengths[:-1]])
+
+    def of_tokens(self) -> list[np.ndarray]:
+        """Return for each word the log-probabilities of its tokens."""
+        return np.split(self.log_probabilities, self.starts()[1:])
 
     def of_words(self) -> np.ndarray:
         """Return the log-probability of each word (W,), the sum over its tokens; NaN where one is not scored."""
-        ends = np.cumsum([len(word.ids) for word in self.words])
-        return np.array([part.sum() for part in np.split(self.log_probabilities, ends[:-1])])
+        return np.array([logs.sum() for logs in self.of_tokens()])
 
     def surprisal(self) -> np.ndarray:
         """Return the surprisal of each word in bits (W,)."""
         return -self.of_words() / math.log(2)
+
+    def entropy(self) -> np.ndarray:
+        """Return how uncertain each word was before it came: the entropy of its first token in bits (W,)."""
+        return self.entropies[self.starts()] / math.log(2)
+
+    def rank(self) -> np.ndarray:
+        """Return the rank of each word's first token among all that may stand there (W,), 1 for the most probable."""
+        return self.ranks[self.starts()]
+
+    @torch.no_grad()
+    def next_word(self, model: nn.Module, word: int | None = None) -> np.ndarray:
+        """Return the probability of each token to begin a word (n_entries,), given up to n_ctx tokens before it.
+
+        Args:
+            model: as of `score`.
+            word: the index of the word; None: the one after the text.
+
+        Raises ValueError for the first word of a text without a context.
+        """
+        ids = list(self.context)
+        for earlier in self.words[:word]:
+            ids += earlier.ids
+        if not ids:
+            raise ValueError("nothing comes before the first word of a text without a context")
+
+        # the state at the last of them says what comes next
+        transformer = model.eval().transformer
+        ids = ids[-transformer.n_ctx :]
+        states = transformer(pack(transformer, [[ids]]))  # (N, C)
+        logits = transformer.embed.weight[: self.n_entries] @ states[len(ids) - 1]
+        return logits.softmax(0).cpu().numpy()
 
     def per_token(self) -> float:
         """Return the perplexity per token that is scored."""
@@ -142,48 +226,57 @@ class Score:
         """Return the perplexity per word that is scored."""
         return _perplexity(self.of_words())
 
+    def perplexities(self) -> str:
+        """Return both perplexities and what they are of, in words."""
+        n_tokens = len(self.log_probabilities)
+        n_scored = n_tokens - int(np.isnan(self.log_probabilities).sum())
+        return (
+            f"perplexity {self.per_token():.4f} per token, {self.per_word():.4f} per word; {n_scored:,} of "
+            f"{n_tokens:,} tokens in {len(self.words):,} words scored, over {self.n_entries:,} entries of the "
+            "embedding matrix"
+        )
+
 
 def _perplexity(log_probabilities: np.ndarray) -> float:
     scored = log_probabilities[~np.isnan(log_probabilities)]
-    return math.exp(-scored.mean()) if len(scored) else math.nan
+    if len(scored) == 0:
+        return math.nan
+    return math.exp(-scored.mean())
 
 
 def score(
     model: nn.Module,
     encoder: TextEncoder,
-    text: str | Sequence[Word],
+    text: Text,
     stride: int | None = None,
     all_rows: bool = False,
-    n_batch: int = 8,
+    context: Text = "",
 ) -> Score:
-    """Return the log-probabilities of a text, or of words that the encoder has split.
+    """Return the log-probabilities of a text.
 
     Args:
-        model, stride, n_batch: as of log_probabilities.
-        all_rows: normalise over all rows of the embedding matrix, as the training loss does, not over the words only.
+        text: also a list of words, which are then those of the score.
+        model, stride: as of score_ids.
+        all_rows: normalise over all entries of the embedding matrix, as the training loss does, not over the words
+            only.
+        context: what comes before the text; it is not scored itself.
 
-    Raises InputError for a text of fewer than two tokens: the first one is not scored.
+    Raises InputError for a text without tokens, or of a single one without a context: the first one is not scored.
     """
-    words = encoder.words_with_spans(text) if isinstance(text, str) else list(text)
+    words = words_of(encoder, text)
     ids = [i for word in words for i in word.ids]
-    if len(ids) < 2:
+    before = [i for word in words_of(encoder, context) for i in word.ids]
+    if not ids or len(before) + len(ids) < 2:
         raise InputError(f"{len(ids)} tokens: there is nothing to score, as the first one is not. Give a longer text.")
-    n_words = None if all_rows else len(encoder.encoder)
-    return Score(words, log_probabilities(model, ids, n_words, stride, n_batch))
+
+    # the context and the text as one; then the text alone
+    n_entries = len(model.transformer.embed.weight) if all_rows else encoder.n_vocab
+    found = score_ids(model, before + ids, n_entries, stride)
+    log_probabilities, entropies, ranks = (values[len(before) :] for values in found)
+    return Score(words, log_probabilities, entropies, ranks, before, n_entries)
 
 
-def read_words(encoder: TextEncoder, path: Path) -> Iterator[tuple[int, str, list[Word]]]:
-    """Yield number, text and words of each line of a file that is not blank; newlines are tokens, as in pre-training.
-
-    Raises InputError for a file that is missing or not UTF-8.
-    """
-    newline = Word("\n", [encoder.encoder.get("\n</w>", 0)], [None])
-    for number, line, why in read_lines(path):
-        if why:
-            raise InputError(f"{path}, line {number}: {why}")
-        if words := encoder.words_with_spans(line):
-            yield number, line, [*words, newline]
-
+# --- files -> scores -------------------------------------------------------------------------------------------------
 
 HEADER = ("line", "start", "end", "word", "surprisal", "tokens", "log_probabilities")
 
@@ -195,7 +288,6 @@ def score_file(
     out: IO[str] | None = None,
     stride: int | None = None,
     all_rows: bool = False,
-    n_batch: int = 8,
 ) -> Score:
     """Return the score of a text file, and write a line for each of its words: tab separated, without quoting.
 
@@ -204,42 +296,46 @@ def score_file(
 
     Args:
         out: a file open for text; None: write nothing.
-        model, stride, all_rows, n_batch: as of `score`.
+        model, stride, all_rows: as of `score`.
 
     Raises InputError for a file that is missing, not UTF-8, or holds fewer than two tokens.
     """
-    lines = list(read_words(encoder, Path(path)))
+    # as in pre-training: lines that are not blank, each ended by the newline token
+    newline = Word("\n", [encoder.encoder.get("\n</w>", 0)], [None])
+    words, numbers = [], []  # numbers: the line of each word
+    for number, line, why in numbered_lines(Path(path)):
+        if why:
+            raise InputError(f"{path}, line {number}: {why}")
+        of_line = words_of(encoder, line)
+        if of_line:
+            words += [*of_line, newline]
+            numbers += [number] * (len(of_line) + 1)
+
+    # all lines are one text
     try:
-        found = score(model, encoder, [w for _, _, words in lines for w in words], stride, all_rows, n_batch)
+        found = score(model, encoder, words, stride, all_rows)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     if out is not None:
-        out.write("\t".join(HEADER) + "\n")
-        out.writelines(_table(encoder, lines, found))
+        write_surprisal(out, encoder, numbers, found)
     return found
 
 
-def _table(encoder: TextEncoder, lines: list[tuple[int, str, list[Word]]], found: Score) -> Iterator[str]:
-    surprisal, values = iter(found.surprisal()), iter(found.log_probabilities)
-    for number, line, words in lines:
-        for word in words:
-            start, end = word.span or ("", "")
-            text = line[start:end] if word.span else word.text
-            text = text.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
-            tokens = " ".join(encoder.decoder[i].replace("\n", "\\n") for i in word.ids)
-            logs = " ".join(_number(next(values)) for _ in word.ids)
-            yield f"{number}\t{start}\t{end}\t{text}\t{_number(next(surprisal))}\t{tokens}\t{logs}\n"
+def write_surprisal(out: IO[str], encoder: TextEncoder, numbers: Sequence[int], found: Score) -> None:
+    """Write the table of score_file; numbers are the line of each word."""
+    writer = csv.writer(out, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None)
+    writer.writerow(HEADER)
+    columns = zip(numbers, found.words, found.surprisal(), found.of_tokens(), strict=True)
+    for number, word, surprisal, log_probabilities in columns:
+        start, end = word.span or ("", "")
+        tokens = " ".join(encoder.decoder[i] for i in word.ids)
+        logs = " ".join(_number(value) for value in log_probabilities)
+        writer.writerow((number, start, end, _escape(word.text), _number(surprisal), _escape(tokens), logs))
+
+
+def _escape(text: str) -> str:
+    return text.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
 
 
 def _number(value: float) -> str:
     return "NA" if math.isnan(value) else f"{value:.5f}"
-
-
-def summary(found: Score, n_words: int, n_rows: int, all_rows: bool) -> str:
-    """Return in words what a score says; n_words is the size of the vocabulary, n_rows of the embedding matrix."""
-    over = f"all {n_rows:,} rows of the embedding matrix" if all_rows else f"the {n_words:,} words of the vocabulary"
-    n_tokens, n_scored = len(found.log_probabilities), int((~np.isnan(found.log_probabilities)).sum())
-    return (
-        f"perplexity {found.per_token():.4f} per token, {found.per_word():.4f} per word; {n_scored:,} of {n_tokens:,} "
-        f"tokens in {len(found.words):,} words scored, over {over}"
-    )

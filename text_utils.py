@@ -1,11 +1,13 @@
-"""Text -> tokens as in the authors' text_utils.py (commit a69b5c4): standardise, split into words, merge byte pairs."""
+"""Text -> tokens as in the authors' text_utils.py (commit a69b5c4): standardise, split into words, merge byte pairs.
+
+And back: `TextEncoder.decode` makes readable text of tokens, `words_with_spans` says where each stands in a text.
+"""
 
 import os
 import re
-from collections.abc import Iterable, Iterator
-from difflib import SequenceMatcher
+from collections.abc import Iterable, Sequence
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,10 +18,22 @@ from formats.files import InputError, read_json
 if TYPE_CHECKING:  # spaCy and ftfy take a second to import: they are imported where a text is split
     from spacy.language import Language
 
+# A part of the key of cached ids (reading/encoding.py). Raise it with any change after which some text has other ids.
+VERSION = 1
+
 REPLACEMENTS = str.maketrans({"—": "-", "–": "-", "―": "-", "…": "...", "´": "'"})
 # TF's pattern (text_utils.py:30) is not a raw string: its backslash alternative never matches one (FIDELITY 4)
 PUNCTUATION_RUNS = re.compile(r"""([-~!";?+,)(/*\[\]}{|_])\1*""")
 PLAIN = re.compile(r"[\n\t -%'-~]*")  # texts that ftfy leaves as they are: ASCII without "&" and control characters
+
+
+def repair(text: str) -> str:
+    """Return the text as ftfy repairs it: wrongly decoded characters, curly quotes, HTML entities and the like."""
+    if PLAIN.fullmatch(text):
+        return text
+    import ftfy
+
+    return ftfy.fix_text(text)
 
 
 def text_standardize(text: str) -> str:
@@ -37,23 +51,15 @@ def word_splitter() -> "Language":
 
 
 def split_words(nlp: "Language", text: str) -> list[str]:
-    """Repair a text (ftfy), standardise it and return its words in lower case, split by spaCy's tokenizer `nlp`."""
-    if not PLAIN.fullmatch(text):
-        import ftfy
-
-        text = ftfy.fix_text(text)
-    return [word.text.lower() for word in nlp.make_doc(text_standardize(text))]
+    """Repair a text, standardise it and return its words in lower case, split by spaCy's tokenizer `nlp`."""
+    return [word.text.lower() for word in nlp.make_doc(text_standardize(repair(text)))]
 
 
 # --- where the words stand in the user's own text --------------------------------------------------------------------
 
 Span = tuple[int, int]  # start and end of characters in the text as it was given
-
-
-def join_spans(spans: Iterable[Span | None]) -> Span | None:
-    """Return the span from the first start to the last end, or None where one is None or there is none."""
-    spans = list(spans)
-    return (min(a for a, _ in spans), max(b for _, b in spans)) if spans and None not in spans else None
+LINE = re.compile(r"[^\n\r\u2028\u2029]+")  # as ftfy separates lines
+WORD = re.compile(r"\S+")
 
 
 class Word(NamedTuple):
@@ -68,83 +74,64 @@ class Word(NamedTuple):
         return join_spans(self.spans)
 
 
+def join_spans(spans: Sequence[Span | None]) -> Span | None:
+    """Return the span from the first start to the last end, or None where one of them is None."""
+    if None in spans:
+        return None
+    return spans[0][0], spans[-1][1]
+
+
 def character_spans(text: str) -> tuple[str, list[Span | None]]:
     """Return the repaired and standardised text, and the span in `text` that each of its characters comes from.
 
-    A span is None for a space that is not in `text`, and where ftfy's repair of the span by itself would be another
-    one: what it then comes from cannot be told.
+    A character has its own span where ftfy leaves a word (what white space surrounds) as it is, or repairs it one
+    character for one; else that of the whole word: &lt;b&gt; for <b>. All of a line is None where its words are not
+    repaired one by one, all of a text where its lines are not. A newline has the white space between two lines, a space
+    None.
     """
-    repaired, sources = _repair(text)
-    # standardising adds and removes white space only, after the replacements: other characters keep their order
+    repaired = repair(text)
+    standard = text_standardize(repaired)
+    old_lines = [line for line in LINE.finditer(text) if not line[0].isspace()]
+    new_lines = [line for line in repaired.split("\n") if line.strip()]
+    if len(old_lines) != len(new_lines):
+        return standard, [None] * len(standard)
+
+    # of each character that is not a space, and each newline: standardising keeps their order
     found: list[Span | None] = []
-    start, end = len(repaired) - len(repaired.lstrip()), len(repaired.rstrip())
-    for run in re.finditer(r"\S|\s*\n\s*", repaired[start:end]):
-        at = range(start + run.start(), start + run.end())
-        if run[0].isspace():  # newlines and the white space around them: one newline
-            found.append(join_spans(sources[i] for i in at if repaired[i] == "\n"))
-        else:
-            found += [sources[at[0]]] * len(run[0].translate(REPLACEMENTS))
-    standard, spans = text_standardize(repaired), iter(found)
-    return standard, [None if c.isspace() and c != "\n" else next(spans) for c in standard]
+    end_before = 0
+    for old, new in zip(old_lines, new_lines, strict=True):
+        if found:
+            found.append((end_before, old.start()))
+        characters = "".join(new.split())
+        for character, span in zip(characters, _spans_in_line(old, new), strict=True):
+            found += [span] * len(character.translate(REPLACEMENTS))  # three for the dots of an ellipsis
+        end_before = old.end()
+
+    spans = iter(found)
+    return standard, [None if character == " " else next(spans) for character in standard]
 
 
-def _repair(text: str) -> tuple[str, list[Span | None]]:
-    """Return ftfy's repair of a text and the span in `text` that each of its characters comes from."""
-    import ftfy
-
-    repaired = ftfy.fix_text(text)
-    lines, options = re.findall(r"[^\n]*\n|[^\n]+", text), {}
-    fixed = []
-    for line in lines:  # as ftfy does: no more HTML entities after the first line with "<"
-        options = {"unescape_html": False} if "<" in line else options
-        fixed.append(ftfy.fix_text(line, **options))
-    if "".join(fixed) != repaired:  # lines of more than a million characters are cut there
-        lines, fixed, options = [text], [repaired], {}
+def _spans_in_line(old: re.Match, new: str) -> list[Span | None]:
+    """Return the span of each character of a line's words after its repair."""
+    old_words = list(WORD.finditer(old.string, *old.span()))
+    new_words = new.split()
+    unknown = [None] * sum(map(len, new_words))
+    if len(old_words) != len(new_words):
+        return unknown
     spans: list[Span | None] = []
-    start = 0
-    for line, new in zip(lines, fixed, strict=True):
-        for (a, b), (c, d) in _differences(line, new):
-            pieces = [(a + i, a + i + 1) for i in range(b - a)] if b - a == d - c else []
-            if line[a:b] == new[c:d]:
-                found = pieces
-            elif pieces and all(ftfy.fix_text(line[i:j]) == new[c + i - a] for i, j in pieces):
-                found = pieces
-            else:
-                found = [(a, b) if ftfy.fix_text(line[a:b]) == new[c:d] else None] * (d - c)
-            spans += [span and (start + span[0], start + span[1]) for span in found]
-        start += len(line)
-    return repaired, spans
+    for old_word, new_word in zip(old_words, new_words, strict=True):
+        start, end = old_word.span()
+        pairs = zip(old_word[0], new_word, strict=False)
+        if end - start == len(new_word) and all(a == b or repair(a) == b for a, b in pairs):
+            spans += [(i, i + 1) for i in range(start, end)]
+        elif repair(old_word[0]) == new_word:
+            spans += [(start, end)] * len(new_word)
+        else:
+            return unknown
+    return spans
 
 
-def _equal_words(old: list[str], new: list[str]) -> list[tuple[int, int]]:
-    """Return pairs of indices of words that belong together and are equal, in their order."""
-    import ftfy
-
-    if len(old) == len(new):
-        pairs = list(zip(old, new, strict=True))
-        if all(ftfy.fix_text(a) == b for a, b in set(pairs) if a != b):  # the usual case, and fast for any length
-            return [(i, i) for i, (a, b) in enumerate(pairs) if a == b]
-    blocks = SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks()
-    return [(a + i, b + i) for a, b, n in blocks for i in range(n)]
-
-
-def _differences(old: str, new: str) -> Iterator[tuple[Span, Span]]:
-    """Yield spans of two texts that belong together, equal or not, in their order and without gaps in the new one."""
-    if old == new:
-        yield (0, len(old)), (0, len(new))
-        return
-    old_words, new_words = ([(*m.span(), m[0]) for m in re.finditer(r"\S+", text)] for text in (old, new))
-    pairs = _equal_words([w[2] for w in old_words], [w[2] for w in new_words])
-    i = j = 0
-    ends = (len(old), len(old), ""), (len(new), len(new), "")
-    for (a, b, _), (c, d, _) in [*((old_words[k], new_words[m]) for k, m in pairs), ends]:
-        between = SequenceMatcher(None, old[i:a], new[j:c], autojunk=False)  # compared by characters
-        yield from (((i + k, i + m), (j + p, j + q)) for _, k, m, p, q in between.get_opcodes())
-        yield (a, b), (c, d)
-        i, j = b, d
-
-
-# --- from words back to readable text --------------------------------------------------------------------------------
+# --- from tokens back to readable text -------------------------------------------------------------------------------
 
 ATTACHED = re.compile(r"[.,:;?!)\]}%]+|/+|''|n't|'(s|m|d|ll|re|ve)")  # to the word before
 OPENING = re.compile(r"[(\[{$#]+|/+|``")  # the next word is attached to these
@@ -154,38 +141,75 @@ SPLIT_BY_RULE = {("gon", "na"), ("wan", "na"), ("got", "ta")}  # one word, which
 UNKNOWN = "\N{WHITE MEDIUM SQUARE}"
 
 
-class WordJoiner:
-    """Words one by one -> each with the space that belongs before it, as a reader expects.
+class Detokenizer:
+    """Token ids one by one -> words as they are completed, each with the space that belongs before it.
 
-    Marks, n't, 's and the like are attached to the word before; of quotes every other one opens, and a new line begins
-    with none open. So the words it 's " fine " , she said become: it's "fine", she said
+    So the words it 's " fine " , she said become: it's "fine", she said
     """
 
-    def __init__(self):
-        self.before = "\n"  # the word before
-        self.is_attaching = True  # nothing comes between the word before and the next one
+    def __init__(self, encoder: "TextEncoder"):
+        self.encoder = encoder
+        self.word = ""  # the next word, as far as its tokens have come
+        self.before = "\n"  # the word before: a text begins as a line does
         self.open_quotes: set[str] = set()
 
-    def __call__(self, word: str) -> str:
-        closes = word in self.open_quotes or (word == "'" and self.before.endswith("s"))
-        # no mark is split off again from the sign for unknown, nor dots from dots
-        stays_apart = self.before.endswith(UNKNOWN) or (self.before.endswith(".") and word.startswith("."))
-        follows = ATTACHED.fullmatch(word) and not stays_apart
-        is_attached = self.is_attaching or closes or word == "\n" or follows
-        is_attached = is_attached or (self.before, word) in SPLIT_BY_RULE
-        self.is_attaching = word == "\n" or bool(OPENING.fullmatch(word))
+    def add(self, token: int) -> str:
+        """Return the text of the word that a token completes; "" if it completes none."""
+        text = self.encoder.decoder[token]
+        self.word += UNKNOWN + "</w>" if text == "<unk>" else text
+        return self.finish() if self.word.endswith("</w>") else ""
+
+    def finish(self) -> str:
+        """Return the text of the word so far, complete or not."""
+        if not self.word:
+            return ""
+        word = self.encoder.spelled(self.word.removesuffix("</w>"))
+        space = "" if self._is_attached(word) else " "
+
+        # every other quotation mark opens, and a new line begins with none open
         if word == "\n":
-            self.open_quotes = set()
-        elif closes:
+            self.open_quotes.clear()
+        elif self._closes(word):
             self.open_quotes.discard(word)
         elif word in ('"', "'"):
             self.open_quotes.add(word)
-            self.is_attaching = True
         self.before = word
-        return word if is_attached else " " + word
+        self.word = ""
+        return space + word
+
+    def _closes(self, word: str) -> bool:
+        return word in self.open_quotes or (word == "'" and self.before.endswith("s"))
+
+    def _is_attached(self, word: str) -> bool:
+        """Return whether no space stands before a word, by the first of these rules that is about it."""
+        # lines, and what stands in quotes and brackets, have no space at their ends
+        if "\n" in (self.before, word):
+            return True
+        if self.before in self.open_quotes or self._closes(word):
+            return True
+        if OPENING.fullmatch(self.before) or (self.before, word) in SPLIT_BY_RULE:
+            return True
+        # the encoder would split off no mark from the sign for unknown, and no dots from dots
+        if self.before.endswith(UNKNOWN):
+            return False
+        if self.before.endswith(".") and word.startswith("."):
+            return False
+        return ATTACHED.fullmatch(word) is not None
 
 
 # --- the tokenizer ---------------------------------------------------------------------------------------------------
+
+
+class Pieces(NamedTuple):
+    """The tokens of one word."""
+
+    ids: list[int]
+    tokens: list[str]
+
+
+def get_pairs(word: Iterable[str]) -> set[tuple[str, str]]:
+    """Return the pairs of neighbouring symbols of a word."""
+    return set(pairwise(word))
 
 
 class TextEncoder:
@@ -198,26 +222,28 @@ class TextEncoder:
     Attributes:
         encoder: token -> id.
         decoder: id -> token.
+        files: the two files.
+        n_vocab: number of tokens in the file, whatever is added to `encoder` later.
 
     Raises:
         InputError: a file is missing or damaged, or the two belong to different vocabularies.
     """
 
     def __init__(self, encoder_path: str | os.PathLike, bpe_path: str | os.PathLike):
-        self.files = Path(encoder_path), Path(bpe_path)  # that it was read from
+        self.files = (Path(encoder_path), Path(bpe_path))
         self.encoder = _read_encoder(self.files[0])
         self.decoder = {i: token for token, i in self.encoder.items()}
+        self.n_vocab = len(self.encoder)
         merges = _read_merges(self.files[1])
-        unknown = next((merge for merge in merges if "".join(merge) not in self.encoder), None)
-        if unknown:
-            raise InputError(
-                f"{bpe_path}: the merge {' '.join(unknown)!r} makes a token that {encoder_path} lacks. "
-                "Take both files from one vocabulary."
-            )
+        for merge in merges:
+            if "".join(merge) not in self.encoder:
+                raise InputError(
+                    f"{bpe_path}: the merge {' '.join(merge)!r} makes a token that {encoder_path} lacks. "
+                    "Take both files from one vocabulary."
+                )
         self.bpe_ranks = {merge: rank for rank, merge in enumerate(merges)}
-        self.cache: dict[str, list[int]] = {}  # word -> ids
-        self.ends: dict[str, list[int]] = {}  # word -> where its tokens end in it
-        self.splits: dict[tuple[str, ...], bool] = {}  # a text and words -> whether it is split into these
+        self.cache: dict[str, Pieces] = {}  # of each word met so far
+        self.spellings: dict[str, str] = {}  # see `spelled`
 
     @cached_property
     def nlp(self) -> "Language":
@@ -227,11 +253,14 @@ class TextEncoder:
         """Return the tokens of a word, separated by spaces, the last with `</w>` at its end."""
         parts = [*word[:-1], word[-1] + "</w>"]
         while len(parts) > 1:
-            rank, pair = min((self.bpe_ranks.get(p, float("inf")), p) for p in pairwise(parts))
-            if rank == float("inf"):
+            known = get_pairs(parts) & self.bpe_ranks.keys()
+            if not known:
                 break
-            merged, i = [], 0
-            while i < len(parts):  # every occurrence of the pair, from the left
+            pair = min(known, key=self.bpe_ranks.__getitem__)
+            # every occurrence of the pair, from the left
+            merged = []
+            i = 0
+            while i < len(parts):
                 if tuple(parts[i : i + 2]) == pair:
                     merged.append(parts[i] + parts[i + 1])
                     i += 2
@@ -244,79 +273,68 @@ class TextEncoder:
 
     def encode(self, texts: list[str], verbose: bool = True) -> list[list[int]]:
         """Return the token ids of each text, 0 for one the vocabulary lacks; `verbose` shows a progress bar."""
-        rows = []
+        found = []
         for text in tqdm(texts, desc="tokenizing", unit=" texts", ncols=80, leave=False, disable=not verbose):
-            rows.append([i for word in split_words(self.nlp, text) for i in self._word_ids(word)])
-        return rows
+            ids = []
+            for word in split_words(self.nlp, text):
+                ids += self._pieces(word).ids
+            found.append(ids)
+        return found
 
     def encode_with_spans(self, text: str) -> tuple[list[int], list[Span | None]]:
         """Return the token ids of a text, as encode does, and the span of each token in it: text[start:end].
 
-        Where ftfy has repaired the text, a span is that of the characters as they were, and None where these cannot be
-        told.
+        In a word that ftfy has repaired it may be that of the whole word, or None: see character_spans.
         """
-        words = self.words_with_spans(text)
-        return [i for word in words for i in word.ids], [span for word in words for span in word.spans]
+        ids, spans = [], []
+        for word in self.words_with_spans(text):
+            ids += word.ids
+            spans += word.spans
+        return ids, spans
 
     def words_with_spans(self, text: str) -> list[Word]:
         """Return the words of a text with their token ids and the span of each token in it."""
         standard, spans = character_spans(text)
         words = []
         for word in self.nlp.make_doc(standard):
+            # of each letter in lower case, where it may be longer
+            sources = []
+            for i, character in enumerate(word.text, word.idx):
+                sources += [spans[i]] * len(character.lower())
             lower = word.text.lower()
-            # a letter may be longer in lower case
-            sources = [spans[word.idx + i] for i, c in enumerate(word.text) for _ in c.lower()]
-            ends = self._token_ends(lower)
-            of_tokens = [join_spans(sources[a:b]) for a, b in pairwise([0, *ends])]
-            words.append(Word(lower.rstrip(" "), [*self._word_ids(lower)], of_tokens))
+            ids, tokens = self._pieces(lower)
+            of_tokens = []
+            start = 0
+            for token in tokens:
+                end = start + len(token.removesuffix("</w>"))
+                of_tokens.append(join_spans(sources[start:end]))
+                start = end
+            words.append(Word(lower.rstrip(" "), list(ids), of_tokens))
         return words
 
-    def _token_ends(self, word: str) -> list[int]:
-        """Return where each token of a word ends in it; the newline token does before the word's space."""
-        if word not in self.ends:
-            lengths = (len(token) for token in self.bpe(word).removesuffix("</w>").split(" "))
-            self.ends[word] = list(accumulate(lengths))
-        return self.ends[word]
-
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of token ids: words as `words` returns them, and marks, separated by spaces.
+        """Return the text of token ids, in lower case, with marks attached to words: it's "fine", she said.
 
         Encoding it gives the ids of an encoded text again; only within a word with an unknown token it may not.
         """
-        words, attached = self.words(ids), set()
-        for i in range(len(words)):  # to the words before, where only so it is split off again: i 'm -> i'm
-            n = next((n for n in range(min(i, 2) + 1) if self._is_split_into(words[i - n : i + 1])), 0)
-            attached |= {*range(i - n + 1, i + 1)}
-        return "".join(" " * (i not in attached) + word for i, word in enumerate(words))[1:].rstrip(" ")
-
-    def words(self, ids: Iterable[int]) -> list[str]:
-        """Return the words of token ids, as `spelled` returns them; the last one may be incomplete."""
-        words = "".join(self.text_of(int(i)) for i in ids).split("</w>")
-        return [self.spelled(word) for word in (words if words[-1] else words[:-1])]
-
-    def readable(self, ids: Iterable[int]) -> str:
-        """Return the text of token ids as `words` returns it, with marks attached to words: it's "fine", she said."""
-        return "".join(map(WordJoiner(), self.words(ids)))
-
-    def text_of(self, token: int) -> str:
-        """Return a token as the vocabulary has it, and UNKNOWN, the end of a word, for the unknown one."""
-        return UNKNOWN + "</w>" if self.decoder[token] == "<unk>" else self.decoder[token]
+        words = Detokenizer(self)
+        parts = [words.add(int(i)) for i in ids]
+        return "".join(parts) + words.finish()
 
     def spelled(self, word: str) -> str:
         """Return a word in lower case, or with the capitals without which spaCy's rules split it: Mr., U.S.A."""
-        forms = (word, word.capitalize(), word.upper())
-        return next((form for form in forms if self._is_split_into([form])), word)
+        if word not in self.spellings:
+            self.spellings[word] = word
+            for form in (word, word.capitalize(), word.upper()):
+                if split_words(self.nlp, form) == [word]:
+                    self.spellings[word] = form
+                    break
+        return self.spellings[word]
 
-    def _is_split_into(self, words: list[str]) -> bool:
-        """Return whether words without spaces between them are split into these words again."""
-        text, lower = "".join(words), [word.lower() for word in words]
-        if (text, *lower) not in self.splits:
-            self.splits[text, *lower] = split_words(self.nlp, text) == lower
-        return self.splits[text, *lower]
-
-    def _word_ids(self, word: str) -> list[int]:
+    def _pieces(self, word: str) -> Pieces:
         if word not in self.cache:
-            self.cache[word] = [self.encoder.get(token, 0) for token in self.bpe(word).split(" ")]
+            tokens = self.bpe(word).split(" ")
+            self.cache[word] = Pieces([self.encoder.get(token, 0) for token in tokens], tokens)
         return self.cache[word]
 
 
@@ -341,10 +359,12 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
         raise InputError(f"{path} cannot be read ({error}). Fetch it again.") from None
     merges = []
     for number, line in enumerate(lines, 2):
-        if line:
-            merges.append(tuple(line.split()))
-            if len(merges[-1]) != 2:
-                raise InputError(f"{path}, line {number}: a merge is two tokens, this is {line!r}. Fetch it again.")
+        if not line:
+            continue
+        merge = tuple(line.split())
+        if len(merge) != 2:
+            raise InputError(f"{path}, line {number}: a merge is two tokens, this is {line!r}. Fetch it again.")
+        merges.append(merge)
     if not merges:
         raise InputError(f"{path} holds no merges. Fetch it again.")
     return merges

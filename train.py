@@ -1,50 +1,357 @@
 """Fine-tune the transformer on a task: `python train.py --dataset rocstories --submit --analysis --data_dir DIR`.
 
-Flags and defaults are the paper's and the authors': finetuning.Settings.
+Read fine_tune below from its first line to its last: it is the whole of fine-tuning, from the seed to the predictions,
+with random numbers in the authors' order. Flags and defaults are the paper's and the authors' (running/settings.py).
 """
 
+import random
 import sys
 import time
-from contextlib import closing
 from pathlib import Path
 
-from finetuning import Run, Settings
-from formats.files import find
-from reading.rows import transform_roc  # noqa: F401  a public name of this file
+import numpy as np
+import torch
+from torch import Tensor
+
+from analysis import analyse
+from formats.authors import BPE_FILE, ENCODER_FILE, is_model, load_openai_pretrained_model, read_sizes, weight_files
+from formats.examples import parse_columns
+from formats.files import InputError, copy_file, digests, make_output_folder
+from loss import PackedLosses
+from model_pytorch import DoubleHeadModel
+from opt import OpenAIAdam
+from reading.rows import FORMS, N_SPECIAL, special_tokens, transform_roc  # noqa: F401  a public name of this file
+from reading.splits import Limits, Splits, describe, majority, read_splits
+from reading.tasks import find_task
+from running.checkpoint import load_parameters
 from running.command import exit_code
-from running.processes import Stop, join_ranks, keep_freed_memory, make_deterministic, peak_memory
-from running.results import analyse
-from running.settings import parse
-from verify import verify
+from running.inference import answers, evaluate, predict
+from running.metrics import METRICS
+from running.predictions import write_predictions, write_submission
+from running.processes import (
+    Ranks,
+    describe_device,
+    join_ranks,
+    keep_freed_memory,
+    make_deterministic,
+    peak_memory,
+    pick_precision,
+)
+from running.record import RunRecord
+from running.settings import FineTuningFlags, parse
+from running.training import Plan, Run, summary_writer
+from text_utils import TextEncoder
 
 
-def run(settings: Settings) -> None:
+def fine_tune(settings: FineTuningFlags, ranks: Ranks, make_network=None) -> None:
+    """Fine-tune, and if asked predict; the files are written by the first process.
+
+    Args:
+        make_network: another network than build_network's, a function of its arguments.
+
+    Raises InputError for what the user can fix.
+    """
+    make_folders(settings)
+
+    # random numbers in the authors' order: special-token embeddings, then the epochs' shuffles (FIDELITY 78)
+    random.seed(settings.seed)
+    np.random.seed(settings.seed)
+    torch.manual_seed(settings.seed)
+
+    # text -> rows; the other processes find the first one's cache
+    encoder = TextEncoder(settings.encoder_path, settings.bpe_path)
+    with ranks.first_alone():
+        splits = read_task(settings, encoder)
+    check_splits(settings, splits)
+    task, train, valid, test = splits.task, splits.train, splits.valid, splits.test
+    plan = Plan(len(train), settings.n_batch, settings.accumulate, ranks.size, settings.n_iter)
+    if plan.per_epoch == 0:
+        raise InputError(
+            f"--n_batch {settings.n_batch} x --accumulate {settings.accumulate} x {ranks.size} processes is more than "
+            f"the {len(train)} examples to train on. Lower one of them or --n_valid."
+        )
+
+    # the network, with the weights of the model folder, and its optimiser
+    model, loaded = (make_network or build_network)(settings, splits, encoder.n_vocab)
+    model.transformer.checkpoint_activations = settings.checkpoint_activations
+    model.to(ranks.device)
+    schedule = {"schedule": settings.lr_schedule, "warmup": settings.lr_warmup, "t_total": plan.t_total}
+    optimizer = OpenAIAdam(model.parameters(), **settings.adam(), **schedule)
+    optimizer.preallocate()
+
+    # the order of the examples in each epoch; then different dropout masks per process
+    order_of_epoch = [shuffled(len(train)) for _ in range(settings.n_iter)]
+    torch.manual_seed(settings.seed + ranks.rank)
+
+    record = record_of(settings, splits, encoder, model, plan, ranks)
+    run = Run(settings, plan, model, optimizer, record.to_json(), ranks)
+    if ranks.is_first:
+        announce(run, splits, encoder, loaded)
+        remove_results(settings)
+        copy_file(Path(settings.encoder_path), run.folder / ENCODER_FILE)
+        copy_file(Path(settings.bpe_path), run.folder / BPE_FILE)
+    losses = run.wrap(PackedLosses(model, settings.lm_coef))
+    class_weights = None
+    if settings.class_weights == "balanced":
+        class_weights = balanced_weights(train.labels, splits.n_out()).to(ranks.device)
+
+    with run:
+        # a run that was stopped while it was evaluated goes on with that
+        if is_log_due(run):
+            write_log(run, splits)
+
+        for examples in run.updates(order_of_epoch):
+            # forward and backward, a part of the examples at a time
+            optimizer.zero_grad()
+            cost = 0.0
+            for part in run.parts(examples):
+                packing = train.packed(part, settings.share_context).to(ranks.device)
+                y = train.targets(part).to(ranks.device, non_blocking=True)
+                with run.autocast:
+                    task_losses, lm_losses = losses(packing, y)
+                    if class_weights is not None:
+                        task_losses = task_losses * class_weights[y]
+                    loss = task_losses.mean()
+                    if lm_losses is not None:
+                        loss = loss + settings.lm_coef * lm_losses.mean()
+                    loss = loss / settings.accumulate
+                loss.backward()
+                cost = cost + loss.detach()
+
+            # clip and step; an update whose cost or gradients are not finite is not made
+            cost = run.mean_cost(cost)
+            optimizer.step()
+            run.count(cost)
+
+            if is_log_due(run):
+                write_log(run, splits)
+
+        if ranks.is_first:
+            warn_of_nothing_learned(run, splits)
+        if not settings.submit:
+            return
+
+        # predict valid and test with the parameters that were best on valid
+        ranks.wait()  # for the first process to have written them
+        load_parameters(run.folder / "best_params", model)
+        predicted = {}
+        with run.autocast:
+            for name, rows in (("valid", valid), ("test", test)):
+                if rows is not None:
+                    predicted[name] = (rows, predict(model, rows, settings.n_batch, ranks, f"{name} rows"))
+    if ranks.is_first:
+        parts = {"valid": splits.valid_parts, "test": splits.test_parts}
+        write_predictions(predictions_path(settings), task, predicted, parts)
+        if test is not None:
+            found = answers(predicted["test"][1], task.scores)
+            write_submission(Path(settings.submission_dir), task, splits.test_parts, found)
+
+
+# --- the steps of the page above -------------------------------------------------------------------------------------
+
+
+def make_folders(settings: FineTuningFlags) -> None:
+    """Make the folders of the output. Raises InputError for one that takes no files, now and not after training."""
+    if settings.tensorboard:
+        summary_writer()
+    folders = [settings.log_dir, Path(settings.save_dir) / settings.desc]
+    if settings.submit:
+        folders.append(settings.submission_dir)
+    for folder in folders:
+        make_output_folder(Path(folder))
+
+
+def read_task(settings: FineTuningFlags, encoder: TextEncoder) -> Splits:
+    """Return the examples of the data set. Raises InputError."""
+    data_dir = Path(settings.data_dir)
+    task = find_task(settings.dataset, data_dir, settings.task, parse_columns(settings.columns), settings.race)
+    n_ctx = settings.n_ctx
+    if settings.n_transfer >= 0:
+        n_ctx = min(n_ctx, read_sizes(Path(settings.model_dir)).n_positions)
+    limits = Limits(settings.n_valid, settings.seed, n_ctx, settings.max_examples)
+    return read_splits(task, data_dir, encoder, limits)
+
+
+def check_splits(settings: FineTuningFlags, splits: Splits) -> None:
+    """Raise InputError for missing labels, and for class weights where there are no classes."""
+    for name, rows in (("train", splits.train), ("validation", splits.valid)):
+        if rows.labels is None:
+            raise InputError(f"{settings.data_dir}: a {name} example has no label. Fix the line or remove it.")
+    has_classes = splits.task.scores is None and not splits.train.has_choices()
+    if settings.class_weights == "balanced" and not has_classes:
+        raise InputError("--class_weights balanced needs classes: leave it out for scores and multiple choice.")
+
+
+def build_network(settings: FineTuningFlags, splits: Splits, n_vocab: int) -> tuple[DoubleHeadModel, str]:
+    """Return the network with its weights, and in words what was loaded.
+
+    Raises InputError when flags, vocabulary and weights contradict each other.
+    """
+    # sizes: from the flags, or else from the model folder
+    model_dir = Path(settings.model_dir)
+    loads = settings.n_transfer >= 0
+    sizes = read_sizes(model_dir) if loads or is_model(model_dir) else None
+    if loads and n_vocab != sizes.n_vocab:
+        raise InputError(
+            f"{settings.encoder_path} has {n_vocab} tokens, the weights in {model_dir} are for {sizes.n_vocab}. "
+            "Take both from one model."
+        )
+    try:
+        cfg = settings.config() if sizes is None else settings.config(sizes)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+    # the longest row decides how many positions there are
+    n_ctx = splits.n_ctx()
+    head = FORMS[splits.task.form].head(splits.n_out())
+    model = DoubleHeadModel(cfg, special_tokens(n_vocab).classify, head, n_vocab + N_SPECIAL + n_ctx, n_ctx)
+    if not loads:
+        np.random.randn(N_SPECIAL, cfg.n_embd)  # what the loader draws: the epochs' order stays the same
+        return model, "nothing"
+    n_blocks = load_openai_pretrained_model(model.transformer, n_ctx, N_SPECIAL, settings.n_transfer, model_dir)
+    return model, f"embeddings and {n_blocks} blocks from {model_dir}"
+
+
+def shuffled(n: int) -> np.ndarray:
+    """Return 0 .. n - 1 shuffled by NumPy's global generator (TF:431-440)."""
+    from sklearn.utils import shuffle  # here: it imports scipy
+
+    return shuffle(np.arange(n))
+
+
+def balanced_weights(labels: np.ndarray, n_labels: int) -> Tensor:
+    """Return N / (n_labels * count) of each label, so that all labels weigh the same: for [0 0 0 1], 2/3 and 2."""
+    counts = np.bincount(labels, minlength=n_labels).clip(min=1)
+    return torch.tensor(len(labels) / (n_labels * counts), dtype=torch.float32)
+
+
+def record_of(
+    settings: FineTuningFlags,
+    splits: Splits,
+    encoder: TextEncoder,
+    model: DoubleHeadModel,
+    plan: Plan,
+    ranks: Ranks,
+) -> RunRecord:
+    """Return what settings.json holds of this run."""
+    # the files that it depends on
+    task = splits.task
+    weights = weight_files(Path(settings.model_dir)) if settings.n_transfer >= 0 else []
+    others = settings.fixed_on_resume() | {
+        "n_processes": ranks.size,
+        "precision": pick_precision(settings.precision, ranks.device),
+        "digests": digests([*splits.files, *encoder.files, *weights]),
+        "notes": list(splits.notes),
+    }
+    known = {
+        "title": task.title,
+        "form": task.form,
+        "cut": task.cut,
+        "labels": list(task.shown_labels() or ()),
+        "scores": None if task.scores is None else list(task.scores),
+        "metrics": list(task.metrics),
+        "n_out": splits.n_out(),
+        "n_vocab": encoder.n_vocab,
+        "n_ctx": splits.n_ctx(),
+        "n_ctx_allowed": splits.train.layout.n_ctx,
+        "vocabulary": list(digests(encoder.files).values()),
+        "t_total": plan.t_total,
+    }
+    sizes = {name: getattr(model.cfg, name) for name in ("n_embd", "n_head", "n_layer", "afn")}
+    return RunRecord.of_json(others | known | sizes, Path(settings.save_dir) / settings.desc)
+
+
+def is_log_due(run: Run) -> bool:
+    """Return whether to evaluate: after each epoch, and in the first at updates 1000, 2000, 4000, ... (TF:431-440)."""
+    if run.n_updates == run.last_log():
+        return False
+    if run.n_updates % run.plan.per_epoch == 0:
+        return True
+    thousands, rest = divmod(run.n_updates, 1000)
+    return run.n_updates < run.plan.per_epoch and rest == 0 and thousands.bit_count() == 1
+
+
+def write_log(run: Run, splits: Splits) -> None:
+    """Write cost and metrics of the first n_valid examples of train, and of valid, to the log."""
+    costs, metrics, shown = {}, {}, []
+    subset = splits.train.first(run.settings.n_valid)
+    for key, name, rows in (("tr", "train", subset), ("va", "valid", splits.valid)):
+        with run.autocast:
+            cost, found = evaluate(
+                run.model, rows, splits.task.metrics, run.settings.n_batch, run.ranks, f"{name} rows"
+            )
+        costs[f"{key}_cost"] = cost
+        metrics |= {f"{key}_{metric}": value for metric, value in found.items()}
+        shown.append(f"{name} cost {cost:.3f} " + " ".join(f"{metric} {found[metric]:.2f}" for metric in found))
+    run.write_log(costs | metrics, "  ".join(shown), best_by=f"va_{splits.task.metrics[0]}")
+
+
+def warn_of_nothing_learned(run: Run, splits: Splits) -> None:
+    """Print a warning if the run is no better than a constant prediction."""
+    metric = splits.task.metrics[0]
+    best = max(line[f"va_{metric}"] for line in run.logs)
+    reason = None
+    if splits.task.scores is not None or metric == "mcc":
+        if best <= 1:
+            reason = f"the best {METRICS[metric].title} on valid is {best:.2f} %"
+    else:
+        n_labels = splits.valid.n_choices() if splits.train.has_choices() else splits.n_out()
+        cost = run.logs[-1]["tr_cost"]
+        accuracy = max(line.get("va_acc", 100.0) for line in run.logs)
+        if accuracy <= 100 * majority(splits):
+            reason = f"valid accuracy {accuracy:.2f} % is no better than always predicting one label"
+        elif abs(cost - np.log(n_labels)) < 0.02:
+            blind = f"ln {n_labels} = {np.log(n_labels):.3f}, a blind guess"
+            reason = f"the cost on train, {cost:.3f}, is stuck near {blind}"
+    if reason is not None:
+        print(f"warning  {reason}. Try a longer warm-up (--lr_warmup 0.1), a lower --lr, or another --seed.")
+
+
+def announce(run: Run, splits: Splits, encoder: TextEncoder, loaded: str) -> None:
+    """Print device, examples, network and plan."""
+    plan, cfg = run.plan, run.model.cfg
+    n_test = 0 if splits.test is None else len(splits.test)
+    done = f", {run.n_updates} of them done" if run.n_updates > 0 else ""
+    print(f"device   {describe_device(run.precision, run.ranks)}")
+    print(f"examples {len(splits.train)} train, {len(splits.valid)} valid, {n_test} test, n_ctx {splits.n_ctx()}")
+    print("\n".join(describe(splits, encoder)))
+    print(f"network  {cfg.n_layer} blocks, {cfg.n_embd} features, {cfg.n_head} heads; loaded {loaded}")
+    print(f"plan     {plan.n_iter} epochs, {plan.t_total} updates of {plan.n_update} examples{done}")
+
+
+def predictions_path(settings: FineTuningFlags) -> Path:
+    return Path(settings.log_dir) / f"{settings.desc}.predictions.jsonl"
+
+
+def remove_results(settings: FineTuningFlags) -> None:
+    """Remove the results of an earlier run of the same name."""
+    for suffix in ("predictions.jsonl", "png", "json", "errors.tsv"):
+        (Path(settings.log_dir) / f"{settings.desc}.{suffix}").unlink(missing_ok=True)
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def run(settings: FineTuningFlags, make_network=None) -> None:
     """Fine-tune, and as asked predict and analyse. Raises InputError for what the user can fix."""
     started = time.monotonic()
     keep_freed_memory()
     if settings.deterministic:
         make_deterministic()
     with join_ranks() as ranks:
-        fine_tuning = Run(settings, ranks)
-        with closing(fine_tuning), Stop(ranks) as stop:
-            fine_tuning.train(stop)
-            if settings.submit:
-                fine_tuning.predict(stop)
-        if not ranks.is_first:
-            return
-        if settings.analysis:
-            analyse(fine_tuning.task, find(settings.data_dir), Path(settings.log_dir), settings.desc)
-        seconds = time.monotonic() - started
-        print(
-            f"done in {seconds:.0f} s, {peak_memory(ranks.device)}; see {fine_tuning.log_dir}, {fine_tuning.save_dir}"
-        )
+        fine_tune(settings, ranks, make_network)
+    if not ranks.is_first:
+        return
+    if settings.analysis:
+        analyse(Path(settings.log_dir), settings.desc)
+    seconds = time.monotonic() - started
+    folders = f"{settings.log_dir} and {Path(settings.save_dir) / settings.desc}"
+    print(f"done in {seconds:.0f} s, {peak_memory(ranks.device)}; see {folders}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    settings = parse(Settings, "Fine-tune the transformer on a task, as the authors did.", argv)
-    if settings.verify:
-        return exit_code("train.py", lambda: verify(find(settings.model_dir)), "nothing was changed")
+    settings = parse(FineTuningFlags, "Fine-tune the transformer on a task, as the authors did.", argv)
     return exit_code("train.py", lambda: run(settings), "--resume goes on")
 
 

@@ -15,18 +15,22 @@ from formats.authors import (
     ENCODER_FILE,
     FolderSizes,
     load_openai_pretrained_model,
+    open_folder,
     read_sizes,
     vocabulary_files,
     weight_files,
 )
-from formats.files import InputError, copy_file, find, make_output_folder, read_json, sha256
-from model_pytorch import DEFAULT_CONFIG, Config, DoubleHeadModel, LMModel, TransformerModel
+from formats.files import InputError, copy_file, make_output_folder, sha256
+from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel, LMModel, TransformerModel
 from reading.encoding import Encoded
-from reading.rows import CUTS, FORMS, Rows, special_tokens
+from reading.rows import FORMS, N_SPECIAL, Rows, special_tokens
 from running.checkpoint import load_parameters
 from running.inference import answers, predict, written_answers
 from running.processes import Ranks
+from running.record import RunRecord
 from text_utils import TextEncoder
+
+# --- a pre-trained model ---------------------------------------------------------------------------------------------
 
 
 def open_model(folder: str | os.PathLike, return_probs: bool = True) -> tuple[LMModel, TextEncoder]:
@@ -40,12 +44,12 @@ def open_model(folder: str | os.PathLike, return_probs: bool = True) -> tuple[LM
     Raises:
         InputError: a file is missing or damaged, or the files do not belong together.
     """
-    folder = find(folder)
-    sizes, vocabulary = read_sizes(folder), vocabulary_files(folder)
-    encoder = TextEncoder(*vocabulary)
-    if len(encoder.encoder) != sizes.n_vocab:
+    folder = open_folder(folder)
+    sizes = read_sizes(folder)
+    encoder = TextEncoder(*vocabulary_files(folder))
+    if encoder.n_vocab != sizes.n_vocab:
         raise InputError(
-            f"{vocabulary[0]} has {len(encoder.encoder)} tokens, the weights are for {sizes.n_vocab}. "
+            f"{encoder.files[0]} has {encoder.n_vocab} tokens, the weights are for {sizes.n_vocab}. "
             "Take both from one model."
         )
     same = {name: getattr(sizes, name) for name in ("n_embd", "n_head", "n_layer", "afn")}
@@ -55,18 +59,16 @@ def open_model(folder: str | os.PathLike, return_probs: bool = True) -> tuple[LM
     return model.eval(), encoder
 
 
-def open_transformer(folder: str | os.PathLike) -> tuple[TransformerModel, TextEncoder, FolderSizes]:
+def open_transformer(folder: Path) -> tuple[TransformerModel, TextEncoder, FolderSizes]:
     """Return the transformer in a model folder or a saved run, its tokenizer and its sizes. Raises InputError."""
-    if is_run(folder := find(folder)):
+    if is_run(folder):
         run = open_run(folder)
-        model, encoder, afn = run.model, run.encoder, run.settings["afn"]
+        model, encoder = run.model, run.encoder
     else:
         model, encoder = open_model(folder)
-        afn = read_sizes(folder).afn
-    transformer = model.transformer
-    n_embd, blocks = transformer.embed.weight.size(1), transformer.h
-    sizes = FolderSizes(len(encoder.encoder), transformer.n_ctx, n_embd, blocks[0].attn.n_head, len(blocks), afn)
-    return transformer, encoder, sizes
+    cfg, n_positions = model.cfg, model.transformer.n_ctx
+    sizes = FolderSizes(encoder.n_vocab, n_positions, cfg.n_embd, cfg.n_head, cfg.n_layer, cfg.afn)
+    return model.transformer, encoder, sizes
 
 
 def copy_weights(source: TransformerModel, target: TransformerModel, n_vocab: int) -> None:
@@ -78,15 +80,17 @@ def copy_weights(source: TransformerModel, target: TransformerModel, n_vocab: in
             parameter.copy_(value)
 
 
-def parameter_files(folder: str | os.PathLike) -> list[Path]:
+def parameter_files(folder: Path) -> list[Path]:
     """Return the files that hold the parameters of a model folder or a saved run."""
-    folder = find(folder)
     return [folder / "best_params"] if is_run(folder) else weight_files(folder)
 
 
 def is_run(folder: Path) -> bool:
     """Return whether a folder holds a run of train.py, whole or not."""
     return (folder / "best_params").exists() or (folder / "settings.json").exists()
+
+
+# --- a fine-tuned run ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ class SavedRun:
 
     model: DoubleHeadModel  # in evaluation mode
     encoder: TextEncoder
-    settings: dict  # of the run: form, labels, cut, n_ctx, n_vocab, sizes, digests of the files it read, ...
+    record: RunRecord  # form, labels, cut, sizes, ...
     folder: Path
 
     def predict(self, examples: Sequence[str | Sequence[str]], n_batch: int = 32) -> list[Prediction]:
@@ -120,55 +124,62 @@ class SavedRun:
 
         Raises ValueError for an example with the wrong number of texts.
         """
-        return list(self.stream(((e,) if isinstance(e, str) else tuple(e) for e in examples), n_batch))
+        texts = ((example,) if isinstance(example, str) else tuple(example) for example in examples)
+        return list(self.stream(texts, n_batch))
 
     def stream(self, examples: Iterable[tuple[str, ...]], n_batch: int = 32) -> Iterator[Prediction]:
         """Yield what predict returns, in memory that does not grow with the number of examples."""
-        examples, n_done = iter(examples), 0
+        examples = iter(examples)
+        n_done = 0
         while chunk := list(islice(examples, CHUNK)):
             for i, texts in enumerate(chunk, n_done):
                 self.check(texts, f"example {i}")
-            yield from self._predict(chunk, n_batch)
+            yield from self.predict_chunk(chunk, n_batch)
             n_done += len(chunk)
 
     def check(self, texts: tuple[str, ...], where: str) -> None:
         """Raise ValueError for an example with the wrong number of texts."""
-        form = FORMS[self.settings["form"]]
-        right = len(texts) >= form.n_texts + 2 if form.has_choices else len(texts) == form.n_texts
-        if not right:
-            more = " and two choices or more" * form.has_choices
-            raise ValueError(
-                f"{where} has {len(texts)} texts; a {self.settings['form']} example takes {form.n_texts}{more}"
-            )
+        form = FORMS[self.record.form]
+        is_right = len(texts) >= form.n_texts + 2 if form.has_choices else len(texts) == form.n_texts
+        if not is_right:
+            more = " and two choices or more" if form.has_choices else ""
+            raise ValueError(f"{where} has {len(texts)} texts; a {self.record.form} example takes {form.n_texts}{more}")
 
-    def _predict(self, examples: list[tuple[str, ...]], n_batch: int) -> Iterator[Prediction]:
-        settings, form = self.settings, self.settings["form"]
+    def predict_chunk(self, examples: list[tuple[str, ...]], n_batch: int) -> Iterator[Prediction]:
+        """Yield the predictions of some examples, which are encoded together."""
+        # texts -> rows, cut as in training; then, if longer than any row there, to the network's number of positions
+        record, form = self.record, FORMS[self.record.form]
         ids = iter(self.encoder.encode([text for example in examples for text in example], verbose=False))
-        # cut as in training; then, if longer than any row seen there, to the network's number of positions
-        cut, n_allowed = CUTS[settings["cut"]], settings["n_ctx_allowed"]
-        encoded = Encoded.of([cut([next(ids) for _ in example], form, n_allowed) for example in examples])
-        rows = Rows(encoded, None, form, "longest", settings["n_vocab"], settings["n_ctx"])
-        if (lengths := rows.lengths()).max() > settings["n_ctx"]:
+        cut = [record.layout().cut_texts([next(ids) for _ in example]) for example in examples]
+        layout = dataclasses.replace(record.layout(), cut="longest", n_ctx=record.n_ctx)
+        rows = Rows(Encoded.of(cut), layout)
+        lengths = rows.lengths()
+        if lengths.max() > record.n_ctx:
             i = int(lengths.argmax())
             raise InputError(
                 f"an example takes {lengths[i]} tokens without its context; the run has positions for "
-                f"{settings['n_ctx']}. Shorten it: {' '.join(examples[i])[:60]!r} ..."
+                f"{record.n_ctx}. Shorten it: {' '.join(examples[i])[:60]!r} ..."
             )
+
+        # rows -> probabilities -> labels by their names
         device = self.model.transformer.embed.weight.device
         logits = predict(self.model, rows, n_batch, Ranks(device=device))
-        scores = tuple(settings["scores"]) if settings.get("scores") else None
-        known = [f"{value:g}" for value in np.linspace(*scores, logits.size(1))] if scores else settings["labels"]
-        found = zip(answers(logits, scores), examples, logits.softmax(1).tolist(), strict=True)
-        for answer, example, values in found:
-            n_out = len(example) - FORMS[form].n_texts if FORMS[form].has_choices else len(values)
-            # more choices than in training: the numbers are their names
-            names = known if n_out <= len(known) else [str(i + 1) for i in range(n_out)]
-            (label,) = written_answers([answer], names, scores)
+        known = record.labels
+        if record.scores is not None:
+            known = [f"{value:g}" for value in np.linspace(*record.scores, logits.size(1))]
+        found = answers(logits, record.scores)
+        for answer, example, values in zip(found, examples, logits.softmax(1).tolist(), strict=True):
+            n_out = len(example) - form.n_texts if form.has_choices else len(values)
+            names = known
+            if n_out > len(known):  # more choices than in training: the numbers are their names
+                names = [str(i + 1) for i in range(n_out)]
+            (label,) = written_answers([answer], names, record.scores)
             yield Prediction(label, dict(zip(names[:n_out], values[:n_out], strict=True)))
 
     def save(self, folder: str | os.PathLike) -> None:
         """Copy the run, without its checkpoints, to a folder that open_run can read."""
-        make_output_folder(folder := Path(folder))
+        folder = Path(folder)
+        make_output_folder(folder)
         for name in ("settings.json", ENCODER_FILE, BPE_FILE, "best_params", "best_params.sha256"):
             copy_file(self.folder / name, folder / name)
 
@@ -181,28 +192,26 @@ def open_run(folder: str | os.PathLike) -> SavedRun:
     Raises:
         InputError: a file is missing or damaged, or the vocabulary is not the run's.
     """
-    folder = find(folder)
-    settings = read_json(folder / "settings.json")
-    needed = {"form", "cut", "labels", "n_ctx", "n_ctx_allowed", "n_vocab", "n_special", "n_out", "digests"}
-    needed |= {"encoder_path", "bpe_path", *(field.name for field in dataclasses.fields(Config))}
-    is_run = isinstance(settings, dict) and needed <= settings.keys()
-    if not is_run or settings["form"] not in FORMS or settings["cut"] not in CUTS:
-        raise InputError(f"{folder / 'settings.json'} is not the settings of a fine-tuned run. Train again.")
-    vocabulary = folder / ENCODER_FILE, folder / BPE_FILE
-    for path, flag in zip(vocabulary, ("encoder_path", "bpe_path"), strict=True):
-        expected = settings["digests"].get(Path(settings[flag]).name)
-        if path.exists() and sha256(path) != expected:
-            raise InputError(f"{path} is not the file that the run had ({settings[flag]}). Copy that one here.")
+    folder = open_folder(folder)
+    record = RunRecord.read(folder)
+
+    # the vocabulary that it was trained with
+    vocabulary = (folder / ENCODER_FILE, folder / BPE_FILE)
+    for path, digest in zip(vocabulary, record.vocabulary, strict=True):
+        if path.exists() and sha256(path) != digest:
+            raise InputError(f"{path} is not the vocabulary that the run had. Copy that one here.")
     encoder = TextEncoder(*vocabulary)
+
+    # the network
     try:
-        cfg = Config(**{field.name: settings[field.name] for field in dataclasses.fields(Config)})
-        n_vocab, n_ctx = settings["n_vocab"], settings["n_ctx"]
-        head = FORMS[settings["form"]].head(settings["n_out"])
-        vocab = n_vocab + settings["n_special"] + n_ctx
-        model = DoubleHeadModel(cfg, special_tokens(n_vocab).classify, head, vocab, n_ctx)
+        clf_token = special_tokens(record.n_vocab).classify
+        head = FORMS[record.form].head(record.n_out)
+        model = DoubleHeadModel(
+            record.config(), clf_token, head, record.n_vocab + N_SPECIAL + record.n_ctx, record.n_ctx
+        )
         load_parameters(folder / "best_params", model)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{folder}: settings.json and best_params are not of one run ({error}). Take both from one run."
         ) from None
-    return SavedRun(model.eval(), encoder, settings, folder)
+    return SavedRun(model.eval(), encoder, record, folder)

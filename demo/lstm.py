@@ -5,19 +5,20 @@ stay: it reads the same rows. There is dropout on the embedding matrix and befor
 """
 
 import math
-from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-import finetuning
 import pretrain
+import train
 from formats.authors import read_sizes
-from formats.files import find
 from model_pytorch import DoubleHeadModel, LMModel, TransformerModel
+from reading.splits import Splits
 from running.checkpoint import load_parameters, save_parameters
-from running.processes import Ranks, Stop, join_ranks
+from running.processes import join_ranks
+from running.settings import FineTuningFlags, PreTrainingFlags
 from speed.packing import Packing
 
 
@@ -31,14 +32,17 @@ class LSTM(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing, cache: None = None) -> Tensor:
         """Return the states (N, C) of tokens (N, C); what rows have in common is computed for each of them."""
-        h, _ = self.lstm(packing.unpack(x))  # (B*K, T, n_hidden); the padding ends a row: no token sees it
-        # each token's state, from one of the rows that hold it; dummy tokens, which no row holds, take the first
-        index = packing.source.new_zeros(len(x) + 1)
-        index[packing.source.flatten()] = torch.arange(packing.source.numel(), device=x.device)
-        return self.c_proj(h.flatten(0, 1).index_select(0, index[:-1]))
+        h, _ = self.lstm(packing.unpack(x))  # (R, T, n_hidden); the padding ends a row: no token sees it
+        h = h.flatten(0, 1)
+        if packing.source is not None:
+            # each token's state, from one of the rows that hold it
+            index = packing.source.new_zeros(len(x) + 1)
+            index[packing.source.flatten()] = torch.arange(len(h), device=x.device)
+            h = h.index_select(0, index[:-1])
+        return self.c_proj(h)
 
 
-def n_hidden(n_embd: int, n_parameters: int) -> int:
+def hidden_size(n_embd: int, n_parameters: int) -> int:
     """Return the size of the hidden state with which an LSTM above has a number of parameters, as nearly as can be."""
     # 4 H (C + H + 2) in the gates, C (H + 1) in the linear map
     half = (5 * n_embd + 8) / 8
@@ -49,48 +53,57 @@ def replace_blocks(transformer: TransformerModel) -> None:
     """Put an LSTM of as many parameters in the position of the blocks."""
     n_embd = transformer.embed.weight.size(1)
     n_parameters = sum(p.numel() for p in transformer.h.parameters())
-    transformer.h = nn.ModuleList([LSTM(n_embd, n_hidden(n_embd, n_parameters))])
+    transformer.h = nn.ModuleList([LSTM(n_embd, hidden_size(n_embd, n_parameters))])
 
 
-class PreTrainingRun(pretrain.Run):
-    """A pre-training run of the LSTM."""
-
-    def new_model(self, n_positions: int, initial: TransformerModel | None) -> LMModel:
-        model = super().new_model(n_positions, initial)
-        replace_blocks(model.transformer)
-        return model
+# --- pre-training ----------------------------------------------------------------------------------------------------
 
 
-def pre_train(settings: pretrain.Settings, weights: Path) -> None:
-    """Pre-train the LSTM as pretrain.run does a transformer, and write its parameters to a file."""
-    with join_ranks() as ranks, closing(PreTrainingRun(settings, ranks)) as run, Stop(ranks) as stop:
-        run.train(stop)
-    save_parameters(weights, run.model)
+def language_model(
+    settings: PreTrainingFlags, n_vocab: int, n_positions: int, initial: TransformerModel | None
+) -> LMModel:
+    """Return the LSTM in the place of what pretrain.py trains."""
+    model = pretrain.build_network(settings, n_vocab, n_positions, initial)
+    replace_blocks(model.transformer)
+    return model
 
 
-class FineTuningRun(finetuning.Run):
-    """A fine-tuning run of the pre-trained LSTM.
+def pre_train(settings: PreTrainingFlags, weights: Path) -> None:
+    """Pre-train the LSTM as pretrain.py does a transformer, and write its parameters to a file."""
+    with join_ranks() as ranks:
+        model = pretrain.pre_train(settings, ranks, language_model)
+    save_parameters(weights, model)
+
+
+# --- fine-tuning -----------------------------------------------------------------------------------------------------
+
+
+def fine_tune(settings: FineTuningFlags, weights: Path) -> None:
+    """Fine-tune the pre-trained LSTM as train.py does a transformer.
 
     Args:
         settings: with the model_dir of a transformer with the same sizes and vocabulary, and n_transfer 0.
         weights: what pre_train wrote.
     """
+    train.run(settings, partial(classifier, weights))
 
-    def __init__(self, settings: finetuning.Settings, ranks: Ranks, weights: Path):
-        self.weights = weights
-        super().__init__(settings, ranks)
 
-    def new_model(self, prepared: finetuning.Prepared) -> tuple[DoubleHeadModel, int]:
-        model, _ = super().new_model(prepared)
-        n_vocab, n_ctx = prepared.n_vocab, prepared.n_ctx
-        n_positions = read_sizes(find(self.settings.model_dir)).n_positions
-        source = LMModel(prepared.cfg, n_vocab + n_positions, n_positions)
-        for network in (model, source):
-            replace_blocks(network.transformer)
-        load_parameters(self.weights, source)
-        with torch.no_grad():
-            table, loaded = model.transformer.embed.weight, source.transformer.embed.weight
-            table[:n_vocab] = loaded[:n_vocab]
-            table[-n_ctx:] = loaded[n_vocab : n_vocab + n_ctx]
-        model.transformer.h.load_state_dict(source.transformer.h.state_dict())
-        return model, len(model.transformer.h)
+def classifier(weights: Path, settings: FineTuningFlags, splits: Splits, n_vocab: int) -> tuple[DoubleHeadModel, str]:
+    """Return the pre-trained LSTM with a task head, in the place of what train.py trains."""
+    # the network as it was pre-trained
+    model, _ = train.build_network(settings, splits, n_vocab)
+    n_positions = read_sizes(Path(settings.model_dir)).n_positions
+    source = LMModel(model.cfg, n_vocab + n_positions, n_positions)
+    for network in (model, source):
+        replace_blocks(network.transformer)
+    load_parameters(weights, source)
+
+    # its tokens, its first positions and its LSTM
+    n_ctx = model.transformer.n_ctx
+    with torch.no_grad():
+        table = model.transformer.embed.weight
+        loaded = source.transformer.embed.weight
+        table[:n_vocab] = loaded[:n_vocab]
+        table[-n_ctx:] = loaded[n_vocab : n_vocab + n_ctx]
+    model.transformer.h.load_state_dict(source.transformer.h.state_dict())
+    return model, f"the LSTM in {weights}"

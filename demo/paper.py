@@ -3,54 +3,49 @@
     python -m demo.paper
 
 makes the data, pre-trains the transformer and an LSTM of as many parameters, fine-tunes both on every task over seeds,
-and writes all results to one JSON file. From that file it draws --figure and fills the tables in README.md and
-BENCHMARKS.md; with --report it does only this. It may be stopped at any time: the same command goes on, and repeats no
-finished run.
+and writes all results to one JSON file. From that file it draws --figure and fills the tables in demo/README.md; with
+--report it does only this. It may be stopped at any time: the same command goes on, and repeats no finished run.
 """
 
 import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 
-import finetuning
 import pretrain
-from demo import lstm
-from demo.baselines import majority, rule_accuracy, rules
-from demo.workers import ROOT, Job, run_jobs
+import train
+from demo import lstm, stories
+from demo.baselines import majority_accuracy, rule_accuracy, rules
 from formats.authors import BPE_FILE, ENCODER_FILE, is_model, weight_files
-from formats.files import InputError, copy_file, digests, find, make_output_folder, read_json, replacing, write_json
-from reading.corpus import n_cores
+from formats.examples import Example
+from formats.files import InputError, copy_file, digests, make_output_folder, read_json, replacing, write_json
 from reading.rows import FORMS
-from reading.splits import read_texts, read_unencoded
-from reading.tasks import Task, find_task
+from reading.tasks import Source, Task, find_task
+from reading.workers import in_processes, n_cores
 from running.command import exit_code
-from running.processes import Stop, join_ranks
-from running.settings import COUNT, parse
+from running.predictions import read_predictions
+from running.processes import keep_freed_memory
+from running.settings import COUNT, FineTuningFlags, PreTrainingFlags, parse
 from zero_shot import parse_probes
 
 # --- the experiments; in flags {work} is the work folder -------------------------------------------------------------
 
-# what the work folder must hold -> arguments of stories.py that make it, where {out} is the path to write
-DATA = {
-    "tasks": ["tasks", "--out", "{out}"],
-    "corpus.txt": ["corpus", "--exclude", "{work}/tasks", "--out", "{out}"],
-}
-CORPUS = "{work}/corpus.txt"
+N_LAYER = 4
 PRE_TRAINING = (
-    "--by_document --n_layer=4 --n_embd=96 --n_head=3 --n_ctx=96 --n_merges=700 --n_batch=28 --n_iter=1 --lr=1.2e-3 "
-    "--b2=0.98 --init_std=0.1 --lr_warmup=200 --embd_pdrop=0 --attn_pdrop=0 --resid_pdrop=0"
+    f"--by_document --n_layer={N_LAYER} --n_embd=96 --n_head=3 --n_ctx=96 --n_merges=700 --n_batch=28 --n_iter=1 "
+    "--lr=1.2e-3 --b2=0.98 --init_std=0.1 --lr_warmup=200 --embd_pdrop=0 --attn_pdrop=0 --resid_pdrop=0"
 ).split()
 PROBES = {  # zero-shot figures over pre-training: as in pretrain.py --probe -> name in the figure, % right by chance
     "choice:rocstories:{work}/tasks/cloze": ("Story Cloze, likelier ending", 50.0),
@@ -59,7 +54,7 @@ PROBES = {  # zero-shot figures over pre-training: as in pretrain.py --probe -> 
 FINE_TUNING = (
     "--n_batch=2 --n_iter=3 --lr_warmup=0.1 --embd_pdrop=0 --attn_pdrop=0 --resid_pdrop=0 --clf_pdrop=0".split()
 )
-TASKS = {  # name -> flags of train.py; the rates were chosen by trials (demo/TRIALS.md)
+TASKS = {  # name -> flags of train.py; the rates were chosen by trials (demo/README.md)
     "Story Cloze": [
         "--dataset=rocstories",
         "--data_dir={work}/tasks/cloze",
@@ -79,18 +74,15 @@ TABLE = {  # the rows of Table 5 -> flags of train.py
 FULL, _, NOT_PRE_TRAINED, LSTM = TABLE
 NETWORKS = {"transformer": "-", "LSTM": "--"}  # -> line in the figure
 
-FIGURE = ROOT / "demo/figure2.png"
-README, BENCHMARKS = ROOT / "README.md", ROOT / "BENCHMARKS.md"
-
-
-def n_layer() -> int:
-    """Return the number of blocks of the transformer."""
-    return int(next(flag for flag in PRE_TRAINING if flag.startswith("--n_layer=")).split("=")[1])
+FOLDER = Path(__file__).resolve().parent
+FIGURE = FOLDER / "figure2.png"
+README = FOLDER / "README.md"
+N_LINES = 5  # of a failed job's log that are shown
 
 
 def variants() -> dict[str, list[str]]:
     """Return the ways to fine-tune, with their flags: the rows of the table, then fewer blocks transferred."""
-    return TABLE | {blocks(n): [f"--n_transfer={n}"] for n in range(n_layer())}
+    return TABLE | {blocks(n): [f"--n_transfer={n}"] for n in range(N_LAYER)}
 
 
 def blocks(n: int) -> str:
@@ -98,269 +90,351 @@ def blocks(n: int) -> str:
 
 
 def filled(flags: list[str], work: Path) -> list[str]:
-    """Return flags with the work folder put in; folders beside the scripts are found from any current folder."""
+    """Return flags with the work folder put in."""
     return [flag.replace("{work}", str(work)) for flag in flags]
 
 
 # --- jobs, which run in processes of their own -----------------------------------------------------------------------
 
 
-def tokenize(flags: list[str]) -> None:
+@dataclass(frozen=True)
+class PreTrainingJob:
+    """A network to pre-train."""
+
+    work: Path
+    network: str
+    flags: list[str]  # of pretrain.py
+
+    def weights(self) -> list[Path]:
+        """Return the files of the weights; empty if they are not there."""
+        if self.network == "LSTM":
+            path = self.work / "LSTM.safetensors"
+            return [path] if path.exists() else []
+        folder = self.work / self.network
+        return weight_files(folder) if is_model(folder) else []
+
+
+def pre_training_jobs(work: Path) -> list[PreTrainingJob]:
+    """Return a job for each network."""
+    jobs = []
+    for network in NETWORKS:
+        flags = [
+            f"--corpus={work / 'corpus.txt'}",
+            f"--model_dir={work / network}",
+            f"--desc={network}",
+            f"--log_dir={work / 'log'}",
+            f"--save_dir={work / 'save'}",
+            f"--probe={','.join(filled(list(PROBES), work))}",
+            *PRE_TRAINING,
+        ]
+        jobs.append(PreTrainingJob(work, network, flags))
+    return jobs
+
+
+@dataclass(frozen=True)
+class FineTuningJob:
+    """A run of train.py."""
+
+    work: Path
+    task: str
+    variant: str
+    seed: int
+    flags: list[str]  # of train.py, its output folders apart
+
+    def name(self) -> str:
+        return f"{self.task}, {self.variant}, seed {self.seed}"
+
+    def file_name(self) -> str:
+        return self.name().replace(",", "").replace(" ", "_")
+
+    def log(self) -> Path:
+        """Return the file that takes what the run prints."""
+        return self.work / "logs" / f"{self.file_name()}.txt"
+
+
+def fine_tuning_jobs(work: Path, n_seeds: int) -> list[FineTuningJob]:
+    """Return a job for each run; those of the table first, then seed by seed."""
+    jobs = []
+    for seed in range(1, n_seeds + 1):
+        for variant, flags_of_variant in variants().items():
+            for task, flags_of_task in TASKS.items():
+                flags = [f"--model_dir={work / 'transformer'}", f"--seed={seed}", *filled(flags_of_task, work)]
+                jobs.append(FineTuningJob(work, task, variant, seed, [*flags, *FINE_TUNING, *flags_of_variant]))
+    return sorted(jobs, key=lambda job: job.variant not in TABLE)
+
+
+def learn_vocabulary_of(job: PreTrainingJob) -> None:
     """Learn the vocabulary that both networks share, and tokenize the corpus."""
-    pretrain.run(parse(pretrain.Settings, "", [*flags, "--tokenize_only"]))
+    with logged("tokenizing", job.work / "tokenize.txt"):
+        pretrain.run(parse(PreTrainingFlags, "", [*job.flags, "--tokenize_only"]))
 
 
-def pre_train(network: str, flags: list[str], weights: Path) -> None:
-    """Pre-train a network, from its newest checkpoint on; `weights`: file of the LSTM's."""
-    settings = parse(pretrain.Settings, "", [*flags, "--resume"])
-    if network == "LSTM":
-        lstm.pre_train(settings, weights)
-    else:
-        pretrain.run(settings)
+def pre_train_network(job: PreTrainingJob) -> None:
+    """Pre-train a network, from its newest checkpoint on."""
+    with logged(job.network, job.work / f"{job.network}.txt"):
+        settings = parse(PreTrainingFlags, "", [*job.flags, "--resume"])
+        if job.network == "LSTM":
+            lstm.pre_train(settings, job.work / "LSTM.safetensors")
+        else:
+            pretrain.run(settings)
 
 
-def fine_tune(flags: list[str], lstm_weights: Path | None, folder: Path) -> dict[str, float]:
-    """Fine-tune once and return valid and test accuracy (%) and the seconds; the files of the run are removed."""
+def fine_tune_network(job: FineTuningJob) -> dict[str, float]:
+    """Fine-tune once and return test and valid accuracy (%) and the seconds; the files of the run are removed."""
     started = time.monotonic()
+    folder = job.work / "runs" / job.file_name()
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
-    folders = [f"--{name}_dir={folder / name}" for name in ("log", "save", "submission")]
-    settings = parse(finetuning.Settings, "", ["--desc=run", "--submit", *folders, *flags])
-    with join_ranks() as ranks:
-        run = (
-            finetuning.Run(settings, ranks)
-            if lstm_weights is None
-            else lstm.FineTuningRun(settings, ranks, lstm_weights)
-        )
-        with closing(run), Stop(ranks) as stop:
-            run.train(stop)
-            run.predict(stop)
-    answers = np.load(folder / "log/run.test.npy").argmax(1)
-    accuracies = {
-        "test": float(np.mean(answers == run.splits.test.labels) * 100),
-        "valid": max(line["va_acc"] for line in run.training.logs),
-    }
+    with logged(job.name(), job.log()):
+        folders = [f"--{name}_dir={folder / name}" for name in ("log", "save", "submission")]
+        settings = parse(FineTuningFlags, "", ["--desc=run", "--submit", *folders, *job.flags])
+        if job.variant == LSTM:
+            lstm.fine_tune(settings, job.work / "LSTM.safetensors")
+        else:
+            train.run(settings)
+
+    # what it reached
+    examples = read_predictions(folder / "log/run.predictions.jsonl")
+    is_right = [example.prediction == example.label for example in examples if example.split == "test"]
+    _, lines = read_run_log(folder / "log/run.jsonl")
+    best = max(line["va_acc"] for line in lines)
     shutil.rmtree(folder)
-    return accuracies | {"seconds": time.monotonic() - started}
+    return {"test": float(np.mean(is_right) * 100), "valid": best, "seconds": time.monotonic() - started}
+
+
+@contextmanager
+def logged(name: str, path: Path) -> Iterator[None]:
+    """Let all that is printed go to a file, and compute with one thread on the CPU.
+
+    Raises InputError, with the end of the file, for what the user can fix.
+    """
+    # the machine
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same results everywhere; the networks are small
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(path, "w") as log, redirect_stdout(log), redirect_stderr(log):
+            yield
+    except (InputError, SystemExit) as error:
+        # SystemExit is that of a wrong flag, which the log names; a line of a progress bar ends with "\r"
+        lines = path.read_text(errors="replace").replace("\r", "\n").splitlines()
+        tail = "".join(f"\n  {line}" for line in lines[-N_LINES:])
+        message = f"{name} failed: {error}. The other results are kept. The end of {path}:{tail}"
+        raise InputError(message) from None
+
+
+def read_run_log(path: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """Return the settings and the figures of each line of a run's log; costs of single updates are left out."""
+    settings, *lines = map(json.loads, path.read_text().splitlines())
+    return settings, [{name: line[name] for name in line if name not in ("costs", "time")} for line in lines]
 
 
 # --- the results -----------------------------------------------------------------------------------------------------
 
 
-def read_results(path: Path) -> dict[str, Any]:
-    """Return the results in a file, empty ones if there is none. Raises InputError for another file."""
-    if not path.exists():
-        return {"made_with": {}, "pre_training": {}, "baselines": {}, "runs": []}
-    results = read_json(path)
-    if not isinstance(results, dict) or not {"made_with", "pre_training", "baselines", "runs"} <= results.keys():
-        raise InputError(f"{path} does not hold results of paper.py. Name another --results or remove it.")
-    return results
+class Results:
+    """All results, and what they were made with, in one JSON file. Raises InputError for another file."""
 
+    def __init__(self, path: Path):
+        self.path = path
+        self.content: dict[str, Any] = {"made_with": {}, "pre_training": {}, "baselines": {}, "runs": []}
+        if path.exists():
+            found = read_json(path)
+            if not isinstance(found, dict) or not self.content.keys() <= found.keys():
+                raise InputError(f"{path} does not hold results of paper.py. Name another --results or remove it.")
+            self.content = found
+        self.made_with: dict[str, Any] = self.content["made_with"]
+        self.pre_training: dict[str, dict[str, Any]] = self.content["pre_training"]
+        self.baselines: dict[str, dict[str, float]] = self.content["baselines"]
+        self.runs: list[dict[str, Any]] = self.content["runs"]
 
-def claim(results: dict[str, Any], path: Path, **made_with: Any) -> None:
-    """Note what the results are made with. Raises InputError if those in the file were made with something else."""
-    for name, value in json.loads(json.dumps(made_with)).items():
-        if results["made_with"].setdefault(name, value) != value:
-            raise InputError(
-                f"{path} was made with another {name.replace('_', ' ')}: name another --results or remove it."
-            )
+    def save(self) -> None:
+        write_json(self.path, self.content, indent=1)
 
+    def claim(self, **made_with: Any) -> None:
+        """Note what the results are made with. Raises InputError if those in the file had something else."""
+        for name, value in json.loads(json.dumps(made_with)).items():
+            if self.made_with.setdefault(name, value) != value:
+                words = name.replace("_", " ")
+                raise InputError(f"{self.path} was made with another {words}: name another --results or remove it.")
 
-def task_of(flags: list[str]) -> tuple[Task, Path, finetuning.Settings]:
-    """Return a task's record, its folder and the settings of its flags."""
-    settings = parse(finetuning.Settings, "", flags)
-    data_dir = find(settings.data_dir)
-    task = find_task(settings.dataset, data_dir, settings.task)
-    return task, task.find(data_dir), settings
-
-
-def task_digests(work: Path) -> dict[str, dict[str, str]]:
-    """Return the digests of the files of each task."""
-    found = {}
-    for name, flags in TASKS.items():
-        task, folder, _ = task_of(filled(flags, work))
-        files = [folder / file for source in task.sources() for file in source.files]
-        found[name] = digests(path for path in files if path.exists())
-    return found
-
-
-def missing_runs(results: dict[str, Any], n_seeds: int) -> list[tuple[str, str, int]]:
-    """Return task, variant and seed of the runs that are not done; those of the table first, then seed by seed."""
-    done = {(run["task"], run["variant"], run["seed"]) for run in results["runs"]}
-    runs = [(task, name, seed) for seed in range(1, n_seeds + 1) for name in variants() for task in TASKS]
-    return sorted((run for run in runs if run not in done), key=lambda run: run[1] not in TABLE)
+    def missing(self, jobs: list[FineTuningJob]) -> list[FineTuningJob]:
+        """Return the runs that are not done."""
+        done = [(run["task"], run["variant"], run["seed"]) for run in self.runs]
+        return [job for job in jobs if (job.task, job.variant, job.seed) not in done]
 
 
 # --- the steps -------------------------------------------------------------------------------------------------------
 
 
 def make_data(work: Path) -> None:
-    """Make the data that the work folder lacks."""
-    for name, arguments in DATA.items():
-        if (work / name).exists():
-            continue
-        print(f"{name} is made with stories.py", flush=True)
-        part = work / f"{name}.part"
-        command = [arg.replace("{out}", str(part.resolve())) for arg in filled(arguments, work.resolve())]
-        made = subprocess.run(
-            [sys.executable, "-m", "demo.stories", *command], cwd=ROOT, stderr=subprocess.PIPE, text=True
-        )
-        if made.returncode:
-            last = (made.stderr.splitlines() or [f"exit code {made.returncode}"])[-1]
-            raise InputError(f"stories.py {' '.join(command)} failed: {last}")
-        os.replace(part, work / name)
+    """Make the tasks and the corpus that the work folder lacks."""
+    tasks = work / "tasks"
+    if not tasks.exists():
+        print("the tasks are made", flush=True)
+        part = work / "tasks.part"
+        stories.write_tasks(part)
+        part.rename(tasks)
+    corpus = work / "corpus.txt"
+    if not corpus.exists():
+        print("the corpus is made", flush=True)
+        part = work / "corpus.txt.part"
+        stories.write_corpus(part, exclude=tasks)
+        part.rename(corpus)
 
 
-def weights_of(network: str, work: Path) -> list[Path]:
-    """Return the files of a pre-trained network's weights; empty if they are not there."""
-    if network == "LSTM":
-        return [path] if (path := work / "LSTM.safetensors").exists() else []
-    return weight_files(work / network) if is_model(work / network) else []
+def task_of(flags: list[str], work: Path) -> tuple[Task, Path]:
+    """Return the record of a task that train.py's flags name, and the folder of its files."""
+    settings = parse(FineTuningFlags, "", filled(flags, work))
+    data_dir = Path(settings.data_dir)
+    task = find_task(settings.dataset, data_dir, settings.task)
+    return task, task.find(data_dir)
 
 
-def pre_train_missing(results: dict[str, Any], save: Callable[[], None], args: argparse.Namespace) -> None:
+def task_digests(work: Path) -> dict[str, dict[str, str]]:
+    """Return the digests of the files of each task."""
+    found = {}
+    for name, flags in TASKS.items():
+        task, folder = task_of(flags, work)
+        files = [folder / file for source in task.sources() for file in source.files]
+        found[name] = digests(path for path in files if path.exists())
+    return found
+
+
+def pre_train_missing(results: Results, work: Path, n_workers: int) -> None:
     """Pre-train the networks whose log or weights are missing, and put their logs into the results."""
-    work = args.work
-    missing = [n for n in NETWORKS if n not in results["pre_training"] or not weights_of(n, work)]
-    probe = ",".join(filled(list(PROBES), work))
-    flags = {
-        name: [
-            *filled([f"--corpus={CORPUS}"], work),
-            f"--model_dir={work / name}",
-            f"--desc={name}",
-            f"--log_dir={work / 'log'}",
-            f"--save_dir={work / 'save'}",
-            *PRE_TRAINING,
-            *([f"--probe={probe}"] if probe else []),
-        ]
-        for name in NETWORKS
-    }
-    if missing and not (work / "transformer" / ENCODER_FILE).exists():
+    jobs = pre_training_jobs(work)
+    missing = [job for job in jobs if job.network not in results.pre_training or not job.weights()]
+
+    # one vocabulary for both
+    model_dir = work / "transformer"
+    if missing and not (model_dir / ENCODER_FILE).exists():
         print("the vocabulary is learned", flush=True)
-        list(run_jobs([Job("tokenizing", tokenize, (flags["transformer"],), work / "tokenize.txt")], 1))
-    if "LSTM" in missing:
+        learn_vocabulary_of(jobs[0])
+    if any(job.network == "LSTM" for job in missing):
         make_output_folder(work / "LSTM")
         for name in (ENCODER_FILE, BPE_FILE):
-            copy_file(work / "transformer" / name, work / "LSTM" / name)
-    jobs = [
-        Job(name, pre_train, (name, flags[name], work / "LSTM.safetensors"), work / f"{name}.txt") for name in missing
-    ]
-    shown = dict.fromkeys(missing, 0)
+            copy_file(model_dir / name, work / "LSTM" / name)
 
-    def show_logs() -> None:
-        for name in missing:
-            settings, lines = read_log(work / f"log/{name}.jsonl")
-            for line in lines[shown[name] :]:
-                done = f"update {line['n_updates']:,} of {settings['t_total']:,}"
-                print(f"pre-training, {name}: {done}, held-out perplexity {line['va_ppl']:.3f}", flush=True)
-            shown[name] = len(lines)
-
-    for job, _ in run_jobs(jobs, args.workers, show_logs):
-        settings, lines = read_log(work / f"log/{job.name}.jsonl")
-        claim(results, args.results, **{f"weights of the {job.name}": digests(weights_of(job.name, work))})
-        results["pre_training"][job.name] = {"t_total": settings["t_total"], "commit": settings["commit"], "log": lines}
-        save()
-    for name in NETWORKS:
-        claim(results, args.results, **{f"weights of the {name}": digests(weights_of(name, work))})
-
-
-def read_log(path: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """Return the settings and the whole lines of a log that is being written; empty if there is none yet."""
-    if not path.exists():
-        return {}, []
-    head, *lines = [json.loads(line) for line in path.read_text().splitlines(True) if line.endswith("\n")] or [{}]
-    return head, lines
+    # side by side, as far as there are workers
+    for job in missing:
+        print(f"pre-training, {job.network}: its progress is in {work / job.network}.txt", flush=True)
+    for job, _ in in_processes(pre_train_network, missing, n_workers):
+        settings, lines = read_run_log(work / f"log/{job.network}.jsonl")
+        results.claim(**{f"weights of the {job.network}": digests(job.weights())})
+        results.pre_training[job.network] = {
+            "t_total": settings["t_total"],
+            "commit": settings["commit"],
+            "log": lines,
+        }
+        results.save()
+        n_updates, perplexity = lines[-1]["n_updates"], lines[-1]["va_ppl"]
+        print(f"pre-training, {job.network}: {n_updates:,} updates, held-out perplexity {perplexity:.3f}", flush=True)
+    # results of other weights are not mixed with these
+    for job in jobs:
+        results.claim(**{f"weights of the {job.network}": digests(job.weights())})
 
 
 def measure_baselines(work: Path) -> dict[str, dict[str, float]]:
     """Return the test accuracy (%) of the most frequent label and of simple rules, for each task."""
     found = {}
     for name, flags in TASKS.items():
-        task, folder, settings = task_of(filled(flags, work))
-        task, _, test = read_texts(task, folder, n_valid=settings.n_valid, seed=settings.seed, max_examples=None)
-        labels = None if FORMS[task.form].has_choices else task.labels
-        _, train = read_unencoded(task.train, folder, labels, task.strict, None)
-        train, n_choices = list(train.values()), len(task.labels) if FORMS[task.form].has_choices else 0
-        found[name] = {"always the most frequent label": 100 * majority(train, test.examples)}
-        for rule, features in rules(train).items():
-            accuracy = rule_accuracy(features, train, test.examples, n_choices)
+        task, folder = task_of(flags, work)
+        train_set = read_sources(task.train, folder)
+        test_set = read_sources(task.test, folder)
+        has_choices = FORMS[task.form].has_choices
+        found[name] = {"always the most frequent label": 100 * majority_accuracy(train_set, test_set)}
+        for rule, features in rules(train_set).items():
+            accuracy = rule_accuracy(features, train_set, test_set, has_choices)
             found[name][f"{rule}, logistic regression"] = 100 * accuracy
     return found
 
 
-def fine_tune_missing(results: dict[str, Any], save: Callable[[], None], args: argparse.Namespace) -> None:
+def read_sources(sources: tuple[Source, ...], folder: Path) -> list[Example]:
+    """Return the examples of some files."""
+    return [example for source in sources for example in source.read(folder)]
+
+
+def fine_tune_missing(results: Results, jobs: list[FineTuningJob], n_workers: int) -> None:
     """Make the fine-tuning runs that are missing, and put their accuracies into the results."""
-    todo, work, all_variants = missing_runs(results, args.seeds), args.work, variants()
-    n_all = len(TASKS) * len(all_variants) * args.seeds
-    names, jobs = {}, []
-    for task, variant, seed in todo:
-        flags = [f"--model_dir={work / 'transformer'}", f"--seed={seed}", *FINE_TUNING, *all_variants[variant]]
-        weights = work / "LSTM.safetensors" if variant == LSTM else None
-        name = f"{task}, {variant}, seed {seed}"
-        folder = work / "runs" / name.replace(",", "").replace(" ", "_")
-        arguments = ([*filled(TASKS[task], work), *flags], weights, folder)
-        jobs.append(Job(name, fine_tune, arguments, work / "logs" / f"{folder.name}.txt"))
-        names[name] = task, variant, seed
-    for n_left, (job, figures) in zip(range(len(jobs) - 1, -1, -1), run_jobs(jobs, args.workers), strict=False):
-        task, variant, seed = names.pop(job.name)
-        results["runs"].append({"task": task, "variant": variant, "seed": seed, **figures})
-        save()
-        job.log.unlink(missing_ok=True)
-        left = minutes_left(results["runs"], [task for task, *_ in names.values()]) / args.workers
-        print(
-            f"run {n_all - n_left} of {n_all}, {left:.0f} minutes left: {job.name}: {figures['test']:.1f} %", flush=True
-        )
-
-
-def minutes_left(runs: list[dict[str, Any]], tasks: list[str]) -> float:
-    """Return how long one worker needs for a run of each of these tasks, from the runs that are done."""
-    seconds = pd.DataFrame(runs).groupby("task")["seconds"].mean()
-    return sum(seconds.get(task, seconds.mean()) for task in tasks) / 60
+    missing = results.missing(jobs)
+    n_done = len(jobs) - len(missing)
+    for job, figures in in_processes(fine_tune_network, missing, n_workers):
+        n_done += 1
+        results.runs.append({"task": job.task, "variant": job.variant, "seed": job.seed, **figures})
+        results.save()
+        job.log().unlink()
+        print(f"run {n_done} of {len(jobs)}: {job.name()}: {figures['test']:.1f} %", flush=True)
 
 
 # --- the report ------------------------------------------------------------------------------------------------------
 
 
-def cell(values: pd.Series) -> str:
+def mean_and_spread(values: pd.Series) -> str:
     """Return mean and standard deviation (%), as far as there are values for them."""
     if values.empty:
         return "-"
-    return f"{values.mean():.1f}" + (f" ± {values.std():.1f}" if len(values) > 1 else "")
+    mean = f"{values.mean():.1f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {values.std():.1f}"
 
 
-def table(results: dict[str, Any], names: list[str], head: str, n_baselines: int | None) -> str:
+def accuracies_of(results: Results) -> pd.DataFrame:
+    """Return task, variant, seed and test accuracy of each run."""
+    return pd.DataFrame(results.runs, columns=["task", "variant", "seed", "test"])
+
+
+def accuracy_table(results: Results, names: list[str], head: str, n_baselines: int | None = None) -> str:
     """Return test accuracies in Markdown: lines of variants, then of the first n_baselines (None: of all)."""
-    runs = pd.DataFrame(results["runs"], columns=["task", "variant", "seed", "test"])
-    seeds = runs.groupby(["task", "variant"])["seed"].count()
-    n_seeds = " to ".join(str(n) for n in dict.fromkeys([seeds.min(), seeds.max()])) if len(seeds) else "no"
-    spread = ", mean ± s.d." if len(seeds) and seeds.max() > 1 else ""
-    head = f"{head}: test accuracy in %{spread} of {n_seeds} seed{'s' * (n_seeds != '1')}"
-    lines = [f"| {head} | {' | '.join(TASKS)} | average |", "|---" * (len(TASKS) + 2) + "|"]
+    runs = accuracies_of(results)
+    lines = [f"| {head}: {seeds_in_words(runs)} | {' | '.join(TASKS)} | average |"]
+    lines.append("|---" * (len(TASKS) + 2) + "|")
+
+    # a variant a line; the average is over the seeds that all tasks have
     for name in names:
-        by_task = (
-            runs[runs["variant"] == name].pivot(index="seed", columns="task", values="test").reindex(columns=TASKS)
-        )
-        cells = [cell(by_task[task].dropna()) for task in TASKS] + [cell(by_task.dropna().mean(axis=1))]
+        of_variant = runs[runs["variant"] == name]
+        by_seed = of_variant.pivot(index="seed", columns="task", values="test").reindex(columns=TASKS)
+        cells = [mean_and_spread(by_seed[task].dropna()) for task in TASKS]
+        cells.append(mean_and_spread(by_seed.dropna().mean(axis=1)))
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    if results["baselines"]:
-        simple = pd.DataFrame(results["baselines"]).reindex(columns=TASKS)
-        for name, values in simple[:n_baselines].iterrows():
-            cells = [cell(pd.Series([value]).dropna()) for value in (*values, values.mean(skipna=False))]
+
+    # a baseline a line
+    if results.baselines:
+        baselines = pd.DataFrame(results.baselines).reindex(columns=TASKS)
+        baselines["average"] = baselines.mean(axis=1, skipna=False)
+        for name, values in baselines[:n_baselines].iterrows():
+            cells = ["-" if pd.isna(value) else f"{value:.1f}" for value in values]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def seeds_in_words(runs: pd.DataFrame) -> str:
+    """Return what the figures of a table are, and of how many seeds."""
+    counts = runs.groupby(["task", "variant"])["seed"].count()
+    if counts.empty:
+        return "test accuracy in % of no seeds"
+    fewest, most = counts.min(), counts.max()
+    if most == 1:
+        return "test accuracy in % of 1 seed"
+    n_seeds = most if fewest == most else f"{fewest} to {most}"
+    return f"test accuracy in %, mean ± s.d. of {n_seeds} seeds"
+
+
 def transfer_names() -> dict[str, str]:
     """Return what panel 1 shows from left to right -> its variant."""
-    partial = {str(n): blocks(n) for n in range(n_layer())}
-    return {"none": NOT_PRE_TRAINED} | partial | {str(n_layer()): FULL}
+    partial = {str(n): blocks(n) for n in range(N_LAYER)}
+    return {"none": NOT_PRE_TRAINED} | partial | {str(N_LAYER): FULL}
 
 
-def draw(results: dict[str, Any], path: Path) -> None:
+def draw_panels(results: Results, path: Path) -> None:
     """Draw both panels of the paper's figure 2."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    runs = pd.DataFrame(results["runs"], columns=["task", "variant", "seed", "test"])
-    figures = runs.groupby(["task", "variant"])["test"].agg(["mean", "std"]).fillna({"std": 0.0})
+
+    # accuracy by blocks transferred, a line a task
+    by_variant = accuracies_of(results).groupby(["task", "variant"])["test"]
+    figures = by_variant.agg(["mean", "std"]).fillna({"std": 0.0})
     names = transfer_names()
     for i, task in enumerate(TASKS):
         points = figures.reindex([(task, variant) for variant in names.values()])
@@ -368,22 +442,25 @@ def draw(results: dict[str, Any], path: Path) -> None:
         left.errorbar(range(1, len(names)), points["mean"][1:], points["std"][1:], fmt="o-", label=task, **style)
         left.errorbar([0], points["mean"][:1], points["std"][:1], fmt="s", **style)
     left.set_xticks(range(len(names)), names)
-    left.set(
-        xlabel="blocks transferred (none: not pre-trained; 0: embeddings)", ylabel="test accuracy (%), mean and s.d."
-    )
+    left.set_xlabel("blocks transferred (none: not pre-trained; 0: embeddings)")
+    left.set_ylabel("test accuracy (%), mean and s.d.")
     left.legend()
 
+    # zero-shot accuracy over pre-training, a line a probe and network
     for network, line in NETWORKS.items():
-        log = pd.DataFrame(results["pre_training"].get(network, {}).get("log", []))
+        log = pd.DataFrame(results.pre_training.get(network, {}).get("log", []))
         for i, (probe, (title, chance)) in enumerate(PROBES.items()):
             ((heuristic, dataset, _),) = parse_probes(probe)
-            if (name := f"{heuristic}_{dataset}") in log:
+            name = f"{heuristic}_{dataset}"
+            if name in log:
                 relative = (log[name] - chance) / (100 - chance)
                 right.plot(log["n_updates"], relative, line, color=f"C{i}", label=f"{title}, {network}")
     right.axhline(0, color="grey", linestyle=":", linewidth=1)
-    right.set(xlabel="update of pre-training", ylabel="zero-shot accuracy (0: chance, 1: all right)")
-    if right.get_legend_handles_labels()[0]:
+    right.set_xlabel("update of pre-training")
+    right.set_ylabel("zero-shot accuracy (0: chance, 1: all right)")
+    if len(right.lines) > 1:
         right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize="small")
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         figure.savefig(file, dpi=120)
@@ -391,9 +468,9 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 def fill_in(path: Path, text: str) -> None:
     """Put a text between the two lines of a document that mark where it belongs. Raises InputError without them."""
+    # as plain text: what stands around it stays as it is
     begin, end = "<!-- paper:begin -->\n", "<!-- paper:end -->"
-    document = path.read_text(encoding="utf-8")
-    head, found, rest = document.partition(begin)
+    head, found, rest = path.read_text(encoding="utf-8").partition(begin)
     _, found_end, tail = rest.partition(end)
     if not (found and found_end):
         raise InputError(f"{path} has no lines {begin.strip()} and {end}, in this order, to fill in the table between.")
@@ -401,71 +478,63 @@ def fill_in(path: Path, text: str) -> None:
         file.write(f"{head}{begin}{text}\n{end}{tail}".encode())
 
 
-def report(results: dict[str, Any], figure: Path) -> None:
-    """Draw the figure, print the tables and put them into the documents."""
-    short = table(results, list(TABLE), "fine-tuning", 2)  # the README has room for two baselines
-    by_blocks = table(results, list(transfer_names().values()), "transferred", None)
-    perplexities = [
-        f"{name} {found['log'][-1]['va_ppl']:.3f}" for name, found in results["pre_training"].items() if found["log"]
-    ]
-    more = f"\n\nHeld-out perplexity per token after pre-training: {', '.join(perplexities)}." if perplexities else ""
-    print(f"\n{short}\n\n{by_blocks}{more}")
-    draw(results, figure)
-    fill_in(README, short)
-    fill_in(BENCHMARKS, by_blocks + more)
-    print(f"\nsee {figure}, {README} and {BENCHMARKS}")
+def report(results: Results, figure: Path) -> None:
+    """Draw the figure, print the tables and put them into demo/README.md."""
+    # the rows of Table 5, fewer blocks transferred, and perplexities
+    table5 = accuracy_table(results, list(TABLE), "fine-tuning", 2)
+    by_blocks = accuracy_table(results, list(transfer_names().values()), "transferred")
+    text = f"{table5}\n\n{by_blocks}"
+    perplexities = [f"{name} {found['log'][-1]['va_ppl']:.3f}" for name, found in results.pre_training.items()]
+    if perplexities:
+        text += f"\n\nHeld-out perplexity per token after pre-training: {', '.join(perplexities)}."
+    print(f"\n{text}")
+    draw_panels(results, figure)
+    fill_in(README, text)
+    print(f"\nsee {figure} and {README}")
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def run(args: argparse.Namespace) -> None:
+def reproduce(args: argparse.Namespace) -> None:
     """Do what is missing, then report. Raises InputError for what the user can fix."""
-    results = read_results(args.results)
+    work = args.work
+    results = Results(args.results or work / "results.json")
     if args.report:
-        if not results["runs"]:
-            raise InputError(f"{args.results} holds no results. Leave out --report to make them.")
-        return report(results, args.figure)
-    claim(
-        results,
-        args.results,
-        tasks=TASKS,
-        fine_tuning=FINE_TUNING,
-        pre_training=PRE_TRAINING,
-        probes=list(PROBES),
-    )
-    for folder in (args.work, args.results.parent):
+        if not results.runs:
+            raise InputError(f"{results.path} holds no results. Leave out --report to make them.")
+        report(results, args.figure)
+        return
+
+    # results of other settings are not mixed with these
+    results.claim(tasks=TASKS, fine_tuning=FINE_TUNING, pre_training=PRE_TRAINING, probes=list(PROBES))
+    # the data
+    for folder in (work, results.path.parent):
         make_output_folder(folder)
-    make_data(args.work)
-    corpus = Path(CORPUS.replace("{work}", str(args.work)))
-    claim(results, args.results, corpus=digests([corpus]), task_files=task_digests(args.work))
-
-    def save() -> None:
-        write_json(args.results, results, indent=1)
-
-    if missing_runs(results, args.seeds) or set(results["pre_training"]) != set(NETWORKS):
-        pre_train_missing(results, save, args)
-    if not results["baselines"]:
-        results["baselines"] = measure_baselines(args.work)
-        save()
-    fine_tune_missing(results, save, args)
+    make_data(work)
+    results.claim(corpus=digests([work / "corpus.txt"]), task_files=task_digests(work))
+    # the networks, the baselines, the runs
+    jobs = fine_tuning_jobs(work, args.seeds)
+    if results.missing(jobs) or results.pre_training.keys() != NETWORKS.keys():
+        pre_train_missing(results, work, args.workers)
+    if not results.baselines:
+        results.baselines.update(measure_baselines(work))
+        results.save()
+    fine_tune_missing(results, jobs, args.workers)
     report(results, args.figure)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--work", type=Path, default=Path("paper"), help="folder for data, models and logs: %(default)s"
-    )
+    parser.add_argument("--work", type=Path, default=Path("paper"), help="folder for data, models, logs: %(default)s")
     parser.add_argument("--results", type=Path, help="file of all results; default: results.json in --work")
     parser.add_argument("--figure", type=Path, default=FIGURE, help="picture to draw: %(default)s")
     parser.add_argument("--seeds", type=COUNT, default=5, help="runs of each kind, with seeds 1, 2, ...: %(default)s")
     parser.add_argument("--workers", type=COUNT, default=n_cores(), help="processes; default: one a core")
     parser.add_argument("--report", action="store_true", help="only draw the figure and fill in the tables")
     args = parser.parse_args(argv)
-    args.results = args.results or args.work / "results.json"
-    return exit_code("paper.py", lambda: run(args), "the same command goes on")
+    return exit_code("paper.py", lambda: reproduce(args), "the same command goes on")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ The cloze set of the demo: python -m demo.stories tasks --out tasks && cp tasks/
 import argparse
 import csv
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,428 +27,548 @@ CLOZE_FILES = {
 }
 CLOZE_HEADER = "InputStoryid InputSentence1 InputSentence2 InputSentence3 InputSentence4".split()
 CLOZE_HEADER += ["RandomFifthSentenceQuiz1", "RandomFifthSentenceQuiz2", "AnswerRightEnding"]
-SHE = {"he": "she", "him": "her", "his": "her", "mhe": "he"}
-HE = {"he": "he", "him": "him", "his": "his", "mhe": "she"}
-
-People = dict[str, str]  # slot -> word: two people of opposite sex, N and M, their pronouns, and a thing
-Phrases = dict[str, list[str]]
+TASK_SIZES = {"train": 2000, "valid": 400, "test": 1000}
+TASK_SEED = 2
+CORPUS_SEED = 1
+N_DOCUMENTS = 500_000  # of the corpus
 
 N_STORY = 4  # sentences of a story without its ending
-ASKED, ANSWERS = "True or false?", {True: "True.", False: "False."}
+ASKED = "True or false?"
+ANSWERS = {True: "True.", False: "False."}
+
+Phrases = dict[str, list[str]]
+
+
+# --- phrases -> sentences --------------------------------------------------------------------------------------------
 
 
 def read_grammar(path: Path) -> tuple[Phrases, list[Phrases]]:
     """Return the phrases common to all stories, and those of each topic; the top of the file describes its format."""
-    lines = re.sub(r"\n +", " ", path.read_text(encoding="utf-8")).splitlines()
-    parts: list[Phrases] = [{}]
-    for line in lines:
+    text = re.sub(r"\n +", " ", path.read_text(encoding="utf-8"))  # an indented line continues the one above
+    common: Phrases = {}
+    topics: list[Phrases] = []
+    part = common
+    for line in text.splitlines():
         if line.startswith("# "):
-            parts.append({})
+            part = {}
+            topics.append(part)
         elif line and not line.startswith("%"):
             key, phrases = line.split(": ", 1)
-            parts[-1][key] = phrases.split(" | ")
-    return parts[0], parts[1:]
+            part[key] = phrases.split(" | ")
+    return common, topics
 
 
 class Teller:
-    """Draws people and sentences."""
+    """The phrases of the grammar and the random numbers that choose among them."""
 
-    def __init__(self, seed: int | str, grammar: Path = GRAMMAR):
+    def __init__(self, seed: int | str):
         self.rng = Random(seed)
-        self.phrases, self.topics = read_grammar(grammar)
+        self.choice = self.rng.choice
+        self.phrases, self.topics = read_grammar(GRAMMAR)
 
     def chance(self, probability: float) -> bool:
         """Return True with a probability."""
         return self.rng.random() < probability
 
-    def people(self) -> People:
-        """Return two people of opposite sex, the first of either with the same probability."""
-        she, he = (self.rng.choice(self.phrases[key]) for key in ("she", "he"))
-        people = {"N": she, "M": he, **SHE, "thing": self.thing()}
-        return people if self.chance(0.5) else self.exchanged(people)
+    def phrase(self, key: str) -> str:
+        """Return a phrase from a line of the grammar's head."""
+        return self.choice(self.phrases[key])
 
-    def exchanged(self, people: People) -> People:
+
+SHE = {"he": "she", "him": "her", "his": "her", "mhe": "he"}
+HE = {"he": "he", "him": "him", "his": "his", "mhe": "she"}
+
+
+class Cast:
+    """Two people of opposite sex, N and M, and a thing: what can be said of them.
+
+    Args:
+        words: slot of the grammar -> word: N, M, thing; he, him, his for N; mhe for M.
+    """
+
+    def __init__(self, teller: Teller, words: dict[str, str]):
+        self.teller = teller
+        self.words = words
+
+    @classmethod
+    def draw(cls, teller: Teller) -> "Cast":
+        """Return random people, the first of either sex with the same probability."""
+        she = teller.phrase("she")
+        he = teller.phrase("he")
+        cast = cls(teller, {"N": she, "M": he, "thing": teller.phrase("thing"), **SHE})
+        return cast if teller.chance(0.5) else cast.exchanged()
+
+    def exchanged(self) -> "Cast":
         """Return the same people in each other's role."""
-        return people | {"N": people["M"], "M": people["N"]} | (SHE if people["he"] == "he" else HE)
+        pronouns = SHE if self.words["he"] == "he" else HE
+        return Cast(self.teller, {"N": self.words["M"], "M": self.words["N"], "thing": self.words["thing"], **pronouns})
 
-    def thing(self) -> str:
-        return self.rng.choice(self.phrases["thing"])
-
-    def say(self, people: People, *phrases: str) -> str:
+    def say(self, *phrases: str) -> str:
         """Return one of some phrases as a sentence."""
-        text = self.rng.choice(phrases)
-        text = re.sub(r"\{([^{}]*)\}", lambda braces: self.rng.choice(braces[1].split("|")).strip(), text)
-        text = re.sub(r"\$(\w+)", lambda slot: people[slot[1]], text)
+        # a phrase, then a choice for each {x | y} of it, then a word for each $slot
+        text = self.teller.choice(phrases)
+        text = re.sub(r"\{([^{}]*)\}", lambda braces: self.teller.choice(braces[1].split("|")).strip(), text)
+        text = re.sub(r"\$(\w+)", lambda slot: self.words[slot[1]], text)
         return text[0].upper() + text[1:]
 
-    def common(self, people: People, key: str) -> str:
+    def common(self, key: str) -> str:
         """Return a sentence from a line of the grammar's head."""
-        return self.say(people, *self.phrases[key])
+        return self.say(*self.teller.phrases[key])
 
-    def event(self, people: People, is_good: bool) -> str:
+    def scene(self) -> str:
+        """Return a description."""
+        return self.common("scene")
+
+    def gift(self) -> str:
+        """Return that $N gave $M a thing."""
+        return self.common("give")
+
+    def event(self, is_good: bool) -> str:
         """Return what happens to $N."""
-        return self.common(people, "good_event" if is_good else "bad_event")
+        return self.common("good_event" if is_good else "bad_event")
 
-    def attitude(self, people: People, is_friend: bool) -> str:
-        """Return a sentence on what $M is to $N."""
-        return self.common(people, "friend" if is_friend else "enemy")
+    def attitude(self, is_friend: bool) -> str:
+        """Return what $M is to $N."""
+        return self.common("friend" if is_friend else "enemy")
 
-    def feeling(self, people: People, is_good: bool, who: str = "$N") -> str:
+    def feeling(self, is_good: bool, who: str = "$N") -> str:
         """Return how somebody feels."""
-        word, opposite, act = ("good", "bad", "good_act") if is_good else ("bad", "good", "bad_act")
-        form = self.rng.choices(["very", "act", "not", "is"], [0.15, 0.2, 0.1, 0.55])[0]
+        word, opposite, extreme = ("good", "bad", "positive") if is_good else ("bad", "good", "negative")
+        (form,) = self.teller.rng.choices(["very", "act", "not", "is"], [0.15, 0.2, 0.1, 0.55])
         if form == "very":
-            return self.say(people, f"{who} felt very {'positive' if is_good else 'negative'}.")
-        if form == "act":
-            return self.say(people, f"{who} {self.rng.choice(self.phrases[act])}.")
-        if form == "not":
-            return self.say(people, f"{who} was not {self.rng.choice(self.phrases[opposite])}.")
-        degree = self.rng.choice(["", "", "so ", "very "])
-        return self.say(people, f"{who} was {degree}{self.rng.choice(self.phrases[word])}.")
+            told = f"felt very {extreme}"
+        elif form == "act":
+            told = self.teller.phrase(f"{word}_act")
+        elif form == "not":
+            told = f"was not {self.teller.phrase(opposite)}"
+        else:
+            degree = self.teller.choice(["", "", "so ", "very "])
+            told = f"was {degree}{self.teller.phrase(word)}"
+        return self.say(f"{who} {told}.")
+
+    def how_felt(self, is_good: bool) -> list[str]:
+        """Return the question how $N felt, and an answer."""
+        if self.teller.chance(0.5):
+            answer = "Very positive." if is_good else "Very negative."
+        else:
+            answer = self.feeling(is_good)
+        return [self.say("How did $N feel?"), answer]
 
 
-@dataclass(frozen=True)
-class Story:
-    """What a story is about."""
+class Story(Cast):
+    """A story of these people.
 
-    people: People
-    topic: Phrases
-    ends_well: bool  # for $N
-    is_friend: bool  # $M of $N
+    Args:
+        topic: its phrases.
+        ends_well: for N.
+        is_friend: M of N.
+    """
+
+    def __init__(self, cast: Cast, topic: Phrases, ends_well: bool, is_friend: bool):
+        super().__init__(cast.teller, cast.words)
+        self.topic = topic
+        self.ends_well = ends_well
+        self.is_friend = is_friend
+        self.is_m_glad = ends_well == is_friend  # about the end
 
     @classmethod
     def draw(cls, teller: Teller, ends_well: bool | None = None) -> "Story":
         """Return a random story; `ends_well`: None: at random."""
-        ends_well = teller.chance(0.5) if ends_well is None else ends_well
-        return cls(teller.people(), teller.rng.choice(teller.topics), ends_well, teller.chance(0.5))
+        if ends_well is None:
+            ends_well = teller.chance(0.5)
+        return cls(Cast.draw(teller), teller.choice(teller.topics), ends_well, teller.chance(0.5))
 
-    @property
-    def is_m_glad(self) -> bool:
-        """Whether $M is glad about the end."""
-        return self.ends_well == self.is_friend
+    def begin(self) -> str:
+        return self.say(*self.topic["begin"])
 
-    def begin(self, teller: Teller) -> str:
-        return teller.say(self.people, *self.topic["begin"])
+    def cause(self, ends_well: bool) -> str:
+        """Return what leads to a good or a bad end; its subject is a pronoun."""
+        return self.say(*self.topic["a" if ends_well else "b"])
 
-    def cause(self, teller: Teller, ends_well: bool, pronoun: bool = True) -> str:
-        """Return what leads to a good or a bad end; its subject is a pronoun or the name."""
+    def cause_by_name(self, ends_well: bool) -> str:
+        """Return the same with the name as its subject."""
         phrases = self.topic["a" if ends_well else "b"]
-        return teller.say(self.people, *(phrases if pronoun else [p.replace("$he ", "$N ", 1) for p in phrases]))
+        return self.say(*(phrase.replace("$he ", "$N ", 1) for phrase in phrases))
 
-    def end(self, teller: Teller, ends_well: bool) -> str:
-        return teller.say(self.people, *self.topic["a5" if ends_well else "b5"])
+    def end(self, ends_well: bool) -> str:
+        return self.say(*self.topic["a5" if ends_well else "b5"])
 
-    def context(self, teller: Teller, attitude: bool = False, end: bool = False) -> list[str]:
-        """Return four sentences with the cause; a description is second unless `attitude`, and last unless `end`."""
+    def context(self, with_attitude: bool = False, with_end: bool = False) -> list[str]:
+        """Return four sentences with the cause; what is neither attitude nor end is a description."""
         return [
-            self.begin(teller),
-            teller.attitude(self.people, self.is_friend) if attitude else teller.common(self.people, "scene"),
-            self.cause(teller, self.ends_well),
-            self.end(teller, self.ends_well) if end else teller.common(self.people, "scene"),
+            self.begin(),
+            self.attitude(self.is_friend) if with_attitude else self.scene(),
+            self.cause(self.ends_well),
+            self.end(self.ends_well) if with_end else self.scene(),
         ]
 
 
 # --- the corpus: documents as lists of sentences ---------------------------------------------------------------------
 
 
-def check(statement: str, is_true: bool) -> list[str]:
+def true_or_false(statement: str, is_true: bool) -> list[str]:
     """Return the question whether a statement is true, and its answer."""
     return [ASKED, statement, ANSWERS[is_true]]
 
 
-def how_felt(teller: Teller, people: People, is_good: bool) -> list[str]:
-    """Return the question how $N felt, and an answer."""
-    answer = f"Very {'positive' if is_good else 'negative'}." if teller.chance(0.5) else teller.feeling(people, is_good)
-    return [teller.say(people, "How did $N feel?"), answer]
-
-
-def story(teller: Teller) -> list[str]:
+def story_document(teller: Teller) -> list[str]:
     """A story of some of: beginning, attitude, cause, description, end, feeling; then a question or two."""
     t = Story.draw(teller)
-    told = [t.begin(teller)]
+    # the story
+    told = [t.begin()]
     has_attitude = teller.chance(0.5)
     if has_attitude:
-        told.append(teller.attitude(t.people, t.is_friend))
-    told.append(t.cause(teller, t.ends_well))
+        told.append(t.attitude(t.is_friend))
+    told.append(t.cause(t.ends_well))
     if teller.chance(0.6):
-        told.append(teller.common(t.people, "scene"))
+        told.append(t.scene())
     if teller.chance(0.75):
-        told.append(t.end(teller, t.ends_well))
+        told.append(t.end(t.ends_well))
     if teller.chance(0.3):
-        who = teller.rng.choice(["$he", "$N"])
-        told.append(teller.say(t.people, f"{who} went {teller.rng.choice(teller.phrases['walk_to'])}."))
+        who = teller.choice(["$he", "$N"])
+        told.append(t.say(f"{who} went {teller.phrase('walk_to')}."))
+    # how one of them felt
     if has_attitude and teller.chance(0.7):
-        told.append(teller.feeling(t.people, t.is_m_glad, teller.rng.choice(["$M", "$mhe"])))
+        told.append(t.feeling(t.is_m_glad, teller.choice(["$M", "$mhe"])))
     else:
-        told.append(teller.feeling(t.people, t.ends_well, teller.rng.choice(["$N", "$he"])))
-    for _ in range(teller.rng.choice([1, 1, 2])):
+        told.append(t.feeling(t.ends_well, teller.choice(["$N", "$he"])))
+
+    # the questions
+    for _ in range(teller.choice([1, 1, 2])):
         is_true = teller.chance(0.5)
+        claimed_end = t.ends_well == is_true
         asked = teller.rng.random()
         if asked < 0.2:
-            told += check(teller.feeling(t.people, t.ends_well == is_true), is_true)
+            told += true_or_false(t.feeling(claimed_end), is_true)
         elif asked < 0.3:
-            told += how_felt(teller, t.people, t.ends_well)
+            told += t.how_felt(t.ends_well)
         elif asked < 0.55 and has_attitude:
-            told += check(teller.feeling(t.people, t.is_m_glad == is_true, "$M"), is_true)
+            told += true_or_false(t.feeling(t.is_m_glad == is_true, "$M"), is_true)
         elif asked < 0.8:
-            told += check(t.end(teller, t.ends_well == is_true), is_true)
+            told += true_or_false(t.end(claimed_end), is_true)
         else:
-            told += check(t.cause(teller, t.ends_well == is_true, pronoun=False), is_true)
+            told += true_or_false(t.cause_by_name(claimed_end), is_true)
     return told
 
 
 def one_event(teller: Teller) -> list[str]:
     """What happened to somebody, perhaps how it felt, and a question or two about the feeling."""
-    people, is_good = teller.people(), teller.chance(0.5)
-    told = [teller.event(people, is_good)]
+    cast = Cast.draw(teller)
+    is_good = teller.chance(0.5)
+    told = [cast.event(is_good)]
     if teller.chance(0.4):
-        told.append(teller.feeling(people, is_good, teller.rng.choice(["$he", "$he", "$N"])))
-    for _ in range(teller.rng.choice([1, 2])):
+        told.append(cast.feeling(is_good, teller.choice(["$he", "$he", "$N"])))
+    # the questions
+    for _ in range(teller.choice([1, 2])):
         is_true = teller.chance(0.5)
-        told += check(teller.feeling(people, is_good == is_true), is_true)
+        told += true_or_false(cast.feeling(is_good == is_true), is_true)
     return told
 
 
 def two_events(teller: Teller) -> list[str]:
     """What happened to two people, or how they felt; whether they felt alike; a question or two."""
-    first, second = (people := teller.people()), teller.exchanged(people) | {"thing": teller.thing()}
+    # what happened
+    first = Cast.draw(teller)
+    second = first.exchanged()
+    second.words["thing"] = teller.phrase("thing")
     felt = [(first, teller.chance(0.5)), (second, teller.chance(0.5))]
-    told = [teller.event(*of) if teller.chance(0.7) else teller.feeling(*of) for of in felt]
+    told = []
+    for cast, is_good in felt:
+        told.append(cast.event(is_good) if teller.chance(0.7) else cast.feeling(is_good))
+
+    # what follows
     alike = felt[0][1] == felt[1][1]
     then = teller.rng.random()
     if then < 0.4:
         told.append("They felt alike." if alike else "They did not feel alike.")
     elif then < 0.8:
-        told.append(teller.feeling(*teller.rng.choice(felt)))
-    for _ in range(teller.rng.choice([1, 2])):
-        (who, is_good), is_true = teller.rng.choice(felt), teller.chance(0.5)
+        cast, is_good = teller.choice(felt)
+        told.append(cast.feeling(is_good))
+
+    # the questions
+    for _ in range(teller.choice([1, 2])):
+        cast, is_good = teller.choice(felt)
+        is_true = teller.chance(0.5)
         asked = teller.rng.random()
         if asked < 0.2 and not alike:
-            told += [f"Who was {teller.rng.choice(teller.phrases['good' if is_good else 'bad'])}?", f"{who['N']}."]
+            told += [f"Who was {teller.phrase('good' if is_good else 'bad')}?", f"{cast.words['N']}."]
         elif asked < 0.5:
-            told += how_felt(teller, who, is_good)
+            told += cast.how_felt(is_good)
         else:
-            told += check(teller.feeling(who, is_good == is_true), is_true)
+            told += true_or_false(cast.feeling(is_good == is_true), is_true)
     return told
 
 
 def other_view(teller: Teller) -> list[str]:
     """What happened to somebody, how a friend or an enemy felt about it; a question about either."""
-    people, is_good, is_friend = teller.people(), teller.chance(0.5), teller.chance(0.5)
-    told = [teller.attitude(people, is_friend)]
+    cast = Cast.draw(teller)
+    is_good = teller.chance(0.5)
+    is_friend = teller.chance(0.5)
+    is_m_glad = is_good == is_friend
+    # what happened, and how $M felt about it
+    told = [cast.attitude(is_friend)]
     has_event = teller.chance(0.7)
     if has_event:
-        told.append(teller.event(people, is_good))
-    told.append(teller.feeling(people, is_good == is_friend, teller.rng.choice(["$M", "$mhe"])))
+        told.append(cast.event(is_good))
+    told.append(cast.feeling(is_m_glad, teller.choice(["$M", "$mhe"])))
+    # a question
     if not has_event or teller.chance(0.3):
-        return told + how_felt(teller, people, is_good)
+        return told + cast.how_felt(is_good)
     is_true = teller.chance(0.5)
-    return told + check(teller.feeling(people, (is_good == is_friend) == is_true, "$M"), is_true)
+    return told + true_or_false(cast.feeling(is_m_glad == is_true, "$M"), is_true)
 
 
-def gift(teller: Teller) -> list[str]:
+def gift_document(teller: Teller) -> list[str]:
     """Who gave a thing to whom; three questions, or facts that follow from it."""
-    people = teller.people()
-    told = [teller.common(people, "give")]
+    cast = Cast.draw(teller)
+    told = [cast.gift()]
     for _ in range(3):
         asked = teller.rng.random()
         if asked < 0.15:
-            told += ["Who got it?", f"{people['M']}."]
+            told += ["Who got it?", f"{cast.words['M']}."]
         elif asked < 0.3:
-            told += ["Who gave it?", f"{people['N']}."]
+            told += ["Who gave it?", f"{cast.words['N']}."]
         elif asked < 0.35:
-            told.append(teller.say(people, "Now $M has the $thing."))
+            told.append(cast.say("Now $M has the $thing."))
         else:
             is_true = teller.chance(0.5)
-            told += check(teller.common(people if is_true else teller.exchanged(people), "give"), is_true)
+            claimed = cast if is_true else cast.exchanged()
+            told += true_or_false(claimed.gift(), is_true)
     return told
 
 
-DOCUMENTS = {story: 0.4, one_event: 0.1, two_events: 0.2, other_view: 0.13, gift: 0.17}  # -> share of the corpus
+# -> share of the corpus
+DOCUMENTS = {story_document: 0.4, one_event: 0.1, two_events: 0.2, other_view: 0.13, gift_document: 0.17}
 
 
-def corpus(seed: int, exclude: set[tuple[str, ...]]) -> Iterator[str]:
+def documents(seed: int, exclude: set[tuple[str, ...]]) -> Iterator[str]:
     """Yield documents, infinitely many, that hold no example of `exclude`, sentence after sentence."""
-    teller, lengths = Teller(seed), {len(example) for example in exclude}
+    teller = Teller(seed)
+    lengths = {len(example) for example in exclude}
     while True:
-        told = teller.rng.choices(list(DOCUMENTS), list(DOCUMENTS.values()))[0](teller)
+        # a document of some sort
+        (write,) = teller.rng.choices(list(DOCUMENTS), list(DOCUMENTS.values()))
+        told = write(teller)
+        # left out if it holds an example; questions do not count
         plain = [sentence for sentence in told if sentence not in (ASKED, *ANSWERS.values())]
-        parts = (tuple(plain[i : i + n]) for n in lengths for i in range(len(plain) - n + 1))
-        if not any(part in exclude for part in parts):
+        parts = {tuple(plain[i : i + n]) for n in lengths for i in range(len(plain) - n + 1)}
+        if not parts & exclude:
             yield " ".join(told)
 
 
 # --- the tasks: an example is its texts, each a list of sentences ----------------------------------------------------
 
+Texts = list[list[str]]
 
-def cloze(teller: Teller, kind: str, is_right: bool) -> list[list[str]]:
-    """Return four sentences, then a right ending and a wrong one; `is_right` is not used."""
+
+def cloze_texts(teller: Teller, kind: str, _label: bool) -> Texts:
+    """Return four sentences, then a right ending and a wrong one."""
     t = Story.draw(teller)
-    if kind == "he or she":  # no other pronoun tells which
-        context = [t.begin(teller), *(teller.common(t.people, "scene") for _ in range(3))]
-        walk = teller.rng.choice(teller.phrases["walk_to"])
-        return [context, *([teller.say({"he": t.people[he]}, f"$he went {walk}.")] for he in ("he", "mhe"))]
+    if kind == "he or she":
+        context = [t.begin(), t.scene(), t.scene(), t.scene()]  # no other pronoun tells which
+        walk = teller.phrase("walk_to")
+        return [context, [t.say(f"$he went {walk}.")], [t.say(f"$mhe went {walk}.")]]
 
-    def ending(right: bool) -> str:
+    context = t.context(with_attitude=kind == "attitude", with_end=kind != "cause")
+    endings = []
+    for is_right in (True, False):
         if kind == "cause":
-            return t.end(teller, t.ends_well == right)
-        if kind == "attitude":
-            return teller.feeling(t.people, t.is_m_glad == right, "$M")
-        return teller.feeling(t.people, t.ends_well == right, "$he")
+            ending = t.end(t.ends_well == is_right)
+        elif kind == "attitude":
+            ending = t.feeling(t.is_m_glad == is_right, "$M")
+        else:
+            ending = t.feeling(t.ends_well == is_right, "$he")
+        endings.append([ending])
+    return [context, *endings]
 
-    context = t.context(teller, attitude=kind == "attitude", end=kind != "cause")
-    return [context, [ending(True)], [ending(False)]]
 
-
-def classification(teller: Teller, kind: str, is_well: bool) -> list[list[str]]:
+def classification_texts(teller: Teller, kind: str, is_well: bool) -> Texts:
     """Return a text that ends with the question how somebody felt."""
     t = Story.draw(teller, is_well)
+    asked = "$N"
     if kind == "word":
-        told = [t.begin(teller), teller.common(t.people, "scene"), teller.feeling(t.people, is_well, "$he")]
+        told = [t.begin(), t.scene(), t.feeling(is_well, "$he")]  # the feeling itself
     elif kind == "cause":
-        told = t.context(teller)
+        told = t.context()  # what it follows from
     elif kind == "friend":
-        event = teller.event(t.people, is_well == t.is_friend)
-        told = [teller.attitude(t.people, t.is_friend), event]
+        event = t.event(is_well == t.is_friend)
+        told = [t.attitude(t.is_friend), event]
+        asked = "$M"
     else:
-        told = [teller.attitude(t.people, t.is_friend), teller.feeling(t.people, t.is_m_glad, "$M")]
-    return [[*told, teller.say(t.people, f"How did {'$M' if kind == 'friend' else '$N'} feel?")]]
+        told = [t.attitude(t.is_friend), t.feeling(t.is_m_glad, "$M")]  # that of a friend or an enemy
+    return [[*told, t.say(f"How did {asked} feel?")]]
 
 
-# kinds in which the second text always tells a good feeling, so that the first one decides -> that text
-GLAD: dict[str, Callable[[Teller, Story], list[str]]] = {
-    "glad: event": lambda teller, t: [teller.common(t.people, "scene"), teller.event(t.people, t.ends_well)],
-    "glad: cause": lambda teller, t: [t.begin(teller), t.cause(teller, t.ends_well)],
-}
+# kinds in which the second text always tells a good feeling, so that the first one decides
+GLAD = ("glad: event", "glad: cause")
 
 
-def entailment(teller: Teller, kind: str, follows: bool) -> list[list[str]]:
+def first_of_glad(t: Story, kind: str) -> list[str]:
+    """Return the text that decides."""
+    if kind == "glad: event":
+        return [t.scene(), t.event(t.ends_well)]
+    return [t.begin(), t.cause(t.ends_well)]
+
+
+def entailment_texts(teller: Teller, kind: str, follows: bool) -> Texts:
     """Return a premise, and a hypothesis that follows from it or contradicts it, after "True or false?"."""
     t = Story.draw(teller, follows if kind in GLAD else None)
     if kind in GLAD:
-        return [GLAD[kind](teller, t), [ASKED, teller.feeling(t.people, True)]]
-    if kind == "who":
-        hypothesis = teller.common(t.people if follows else teller.exchanged(t.people), "give")
-        return [[teller.common(t.people, "give"), teller.common(t.people, "scene")], [ASKED, hypothesis]]
-    if kind == "cause":
-        return [t.context(teller), [ASKED, t.end(teller, t.ends_well == follows)]]
-    event = teller.event(t.people, t.ends_well)
-    if kind == "word":
-        return [[teller.common(t.people, "scene"), event], [ASKED, teller.feeling(t.people, t.ends_well == follows)]]
-    feeling = teller.feeling(t.people, t.is_m_glad == follows, "$M")
-    return [[teller.attitude(t.people, t.is_friend), event], [ASKED, feeling]]
+        premise = first_of_glad(t, kind)
+        hypothesis = t.feeling(True)
+    elif kind == "who":
+        claimed = t if follows else t.exchanged()
+        hypothesis = claimed.gift()
+        premise = [t.gift(), t.scene()]
+    elif kind == "cause":
+        premise = t.context()
+        hypothesis = t.end(t.ends_well == follows)
+    elif kind == "word":
+        event = t.event(t.ends_well)
+        premise = [t.scene(), event]
+        hypothesis = t.feeling(t.ends_well == follows)
+    else:
+        event = t.event(t.ends_well)
+        hypothesis = t.feeling(t.is_m_glad == follows, "$M")
+        premise = [t.attitude(t.is_friend), event]
+    return [premise, [ASKED, hypothesis]]
 
 
-def similarity(teller: Teller, kind: str, same: bool) -> list[list[str]]:
+def similarity_texts(teller: Teller, kind: str, same: bool) -> Texts:
     """Return two texts, in either order: the same gift, or people to whom good or bad things happened alike."""
-    t, other = Story.draw(teller, same if kind in GLAD else None), Story.draw(teller)
+    t = Story.draw(teller, same if kind in GLAD else None)
+    other = Story.draw(teller)
     is_good = t.ends_well == same  # for the other one
     if kind in GLAD:
-        texts = [GLAD[kind](teller, t), [teller.feeling(other.people, True)]]
+        texts = [first_of_glad(t, kind), [other.feeling(True)]]
     elif kind == "who":
-        again = t.people if same else teller.exchanged(t.people)
-        texts = [[teller.common(t.people, "give")], [teller.common(again, "give")]]
+        again = t if same else t.exchanged()
+        texts = [[t.gift()], [again.gift()]]
     elif kind == "word":
-        texts = [[teller.feeling(t.people, t.ends_well)], [teller.feeling(other.people, is_good)]]
+        texts = [[t.feeling(t.ends_well)], [other.feeling(is_good)]]
     elif kind == "event":
-        texts = [[teller.event(t.people, t.ends_well)], [teller.event(other.people, is_good)]]
+        texts = [[t.event(t.ends_well)], [other.event(is_good)]]
     else:
-        texts = [[t.begin(teller), t.cause(teller, t.ends_well)], [other.end(teller, is_good)]]
+        texts = [[t.begin(), t.cause(t.ends_well)], [other.end(is_good)]]
     teller.rng.shuffle(texts)
     return texts
 
 
 @dataclass(frozen=True)
-class Task:
-    make: Callable[[Teller, str, bool], list[list[str]]]
+class MadeTask:
+    """A task whose examples are made here."""
+
+    texts: Callable[[Teller, str, bool], Texts]  # of a kind and a label
     kinds: tuple[str, ...]
     columns: tuple[str, ...]  # of the texts in a file; none: a cloze set
     labels: tuple[str, str] = ("no", "yes")
 
 
-TASKS = {
-    "cloze": Task(cloze, ("he or she", "word", "cause", "attitude"), ()),
-    "classification": Task(
-        classification, ("word", "cause", "attitude", "friend"), ("text",), ("negative", "positive")
+MADE_TASKS = {
+    "cloze": MadeTask(cloze_texts, ("he or she", "word", "cause", "attitude"), ()),
+    "classification": MadeTask(
+        classification_texts, ("word", "cause", "attitude", "friend"), ("text",), ("negative", "positive")
     ),
-    "entailment": Task(
-        entailment,
+    "entailment": MadeTask(
+        entailment_texts,
         (*GLAD, "word", "who", "cause", "attitude"),
         ("premise", "hypothesis"),
         ("contradiction", "entailment"),
     ),
-    "similarity": Task(
-        similarity, (*GLAD, "word", "who", "event", "cause"), ("text_a", "text_b"), ("different", "same")
+    "similarity": MadeTask(
+        similarity_texts, (*GLAD, "word", "who", "event", "cause"), ("text_a", "text_b"), ("different", "same")
     ),
 }
 
-Examples = list[tuple[str, bool, list[list[str]]]]  # kind, label, texts
+MadeExample = tuple[str, bool, Texts]  # kind, label, texts
 
 
-def examples(name: str, seed: int, sizes: dict[str, int]) -> dict[str, Examples]:
+def make_examples(name: str, seed: int, sizes: dict[str, int]) -> dict[str, list[MadeExample]]:
     """Return the examples of a task by split, none twice; kinds, and labels in each, occur equally often."""
-    task, teller, told = TASKS[name], Teller(f"{name} {seed}"), set()
-
-    def new(kind: str, label: bool) -> list[list[str]]:
-        while True:
-            texts = task.make(teller, kind, label)
-            if (key := flat(texts)) not in told:
-                told.add(key)
-                return texts
-
+    task = MADE_TASKS[name]
+    teller = Teller(f"{name} {seed}")
+    known: set[tuple[str, ...]] = set()
     splits = {}
     for split, n in sizes.items():
-        n_kinds = len(task.kinds)
-        deck = [(task.kinds[i % n_kinds], i // n_kinds % 2 == 1) for i in range(n)]
-        splits[split] = [(kind, label, new(kind, label)) for kind, label in deck]
-        teller.rng.shuffle(splits[split])
+        examples = []
+        for i in range(n):
+            # each kind in turn, and each label when the kinds come round again
+            turn, place = divmod(i, len(task.kinds))
+            kind = task.kinds[place]
+            label = turn % 2 == 1
+            # a new one
+            texts = task.texts(teller, kind, label)
+            while flat(texts) in known:
+                texts = task.texts(teller, kind, label)
+            known.add(flat(texts))
+            examples.append((kind, label, texts))
+        teller.rng.shuffle(examples)
+        splits[split] = examples
     return splits
 
 
-def flat(texts: Iterable[list[str]]) -> tuple[str, ...]:
+def flat(texts: Texts) -> tuple[str, ...]:
     """Return the sentences of some texts in one tuple."""
     return tuple(sentence for text in texts for sentence in text)
 
 
-def write_examples(folder: Path, split: str, task: Task, rows: Examples, rng: Random) -> None:
-    """Write a split of one's own data, or of a cloze set; and its kinds, a line each."""
-    header, lines = [*task.columns, "label"], []
-    for _, label, texts in rows:
-        if task.columns:
-            lines.append([*(" ".join(text) for text in texts), task.labels[label]])
-        else:
-            context, *endings = (text if i == 0 else text[0] for i, text in enumerate(texts))
-            lines.append([f"{rng.getrandbits(64):016x}", *context, *(endings if label else endings[::-1]), 2 - label])
-    name = f"{split}.csv" if task.columns else CLOZE_FILES[split]
-    with open(folder / name, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([header if task.columns else CLOZE_HEADER, *lines])
-    (folder / f"{split}.kinds").write_text("".join(f"{kind}\n" for kind, *_ in rows), encoding="utf-8")
+# --- files -----------------------------------------------------------------------------------------------------------
 
 
-def write_tasks(folder: Path, seed: int, sizes: dict[str, int]) -> None:
+def write_tasks(folder: Path) -> None:
     """Write a folder for each task, with a file for each split; a cloze set has no train, but a larger valid."""
-    for name, task in TASKS.items():
+    for name, task in MADE_TASKS.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
-        own = sizes if task.columns else {"valid": sizes["train"] + sizes["valid"], "test": sizes["test"]}
-        rng = Random(seed)
-        for split, rows in examples(name, seed, own).items():
-            write_examples(folder / name, split, task, rows, rng)
+        sizes = TASK_SIZES
+        if name == "cloze":
+            sizes = {"valid": TASK_SIZES["train"] + TASK_SIZES["valid"], "test": TASK_SIZES["test"]}
+        ids = Random(TASK_SEED)  # of a cloze set
+        for split, examples in make_examples(name, TASK_SEED, sizes).items():
+            if name == "cloze":
+                path = folder / name / CLOZE_FILES[split]
+                lines = [CLOZE_HEADER, *(cloze_line(label, texts, ids) for _, label, texts in examples)]
+            else:
+                path = folder / name / f"{split}.csv"
+                lines = [[*task.columns, "label"]]
+                for _, label, texts in examples:
+                    lines.append([*map(" ".join, texts), task.labels[label]])
+            with open(path, "w", encoding="utf-8", newline="") as file:
+                csv.writer(file).writerows(lines)
+            # the kind of each example beside it, for tests and analyses
+            kinds = "".join(f"{kind}\n" for kind, _, _ in examples)
+            (folder / name / f"{split}.kinds").write_text(kinds, encoding="utf-8")
 
 
-def read_examples(folder: Path) -> set[tuple[str, ...]]:
+def cloze_line(is_right_first: bool, texts: Texts, ids: Random) -> list[str | int]:
+    """Return an example as in the official files: id, four sentences, two endings, the number of the right one."""
+    context, (right,), (wrong,) = texts
+    story = [f"{ids.getrandbits(64):016x}", *context]
+    if is_right_first:
+        return [*story, right, wrong, 1]
+    return [*story, wrong, right, 2]
+
+
+def sentences_to_exclude(folder: Path) -> set[tuple[str, ...]]:
     """Return the sentences of each example in folders of tasks, and those of each story of four sentences in it."""
-    found = set()
+    found: set[tuple[str, ...]] = set()
     for path in sorted(folder.glob("*/*.csv")):
         with open(path, encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                if "label" in row:
-                    texts = [text.removeprefix(f"{ASKED} ") for column, text in row.items() if column != "label"]
-                    texts = [re.split(r"(?<=[.?]) ", text) for text in texts]
-                    found.update((flat(texts), flat(texts[::-1])))
-                else:
-                    texts = [[row[column] for column in CLOZE_HEADER[1:5]]]  # with any ending
-                found.update(tuple(text[:N_STORY]) for text in texts if len(text) >= N_STORY)
+            for line in csv.DictReader(file):
+                if line.pop("label", None) is None:
+                    found.add(tuple(line[column] for column in CLOZE_HEADER[1:5]))  # with any ending
+                    continue
+                texts = [re.split(r"(?<=[.?]) ", text.removeprefix(f"{ASKED} ")) for text in line.values()]
+                found |= {flat(texts), flat(texts[::-1])}
+                found |= {tuple(text[:N_STORY]) for text in texts if len(text) >= N_STORY}
     return found
+
+
+def write_corpus(path: Path, n_documents: int = N_DOCUMENTS, exclude: Path | None = None) -> None:
+    """Write documents, one a line, that hold no example of the tasks in the folder `exclude`."""
+    excluded = set() if exclude is None else sentences_to_exclude(exclude)
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        for text in islice(documents(CORPUS_SEED, excluded), n_documents):
+            file.write(text + "\n")
 
 
 def main() -> None:
@@ -457,25 +577,18 @@ def main() -> None:
     show_default = argparse.ArgumentDefaultsHelpFormatter
 
     command = commands.add_parser("corpus", help="documents for pre-training, one a line", formatter_class=show_default)
-    command.add_argument("--n_documents", type=int, default=500_000, help="lines to write")
-    command.add_argument("--seed", type=int, default=1, help="seed of the documents")
-    command.add_argument("--exclude", type=Path, default=None, help="folder of tasks to keep out of the corpus")
+    command.add_argument("--n_documents", type=int, default=N_DOCUMENTS, help="lines to write")
+    command.add_argument("--exclude", type=Path, help="folder of tasks to keep out of the corpus")
     command.add_argument("--out", type=Path, default=Path("corpus.txt"), help="file to write")
 
     command = commands.add_parser("tasks", help="four tasks, for train.py", formatter_class=show_default)
-    command.add_argument("--n_train", type=int, default=2000, help="training examples of each task")
-    command.add_argument("--n_valid", type=int, default=400, help="validation examples of each task")
-    command.add_argument("--n_test", type=int, default=1000, help="test examples of each task")
-    command.add_argument("--seed", type=int, default=2, help="seed of the examples")
     command.add_argument("--out", type=Path, default=Path("tasks"), help="folder to write a folder for each task to")
     args = parser.parse_args()
 
     if args.command == "tasks":
-        write_tasks(args.out, args.seed, {"train": args.n_train, "valid": args.n_valid, "test": args.n_test})
-        return
-    documents = corpus(args.seed, read_examples(args.exclude) if args.exclude else set())
-    with open(args.out, "w", encoding="utf-8", newline="\n") as file:
-        file.writelines(text + "\n" for text in islice(documents, args.n_documents))
+        write_tasks(args.out)
+    else:
+        write_corpus(args.out, args.n_documents, args.exclude)
 
 
 if __name__ == "__main__":

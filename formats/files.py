@@ -6,33 +6,57 @@ import os
 import platform
 import tempfile
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+WHERE_TO_GET_IT = "See 'Weights and data' in README.md for where to get it."
 
 
 class InputError(Exception):
     """Something the user gave is missing, damaged or contradictory; the message names it and the remedy."""
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
+# --- reading ---------------------------------------------------------------------------------------------------------
 
 
 def find(path: str | os.PathLike) -> Path:
     """Return `path` as it is or, if only that exists, the one of that name beside the scripts."""
+    path = Path(path)
+    # the scripts stand one folder above this file
     beside_scripts = Path(__file__).resolve().parent.parent / path
-    return beside_scripts if not Path(path).exists() and beside_scripts.exists() else Path(path)
+    if not path.exists() and beside_scripts.exists():
+        return beside_scripts
+    return path
 
 
-def read_json(path: Path) -> Any:
-    """Parse a JSON file. Raises InputError when it is missing or damaged."""
+def read_json(path: Path, remedy: str = WHERE_TO_GET_IT) -> Any:
+    """Parse a JSON file. Raises InputError, which ends with the remedy, when it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path} is missing. See 'Weights and data' in README.md for where to get it.") from None
+        raise InputError(f"{path} is missing. {remedy}") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error}). Fetch it again.") from None
+        raise InputError(f"{path} cannot be read as JSON ({error}). {remedy}") from None
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def text_sha256(text: str) -> str:
+    """Return the SHA-256 of a text's UTF-8 bytes, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digests(paths: Iterable[Path]) -> dict[str, str]:
+    """Return the SHA-256 of files by their names."""
+    return {path.name: sha256(path) for path in paths}
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
 
 
 def make_output_folder(path: Path) -> None:
@@ -51,19 +75,20 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     Raises InputError, with what was there before intact, when the disk does not take it.
     """
     # several processes may write the same file, on several hosts too
-    beside = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.part")
     try:
-        with open(beside, "wb") as file:
+        # the bytes are on disk before the name points to them, and the name before we go on
+        with open(part, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(part, path)
         flush(path.parent)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}). What was there before is intact.") from None
     finally:
         with suppress(OSError):
-            beside.unlink()
+            part.unlink()
 
 
 def flush(path: Path) -> None:
@@ -87,24 +112,8 @@ def copy_file(source: Path, target: Path) -> None:
         file.write(source.read_bytes())
 
 
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digests(paths: Iterable[Path]) -> dict[str, str]:
-    """Return name -> SHA-256 of files, several at a time."""
-    paths = list(paths)
-    with ThreadPoolExecutor() as pool:
-        return dict(zip((path.name for path in paths), pool.map(sha256, paths), strict=True))
-
-
-# --- logs ------------------------------------------------------------------------------------------------------------
-
-
-class ResultLogger:
-    """A JSON-lines file: first all settings, then one line per log."""
+class LogFile:
+    """A file of JSON lines: first all settings, then one line per log, which is on disk at once."""
 
     def __init__(self, path: str | os.PathLike, **settings):
         self.file = open(path, "w", encoding="utf-8")

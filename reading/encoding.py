@@ -1,38 +1,45 @@
-"""Texts of a data set as token ids in memory-mapped files, made once; memory does not grow with the data."""
+"""Examples of a data set as token ids in memory-mapped files, made once; memory does not grow with the data.
+
+A cache is a folder `encoded_<key>` beside the data. It holds the ids, and each example as it was read, as JSON.
+"""
 
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 import text_utils
-from formats.examples import Bad, Example, Reader
-from formats.files import InputError, sha256
+from formats.examples import READERS_VERSION, Bad, Example
+from formats.files import InputError, digests, sha256
 from reading.tasks import Source
 from text_utils import TextEncoder
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The texts of a split as token ids, concatenated; in memory, or memory-mapped from files."""
+    """The examples of a split, their texts as token ids; in memory, or memory-mapped from files."""
 
-    ids: np.ndarray  # int32
+    ids: np.ndarray  # int32, of all texts
     text_ends: np.ndarray  # (number of texts,), where each text ends in ids
     example_ends: np.ndarray  # (N,), where each example ends in text_ends
+    largest_id: int
     codes: np.ndarray | None = None  # (N,) index into names, -1 without a label
     names: tuple[str, ...] = ()  # labels as in the files, in order of first appearance
+    records: np.ndarray | None = None  # bytes: each example as JSON; None: not read from a file
+    record_ends: np.ndarray | None = None  # (N,), where each example ends in records
     parts: tuple[tuple[str, int], ...] = ()  # name and number of examples of each source
     n_bad: int = 0  # lines that could not be read
     first_bad: str = ""
@@ -42,201 +49,241 @@ class Encoded:
 
     def texts(self, i: int) -> list[list[int]]:
         """Return the token ids of each text of example i."""
-        first = int(self.example_ends[i - 1]) if i else 0
-        ends = self.text_ends[first : self.example_ends[i]].tolist()
-        starts = [int(self.text_ends[first - 1]) if first else 0, *ends[:-1]]
-        return [self.ids[start:end].tolist() for start, end in zip(starts, ends, strict=True)]
+        first, last = _bounds(self.example_ends, i)
+        found = []
+        for k in range(first, last):
+            start, end = _bounds(self.text_ends, k)
+            found.append(self.ids[start:end].tolist())
+        return found
 
-    def largest_id(self) -> int:
-        """Return the largest token id, found once, reading a chunk at a time."""
-        return self._largest_id
-
-    @cached_property
-    def _largest_id(self) -> int:
-        chunks = (self.ids[start : start + 2**22] for start in range(0, len(self.ids), 2**22))
-        return max((int(chunk.max()) for chunk in chunks), default=0)
+    def example(self, i: int) -> Example:
+        """Return example i as it was read; its place is relative to the data folder, which may have moved."""
+        start, end = _bounds(self.record_ends, i)
+        texts, label, where = json.loads(self.records[start:end].tobytes())
+        return Example(tuple(texts), label, where)
 
     @classmethod
     def of(cls, examples: Sequence[Sequence[Sequence[int]]]) -> "Encoded":
         """Return an Encoded in memory of these examples, each a sequence of texts, each a sequence of ids."""
-        texts = [text for example in examples for text in example]
-        ids = np.array([i for text in texts for i in text], np.int32)
-        ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
-        return cls(ids, ends, np.cumsum([len(example) for example in examples], dtype=np.int64))
+        texts = list(chain.from_iterable(examples))
+        ids = np.array(list(chain.from_iterable(texts)), np.int32)
+        return cls(ids, _ends(texts), _ends(examples), int(ids.max(initial=0)))
 
 
-KEPT_CACHES = 8  # the most recently used folders encoded_* of a data folder
-ARRAYS = {"ids": np.int32, "text_ends": np.int64, "example_ends": np.int64, "codes": np.int32}
+def _ends(items: Sequence) -> np.ndarray:
+    """Return where items end that stand in a row."""
+    return np.cumsum([len(item) for item in items], dtype=np.int64)
+
+
+def _bounds(ends: np.ndarray, i: int) -> tuple[int, int]:
+    """Return where item i starts and ends."""
+    return int(ends[i - 1]) if i > 0 else 0, int(ends[i])
+
+
+# --- what is encoded -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SplitFiles:
+    """The files of a split, and which of their examples are used."""
+
+    sources: Sequence[Source]
+    folder: Path  # of the data set
+    labels: Sequence[str] | None = None  # those allowed; None: any
+    strict: bool = False  # stop at a line that cannot be read; else count it
+    max_examples: int | None = None  # read from each source; None: all
+
+    def present(self) -> list[Source]:
+        """Return the sources without the optional ones whose files are missing."""
+        return [source for source in self.sources if not source.optional or source.is_in(self.folder)]
+
+    def examples(self, source: Source, bad: list[str]) -> Iterator[Example]:
+        """Yield the usable examples of a source; add to `bad` what is wrong with each other line.
+
+        A source with labels leaves such a line out; one without labels keeps it, with empty texts, as predictions are
+        numbered by line. With `strict`, raises InputError at the first such line.
+        """
+        for found in source.read(self.folder):
+            where = found.where.removeprefix(f"{self.folder}{os.sep}")
+            if isinstance(found, Example):
+                if not self.labels or found.label is None or found.label in self.labels:
+                    yield found._replace(where=where)
+                    continue
+                known = ", ".join(self.labels[:10])
+                if len(self.labels) > 10:
+                    known += ", ..."
+                why = f"the label {found.label!r} is not one of {known}. Fix the line or remove it."
+                found = Bad(found.where, why)
+            if self.strict:
+                raise InputError(f"{found.where}: {found.why}")
+            bad.append(f"{where}: {found.why}")
+            if found.n_texts:
+                yield Example(("",) * found.n_texts, None, where)
+
+    def key(self, encoder: TextEncoder) -> str:
+        """Return the digest of all that decides what is encoded, and how."""
+        sources = []
+        for source in self.present():
+            files = {name: _digests(self.folder / name) for name in source.files}
+            sources.append([source.read.func.__qualname__, repr(source.read.keywords), files])
+        vocabulary = [sha256(Path(file)) for file in encoder.files]
+        versions = [text_utils.VERSION, READERS_VERSION, version("ftfy"), version("spacy")]
+        labels = list(self.labels) if self.labels else None
+        key = json.dumps([sources, vocabulary, versions, labels, self.strict, self.max_examples])
+        return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def _digests(path: Path) -> dict[str, str]:
+    """Return name -> SHA-256 of a file, or of all files of a folder; none if it is missing, which the reader says."""
+    if path.is_dir():
+        return digests(sorted(file for file in path.iterdir() if file.is_file()))
+    return digests([path]) if path.exists() else {}
+
+
+# --- the cache -------------------------------------------------------------------------------------------------------
+
+KEPT_CACHES = 8  # of a data folder: those used last
 EXAMPLES_PER_STEP = 1000  # encoded at a time
+ARRAYS = (
+    "ids",
+    "n_ids",
+    "n_texts",
+    "n_bytes",
+    "codes",
+)  # int32: all ids; ids of a text; texts, bytes, code of an example
+FILES = [*ARRAYS, "records.jsonl", "index.json"]
 
 
-def encode_cached(
-    sources: Sequence[Source],
-    folder: Path,
-    encoder: TextEncoder,
-    vocabulary: Sequence[str | os.PathLike],
-    labels: Sequence[str] | None = None,
-    strict: bool = False,
-    max_examples: int | None = None,
-) -> Encoded:
-    """Return the encoded examples of sources, memory-mapped from `encoded_<digest>/` in their folder.
+def encode_cached(split: SplitFiles, encoder: TextEncoder) -> Encoded:
+    """Return the encoded examples of a split, from the cache in its folder if there is one that fits.
 
-    The digest covers the sources' files, the vocabulary's two files and the code that reads and tokenizes. Memory does
-    not grow with the number of examples. A damaged cache is made again; a read-only folder gets none.
+    A damaged cache is made again; a folder that takes no files gets none.
 
-    Args:
-        labels: the labels allowed; None: any.
-        strict: stop at a line that cannot be read; else count it. A source with labels leaves such a line out; one
-            without labels keeps it, with empty texts, as predictions are numbered by line.
-        max_examples: read from each source; None: all.
-
-    Raises:
-        InputError: a file is missing, or with `strict` a line cannot be read, or there is no example at all.
+    Raises InputError: a file is missing, or with `strict` a line cannot be read, or a source has no example at all.
     """
-    sources = present(sources, folder)
-    key = [[_describe(source.read), [_digest(folder / name) for name in source.files]] for source in sources]
-    code = [sha256(Path(file)) for file in (*vocabulary, text_utils.__file__)]
-    key += [code, version("ftfy"), version("spacy"), labels and list(labels), strict, max_examples]
-    path = folder / f"encoded_{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}"
-    if (found := _read_encoded(path)) is not None:
+    path = split.folder / f"encoded_{split.key(encoder)}"
+    found = _read(path)
+    if found is not None:
         return found
     if path.exists():
         print(f"{path} is damaged: encoding again")
+        shutil.rmtree(path, ignore_errors=True)
 
-    def make(parent: Path | None) -> Encoded:
-        with tempfile.TemporaryDirectory(prefix="encoding_", dir=parent, ignore_cleanup_errors=True) as temporary:
-            (made := Path(temporary) / "made").mkdir()  # with the usual permissions, unlike the folder around it
-            _write_encoded(made, sources, folder, encoder, labels, strict, max_examples)
-            found = _read_encoded(made)  # stays readable when its files are renamed or removed
-            if parent:
-                shutil.rmtree(path, ignore_errors=True)
-                with suppress(OSError):  # another process has made it meanwhile
-                    os.replace(made, path)
-                _remove_old(folder)
-            return found
-
+    # what is encoded stays readable when its files are renamed or removed: they are memory-mapped
     try:
-        return make(folder)
-    except OSError:  # the folder is read-only or its disk is full
-        pass
-    try:
-        return make(None)
+        found = _make_cache(path, split, encoder)
+        _remove_old(split.folder)
+        return found
     except OSError as error:
-        raise InputError(f"neither {folder} nor {tempfile.gettempdir()} takes files ({error.strerror}).") from None
+        _say_no_cache(split.folder, error.strerror)
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            _write(Path(temporary), split, encoder)
+            return _read(Path(temporary))
+    except OSError as error:
+        places = f"{split.folder} nor {tempfile.gettempdir()}"
+        raise InputError(f"neither {places} takes files ({error.strerror}).") from None
 
 
-def present(sources: Sequence[Source], folder: Path) -> list[Source]:
-    """Return sources without the optional ones whose files are missing."""
-    return [s for s in sources if not s.optional or all((folder / name).exists() for name in s.files)]
+def _make_cache(path: Path, split: SplitFiles, encoder: TextEncoder) -> Encoded:
+    """Encode into a folder beside `path`, which gets that name when it is complete."""
+    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        beside.mkdir()
+        _write(beside, split, encoder)
+        found = _read(beside)
+        try:
+            beside.rename(path)
+        except OSError:
+            if not path.exists():  # else another process has made it meanwhile
+                raise
+        return found
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
-def _describe(read: Reader) -> list:
-    """Return the name of a reader, its settings and the digest of its code."""
-    function, settings = getattr(read, "func", read), getattr(read, "keywords", {})
-    return [function.__qualname__, repr(settings), sha256(Path(function.__code__.co_filename))]
-
-
-def _digest(path: Path) -> str:
-    """Return the SHA-256 of a file, or of all files of a folder."""
-    if path.is_dir():
-        lines = [f"{sha256(file)} {file.name}" for file in sorted(path.iterdir()) if file.is_file()]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    return sha256(path) if path.exists() else ""  # the reader says what is missing
+@cache
+def _say_no_cache(folder: Path, why: str) -> None:
+    """Print a line, once for a folder: several splits are encoded from it."""
+    print(f"{folder} takes no cache of encoded texts ({why}): each run encodes them again")
 
 
 def _remove_old(folder: Path) -> None:
-    with suppress(OSError):
-        for old in folder.glob("encoded_*.npz"):  # of an earlier version of this code
-            old.unlink()
-        for old in sorted(folder.glob("encoded_*"), key=lambda path: path.stat().st_mtime)[:-KEPT_CACHES]:
-            shutil.rmtree(old, ignore_errors=True)
-        for left in folder.glob("encoding_*"):  # by a process that was killed
-            if left.stat().st_mtime < time.time() - 24 * 3600:
-                shutil.rmtree(left, ignore_errors=True)
+    """Remove the caches that were used longest ago, and what killed processes have left behind."""
+    with suppress(FileNotFoundError):  # another process may do the same
+        caches = folder.glob("encoded_" + 16 * "?")
+        for path in sorted(caches, key=lambda path: path.stat().st_mtime)[:-KEPT_CACHES]:
+            shutil.rmtree(path, ignore_errors=True)
+        for path in folder.glob("encoded_*.part"):
+            if path.stat().st_mtime < time.time() - 24 * 3600:
+                shutil.rmtree(path, ignore_errors=True)
 
 
-def _read_encoded(path: Path) -> Encoded | None:
-    """Return what _write_encoded wrote, or None where it is missing or damaged."""
+def _read(path: Path) -> Encoded | None:
+    """Return what _write wrote, or None where it is missing or damaged."""
     try:
-        note = json.loads((path / "index.json").read_text())
-        expected = note.pop("sha256")
-        if _digest_of_index(note) != expected["index"]:
+        if json.loads((path / "digests.json").read_text()) != digests(path / name for name in FILES):
             return None
-        arrays = {}
-        for name, dtype in ARRAYS.items():
-            file = path / f"{name}.bin"
-            if sha256(file) != expected[name]:
-                return None
-            arrays[name] = np.memmap(file, dtype, "r") if file.stat().st_size else np.zeros(0, dtype)
-        with suppress(OSError):
-            os.utime(path)
-        parts = tuple((name, n) for name, n in note["parts"])
-        return Encoded(
-            **arrays, names=tuple(note["names"]), parts=parts, n_bad=note["n_bad"], first_bad=note["first_bad"]
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        index = json.loads((path / "index.json").read_text())
+        n_ids, n_texts, n_bytes, codes = (np.fromfile(path / name, np.int32) for name in ARRAYS[1:])
+        ids = np.memmap(path / "ids", np.int32, "r") if n_ids.any() else np.zeros(0, np.int32)  # nothing: not mapped
+        records = np.memmap(path / "records.jsonl", np.uint8, "r")
+    except (OSError, ValueError):
         return None
+    with suppress(OSError):  # in a folder that takes no files
+        os.utime(path)  # the time of its last use
+    return Encoded(
+        ids,
+        text_ends=np.cumsum(n_ids, dtype=np.int64),
+        example_ends=np.cumsum(n_texts, dtype=np.int64),
+        codes=codes,
+        records=records,
+        record_ends=np.cumsum(n_bytes, dtype=np.int64),
+        largest_id=index["largest_id"],
+        names=tuple(index["names"]),
+        parts=tuple((part, n) for part, n in index["parts"]),
+        n_bad=index["n_bad"],
+        first_bad=index["first_bad"],
+    )
 
 
-def _digest_of_index(index: dict) -> str:
-    return hashlib.sha256(json.dumps(index).encode()).hexdigest()
-
-
-def _write_encoded(
-    path: Path,
-    sources: Iterable[Source],
-    folder: Path,
-    encoder: TextEncoder,
-    labels: Sequence[str] | None,
-    strict: bool,
-    max_examples: int | None,
-) -> None:
-    """Read and tokenize the examples of sources and write them as arrays into a folder."""
-    names, bad, parts = {label: i for i, label in enumerate(labels or ())}, [], []
-    text_end = example_end = 0
+def _write(path: Path, split: SplitFiles, encoder: TextEncoder) -> None:
+    """Read and tokenize the examples of a split, and write the files of a cache into a folder."""
+    codes = {label: i for i, label in enumerate(split.labels or ())}  # label -> its number
+    largest_id = 0
+    parts = []
+    bad = []
     with ExitStack() as stack:
-        files = {name: stack.enter_context(open(path / f"{name}.bin", "wb")) for name in ARRAYS}
+        files = {name: stack.enter_context(open(path / name, "wb")) for name in FILES}
         bar = stack.enter_context(tqdm(desc="tokenizing", unit=" examples", ncols=80, leave=False))
-        for source in sources:
-            examples = islice(good_examples(source, folder, labels, strict, bad), max_examples)
+        for source in split.present():
             n = 0
+            examples = islice(split.examples(source, bad), split.max_examples)
             while step := list(islice(examples, EXAMPLES_PER_STEP)):
-                rows = encoder.encode([text for example in step for text in example.texts], verbose=False)
-                text_ends = text_end + np.cumsum([len(row) for row in rows])
-                example_ends = example_end + np.cumsum([len(example.texts) for example in step])
-                text_end, example_end = int(text_ends[-1]), int(example_ends[-1])
-                codes = [-1 if e.label is None else names.setdefault(e.label, len(names)) for e in step]
-                ids = [i for row in rows for i in row]
-                for name, values in zip(ARRAYS, (ids, text_ends, example_ends, codes), strict=True):
-                    files[name].write(np.array(values, ARRAYS[name]).tobytes())
+                ids = encoder.encode(list(chain.from_iterable(example.texts for example in step)), verbose=False)
+                records = [json.dumps(example).encode() + b"\n" for example in step]
+                for example in step:
+                    if example.label is not None:
+                        codes.setdefault(example.label, len(codes))  # in the order of their first appearance
+
+                all_ids = list(chain.from_iterable(ids))
+                largest_id = max([largest_id, *all_ids])
+                arrays = {
+                    "ids": all_ids,
+                    "n_ids": [len(text) for text in ids],
+                    "n_texts": [len(example.texts) for example in step],
+                    "n_bytes": [len(record) for record in records],
+                    "codes": [codes.get(example.label, -1) for example in step],
+                }
+                for name, values in arrays.items():
+                    files[name].write(np.array(values, np.int32).tobytes())
+                files["records.jsonl"].writelines(records)
                 n += len(step)
                 bar.update(len(step))
-            if not n:
-                raise InputError(f"{folder / source.files[0]} holds no examples. Fetch it again.")
+            if n == 0:
+                raise InputError(f"{split.folder / source.files[0]} holds no examples. Fetch it again.")
             parts.append((source.part, n))
-    digests = {name: sha256(path / f"{name}.bin") for name in ARRAYS}
-    index = {"names": list(names), "parts": parts, "n_bad": len(bad), "first_bad": bad[0] if bad else ""}
-    (path / "index.json").write_text(json.dumps(index | {"sha256": digests | {"index": _digest_of_index(index)}}))
-
-
-def good_examples(
-    source: Source, folder: Path, labels: Sequence[str] | None, strict: bool, bad: list[str]
-) -> Iterator[Example]:
-    """Yield the usable examples of a source; add to `bad` what is wrong with each other line.
-
-    With `strict`, raises InputError at the first such line.
-    """
-    for example in source.read(folder):
-        if isinstance(example, Example) and example.label is not None and labels and example.label not in labels:
-            known = ", ".join(labels[:10]) + ", ..." * (len(labels) > 10)
-            example = Bad(
-                example.where, f"the label {example.label!r} is not one of {known}. Fix the line or remove it."
-            )
-        if isinstance(example, Example):
-            yield example
-            continue
-        if strict:
-            raise InputError(f"{example.where}: {example.why}")
-        bad.append(f"{example.where}: {example.why}")
-        if example.n_texts:
-            yield Example(("",) * example.n_texts, None, example.where)
+        index = {"names": list(codes), "parts": parts, "largest_id": largest_id}
+        index |= {"n_bad": len(bad), "first_bad": bad[0] if bad else ""}
+        files["index.json"].write(json.dumps(index).encode())
+    (path / "digests.json").write_text(json.dumps(digests(path / name for name in FILES)))

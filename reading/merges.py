@@ -1,12 +1,26 @@
-"""Counts of words -> the byte-pair merges inside them, as the authors' two files."""
+"""Counts of words -> the byte-pair merges inside them, as the authors' two files.
+
+An example with "low" twice and "lower" once. At first a token is a character; the last one of a word tells that it is:
+
+    l o w</w>  (2)    l o w e r</w>  (1)
+
+The pair that is found most is `l o`, 3 times: the first merge. It becomes a token in both words:
+
+    lo w</w>  (2)     lo w e r</w>  (1)
+
+Now `lo w</w>` is found twice, and every other pair once: the second merge is `lo w</w>`, which makes the token
+`low</w>`.
+"""
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 
 from formats.files import replacing, write_json
+
+Pair = tuple[int, int]  # ids of neighbouring tokens
 
 
 def learn_vocabulary(counts: Mapping[str, int], n_merges: int, encoder_path: Path, bpe_path: Path) -> None:
@@ -14,12 +28,12 @@ def learn_vocabulary(counts: Mapping[str, int], n_merges: int, encoder_path: Pat
 
     Ids are in their order: the unknown token, characters, characters that end a word, merges, the newline.
     """
-    parts = Counter()
+    parts: Counter[str] = Counter()
     for word, n in counts.items():
         for part in word.split():  # a newline holds none
             parts[part] += n
     characters = sorted(set("".join(parts)))
-    alphabet = ["<unk>", *characters, *(c + "</w>" for c in characters)]
+    alphabet = ["<unk>", *characters, *(character + "</w>" for character in characters)]
     tokens, merges = learn_merges(parts, alphabet, n_merges)
     tokens.append("\n</w>")
     write_json(encoder_path, {token: i for i, token in enumerate(tokens)})
@@ -27,52 +41,74 @@ def learn_vocabulary(counts: Mapping[str, int], n_merges: int, encoder_path: Pat
         file.write("\n".join(["#version: 0.2", *map(" ".join, merges), ""]).encode())
 
 
-def learn_merges(counts: Mapping[str, int], alphabet: list[str], n_merges: int) -> tuple[list[str], list[tuple]]:
+def learn_merges(
+    counts: Mapping[str, int], alphabet: list[str], n_merges: int
+) -> tuple[list[str], list[tuple[str, str]]]:
     """Return the alphabet with the tokens that merges make, and the merges: always of the pair that is found most.
 
     They are those of the tokenizers library, which counts pairs in 32 bits only: ties go to the pair of lower ids, a
     merge that makes a token a second time is kept but not counted in `n_merges`, and the count of a merged pair stays.
     """
-    tokens, ids = list(alphabet), {token: i for i, token in enumerate(alphabet)}
-    words = [[*(ids[c] for c in word[:-1]), ids[word[-1] + "</w>"]] for word in counts]
+    tokens = list(alphabet)
+    ids = {token: i for i, token in enumerate(alphabet)}
+    words = [[*(ids[character] for character in word[:-1]), ids[word[-1] + "</w>"]] for word in counts]
     repeats = list(counts.values())
-    n_found: Counter[tuple[int, int]] = Counter()  # pair -> how often it is found
-    new_in = defaultdict(list)  # pair -> the words in which the newest token has made it
+
+    # how often each pair is found, and in which words
+    n_found: Counter[Pair] = Counter()
+    words_of: defaultdict[Pair, list[int]] = defaultdict(list)
     for i, word in enumerate(words):
         for pair in pairwise(word):
             n_found[pair] += repeats[i]
-            new_in[pair].append(i)
-    merges, heap = [], []
+            words_of[pair].append(i)
+
+    merges: list[tuple[str, str]] = []
+    heap: list[tuple[int, Pair, list[int]]] = []  # count, negative so that the largest is first; pair; words with it
     while len(tokens) < len(alphabet) + n_merges:
-        for pair, where in new_in.items():
+        # pairs that the newest token has made, at first all
+        for pair, where in words_of.items():
             if n_found[pair] > 0:
                 heapq.heappush(heap, (-n_found[pair], pair, where))
-        new_in.clear()
-        while heap and -heap[0][0] != n_found[heap[0][1]]:  # the count has changed since
+
+        # the pair that is found most; a count in the heap may be too high, as merges have taken occurrences away
+        while heap and -heap[0][0] != n_found[heap[0][1]]:
             _, pair, where = heap[0]
             heapq.heapreplace(heap, (-n_found[pair], pair, where))
         if not heap or heap[0][0] >= 0:
             break
         _, (left, right), where = heapq.heappop(heap)
+
+        # it becomes a token
         merges.append((tokens[left], tokens[right]))
         token = tokens[left] + tokens[right]
         if token not in ids:
             ids[token] = len(tokens)
             tokens.append(token)
-        new = ids[token]
+
+        # in all words that hold it, where it makes new pairs
+        words_of.clear()
         for i in where:
-            word, n, at = words[i], repeats[i], 0
-            while left in word[at:-1]:
-                at = word.index(left, at)
-                if word[at + 1] == right:
-                    if at > 0:
-                        n_found[word[at - 1], left] -= n
-                        n_found[word[at - 1], new] += n
-                        new_in[word[at - 1], new].append(i)
-                    word[at : at + 2] = [new]
-                    if at + 1 < len(word):
-                        n_found[right, word[at + 1]] -= n
-                        n_found[new, word[at + 1]] += n
-                        new_in[new, word[at + 1]].append(i)
-                at += 1
+            for lost, made in merge(words[i], left, right, ids[token]):
+                n_found[lost] -= repeats[i]
+                n_found[made] += repeats[i]
+                words_of[made].append(i)
     return tokens, merges
+
+
+def merge(word: list[int], left: int, right: int, new: int) -> Iterator[tuple[Pair, Pair]]:
+    """Put a token in place of a pair in a word, from the left; yield each pair that is lost and the one made instead.
+
+    With 8 for the pair 1 2, the word [5 1 2 6] becomes [5 8 6]; yielded are (5 1), (5 8) and (2 6), (8 6).
+    """
+    at = 0
+    while left in word[at:-1]:
+        at = word.index(left, at)
+        if word[at + 1] == right:
+            if at > 0:
+                before = word[at - 1]
+                yield (before, left), (before, new)
+            word[at : at + 2] = [new]
+            if at + 1 < len(word):
+                after = word[at + 1]
+                yield (right, after), (new, after)
+        at += 1

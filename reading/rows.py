@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from formats.examples import Example
 from reading.encoding import Encoded
 from speed.packing import Packing
 
@@ -94,28 +95,29 @@ FORMS = {
 # --- examples too long for the network -------------------------------------------------------------------------------
 
 
-def cut_halves(texts: Sequence[Ids], form: str, n_ctx: int) -> list[Ids]:
-    """Return each text cut to n_ctx // 2 - 2 tokens, as the authors do (TF:377)."""
-    return [text[: n_ctx // 2 - 2] for text in texts]
+def cut_halves(lengths: Sequence[int], form: str, n_ctx: int) -> list[int]:
+    """Return how many tokens are kept of each text of an example: at most n_ctx // 2 - 2 (TF:377)."""
+    return [min(n, n_ctx // 2 - 2) for n in lengths]
 
 
-def cut_longest(texts: Sequence[Ids], form: str, n_ctx: int) -> list[Ids]:
-    """Return texts that fit into n_ctx tokens: the longest is cut at its end; with choices only the context is cut.
+def cut_longest(lengths: Sequence[int], form: str, n_ctx: int) -> list[int]:
+    """Return how many tokens are kept of each text of an example, so that its rows fit into n_ctx tokens.
 
-    With n_ctx 8, of which 3 are special tokens, the pair [1 2 3 4 5], [6 7] becomes [1 2 3], [6 7]. If both are
-    longer than half of the room left by the special tokens, both are cut to half of it.
+    The longest text is cut at its end; with choices only the context is. With n_ctx 8, of which 3 are special tokens,
+    two texts of 5 and 2 tokens are cut to 3 and 2. If both are longer than half of the room left by the special tokens,
+    both are cut to half of it.
     """
     room = n_ctx - FORMS[form].n_special
-    first, *others = texts
+    first, *others = lengths
     if FORMS[form].has_choices:
-        questions, choices = others[: FORMS[form].n_texts - 1], others[FORMS[form].n_texts - 1 :]
-        room -= sum(map(len, questions)) + max(map(len, choices))
-        return [first[: max(0, room)], *others]
+        n_questions = FORMS[form].n_texts - 1
+        room -= sum(others[:n_questions]) + max(others[n_questions:])
+        return [min(first, max(0, room)), *others]
     if not others:
-        return [first[:room]]
+        return [min(first, room)]
     (second,) = others
-    n_second = min(len(second), max(room // 2, room - len(first)))
-    return [first[: room - n_second], second[:n_second]]
+    n_second = min(second, max(room // 2, room - first))
+    return [min(first, room - n_second), n_second]
 
 
 CUTS = {"halves": cut_halves, "longest": cut_longest}
@@ -124,7 +126,7 @@ CUTS = {"halves": cut_halves, "longest": cut_longest}
 # --- batches of rows -------------------------------------------------------------------------------------------------
 
 
-def position_rows(ids: np.ndarray, first_position: int) -> np.ndarray:
+def with_positions(ids: np.ndarray, first_position: int) -> np.ndarray:
     """Return ids (..., T) with position ids, which count up from first_position: (..., T, 2)."""
     positions = np.broadcast_to(np.arange(first_position, first_position + ids.shape[-1]), ids.shape)
     return np.stack([ids.astype(np.int64), positions], -1)
@@ -133,21 +135,19 @@ def position_rows(ids: np.ndarray, first_position: int) -> np.ndarray:
 def pad_rows(examples: Sequence[list[list[int]]], n_vocab: int, n_tokens: int) -> tuple[np.ndarray, np.ndarray]:
     """Return rows as x (B, K, n_tokens, 2), token and position ids, and m (B, K, n_tokens), 1 on real tokens.
 
-    Padding is id 0, on the right. Position ids follow those of the special tokens. An example with fewer than K
-    choices repeats its first row.
+    Padding is id 0, on the right. Position ids follow those of the special tokens. Every example has K rows.
 
     Raises ValueError for a row longer than n_tokens.
     """
-    ids = np.zeros((len(examples), max(map(len, examples)), n_tokens), dtype=np.int64)
+    ids = np.zeros((len(examples), len(examples[0]), n_tokens), dtype=np.int64)
     m = np.zeros(ids.shape, dtype=np.float32)
     for i, rows in enumerate(examples):
-        for k in range(ids.shape[1]):
-            row = rows[k] if k < len(rows) else rows[0]
+        for k, row in enumerate(rows):
             if len(row) > n_tokens:
                 raise ValueError(f"example {i}: {len(row)} tokens do not fit n_ctx {n_tokens}: cut it or raise n_ctx")
             ids[i, k, : len(row)] = row
             m[i, k, : len(row)] = 1
-    return position_rows(ids, n_vocab + N_SPECIAL), m
+    return with_positions(ids, n_vocab + N_SPECIAL), m
 
 
 def transform_roc(
@@ -184,6 +184,9 @@ def soft_labels(scores: np.ndarray, low: float, high: float) -> np.ndarray:
     return weights
 
 
+# --- a corpus for pre-training ---------------------------------------------------------------------------------------
+
+
 class Sequences:
     """The tokens of a corpus cut for pre-training: into windows of n_ctx tokens, or by document.
 
@@ -194,37 +197,90 @@ class Sequences:
     Args:
         tokens: (N,) ids, memory-mapped or not.
         newline: id of the newline token, to cut by document; None: windows.
-    """
 
-    CHUNK = 2**24  # tokens searched at a time
+    Attributes:
+        starts, lengths: of each sequence in tokens.
+    """
 
     def __init__(self, tokens: np.ndarray, n_ctx: int, newline: int | None = None):
         self.tokens = tokens
         if newline is None:
             self.starts = np.arange(len(tokens) // n_ctx) * n_ctx
             self.lengths = np.broadcast_to(n_ctx, len(self.starts))
-            return
-        chunks = range(0, len(tokens), self.CHUNK)
-        found = [start + np.flatnonzero(tokens[start : start + self.CHUNK] == newline) for start in chunks]
-        ends = np.concatenate([np.empty(0, np.int64), *found]) + 1  # of the documents
-        starts = np.concatenate([[0], ends])[:-1]
-        n_cuts = -((starts - ends) // n_ctx)  # sequences of each document, rounded up
-        ends, nth = np.repeat(ends, n_cuts), np.arange(n_cuts.sum()) - np.repeat(n_cuts.cumsum() - n_cuts, n_cuts)
-        starts = np.repeat(starts, n_cuts) + nth * n_ctx
-        lengths = np.minimum(ends - starts, n_ctx)
-        self.starts, self.lengths = starts[lengths > 1], lengths[lengths > 1]
+        else:
+            starts, lengths = cut_documents(document_ends(tokens, newline), n_ctx)
+            predicts = lengths > 1
+            self.starts, self.lengths = starts[predicts], lengths[predicts]
 
     def __len__(self) -> int:
         return len(self.starts)
 
-    def packed(self, which: np.ndarray, first_position: int, device: torch.device) -> Packing:
-        """Return some sequences as the model's input on a device; each begins at the first position."""
-        lengths = self.lengths[which][:, None]
-        slot = np.arange(lengths.max())
-        m = slot < lengths  # (B, T)
-        ids = np.where(m, self.tokens[self.starts[which][:, None] + slot * m], 0)
-        mask = None if m.all() else torch.from_numpy(m)
-        return Packing(torch.from_numpy(position_rows(ids, first_position)), mask).to(device)
+    def packed(self, which: np.ndarray, first_position: int) -> Packing:
+        """Return some sequences as the model's input; each begins at the first position."""
+        starts, lengths = self.starts[which], self.lengths[which]
+        if lengths.min() < lengths.max():
+            ends = starts + lengths
+            rows = [self.tokens[start:end].tolist() for start, end in zip(starts, ends, strict=True)]
+            return Packing.of_rows([[row] for row in rows], first_position)
+        ids = self.tokens[starts[:, None] + np.arange(lengths[0])]  # (B, T)
+        return Packing.full(torch.from_numpy(with_positions(ids, first_position)))
+
+
+SEARCHED = 2**24  # tokens at a time, so that memory does not grow with the corpus
+
+
+def document_ends(tokens: np.ndarray, newline: int) -> np.ndarray:
+    """Return where each document ends, after its newline token; what follows the last one is left out."""
+    found = [np.empty(0, np.int64)]
+    for start in range(0, len(tokens), SEARCHED):
+        found.append(start + np.flatnonzero(tokens[start : start + SEARCHED] == newline))
+    return np.concatenate(found) + 1
+
+
+def cut_documents(ends: np.ndarray, n_ctx: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return start and length of the sequences of at most n_ctx tokens that documents are cut into."""
+    # the first sequence of every document, the second of those that have one, and so on
+    start = np.concatenate([[0], ends])[:-1]
+    end = ends
+    starts = []
+    while len(start) > 0:
+        starts.append(start)
+        start = start + n_ctx
+        goes_on = start < end
+        start, end = start[goes_on], end[goes_on]
+    starts = np.sort(np.concatenate([np.empty(0, np.int64), *starts]))
+
+    # each ends where the next begins
+    return starts, np.diff(starts, append=ends[-1:])
+
+
+# --- the examples of a task ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the examples of a task become rows."""
+
+    form: str  # a key of FORMS
+    cut: str  # a key of CUTS
+    n_vocab: int  # tokens; the ids of the special tokens follow
+    n_ctx: int  # tokens of the longest row allowed
+
+    def length(self, n_tokens: Sequence[int], is_cut: bool = True) -> int:
+        """Return the number of tokens of the longest row of an example, given those of each of its texts."""
+        form = FORMS[self.form]
+        kept = CUTS[self.cut](n_tokens, self.form, self.n_ctx) if is_cut else n_tokens
+        longest_choice = max(kept[form.n_texts :], default=0)
+        return sum(kept[: form.n_texts]) + longest_choice + form.n_special
+
+    def cut_texts(self, texts: Sequence[Ids]) -> list[Ids]:
+        """Return the token ids of an example's texts, cut so that its rows fit."""
+        kept = CUTS[self.cut]([len(text) for text in texts], self.form, self.n_ctx)
+        return [text[:n] for text, n in zip(texts, kept, strict=True)]
+
+    def rows(self, texts: Sequence[Ids]) -> list[list[int]]:
+        """Return the rows of an example, given the token ids of its texts."""
+        return FORMS[self.form].rows(self.cut_texts(texts), special_tokens(self.n_vocab))
 
 
 class Rows:
@@ -232,28 +288,28 @@ class Rows:
 
     Args:
         encoded: texts of the examples, all ids below n_vocab.
+        layout: how they become rows.
         labels: (N,) index of the right label or choice; scores if `scores` gives their range; None: unknown.
-        form, cut: keys of FORMS and CUTS.
-        n_vocab: size of the vocabulary.
-        n_ctx: tokens of the longest row allowed.
+        scores: lowest and highest score; None: labels are classes or choices.
         which: (N,) indices into encoded; None: all examples.
     """
 
     def __init__(
         self,
         encoded: Encoded,
-        labels: np.ndarray | None,
-        form: str,
-        cut: str,
-        n_vocab: int,
-        n_ctx: int,
+        layout: Layout,
+        labels: np.ndarray | None = None,
         scores: tuple[float, float] | None = None,
         which: np.ndarray | None = None,
     ):
-        if encoded.largest_id() >= n_vocab:
-            raise ValueError(f"a token id of {n_vocab} or more is not in the vocabulary, and would end a row early")
-        self.encoded, self.labels, self.form, self.cut = encoded, labels, form, cut
-        self.n_vocab, self.n_ctx, self.scores = n_vocab, n_ctx, scores
+        if encoded.largest_id >= layout.n_vocab:
+            raise ValueError(
+                f"a token id of {layout.n_vocab} or more is not in the vocabulary, and would end a row early"
+            )
+        self.encoded = encoded
+        self.layout = layout
+        self.labels = labels
+        self.scores = scores
         self.which = np.arange(len(encoded)) if which is None else which
 
     def __len__(self) -> int:
@@ -261,62 +317,46 @@ class Rows:
 
     def first(self, n: int) -> "Rows":
         """Return the first n examples, or all there are."""
-        labels = None if self.labels is None else self.labels[:n]
-        return Rows(self.encoded, labels, self.form, self.cut, self.n_vocab, self.n_ctx, self.scores, self.which[:n])
+        return self.chosen(np.arange(min(n, len(self))))
+
+    def chosen(self, which: np.ndarray) -> "Rows":
+        """Return some of the examples, by their indices."""
+        labels = None if self.labels is None else self.labels[which]
+        return Rows(self.encoded, self.layout, labels, self.scores, self.which[which])
+
+    def example(self, i: int) -> Example:
+        """Return the texts and the label of example i, and where it stands in its file."""
+        return self.encoded.example(int(self.which[i]))
 
     def rows(self, i: int) -> list[list[int]]:
         """Return the K rows of example i."""
-        texts = CUTS[self.cut](self.encoded.texts(int(self.which[i])), self.form, self.n_ctx)
-        return FORMS[self.form].rows(texts, special_tokens(self.n_vocab))
+        return self.layout.rows(self.encoded.texts(int(self.which[i])))
 
-    def lengths(self, cut: bool = True) -> np.ndarray:
+    def lengths(self, is_cut: bool = True) -> np.ndarray:
         """Return the number of tokens of each example's longest row (N,), after (or before) it is cut."""
-        form, lengths = FORMS[self.form], np.diff(self.encoded.text_ends, prepend=0)
-        if cut and self.cut == "halves":
-            lengths = np.minimum(lengths, self.n_ctx // 2 - 2)
-        starts = self.encoded.example_ends - np.diff(self.encoded.example_ends, prepend=0)
-        if form.has_choices:  # the texts before the choices, and the longest choice
-            first, choices = sum(lengths[starts + i] for i in range(form.n_texts)), lengths.copy()
-            for i in range(form.n_texts):
-                choices[starts + i] = 0
-            total = first + np.maximum.reduceat(choices, starts)
-            kept = total - lengths[starts]  # only the context is ever cut
-        else:
-            total, kept = np.add.reduceat(lengths, starts), 0
-        if cut and self.cut == "longest":
-            total = np.maximum(np.minimum(total, self.n_ctx - form.n_special), kept)
-        return total[self.which] + form.n_special
+        n_tokens = np.diff(self.encoded.text_ends, prepend=0).tolist()
+        ends = self.encoded.example_ends.tolist()
+        starts = [0, *ends[:-1]]
+        found = [self.layout.length(n_tokens[starts[i] : ends[i]], is_cut) for i in self.which.tolist()]
+        return np.array(found, dtype=int)
 
     def has_choices(self) -> bool:
         """Return whether the rows of an example are choices, one of which is right."""
-        return FORMS[self.form].has_choices
+        return FORMS[self.layout.form].has_choices
 
     def n_choices(self) -> int:
         """Return the largest number of choices of an example."""
-        counts = np.diff(self.encoded.example_ends, prepend=0)[self.which]
-        return int(counts.max(initial=0)) - FORMS[self.form].n_texts
+        n_texts = np.diff(self.encoded.example_ends, prepend=0)[self.which]
+        return int(n_texts.max(initial=0)) - FORMS[self.layout.form].n_texts
 
     def targets(self, which: np.ndarray) -> Tensor:
         """Return the labels of some examples as loss.task_losses takes them: (B,), or for scores (B, 6)."""
         labels = self.labels[which]
-        return torch.from_numpy(soft_labels(labels, *self.scores) if self.scores else labels)
+        if self.scores is not None:
+            labels = soft_labels(labels, *self.scores)
+        return torch.from_numpy(labels)
 
-    def batch(self, which: np.ndarray, n_tokens: int | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return x (B, K, T, 2), m (B, K, T) and labels of some examples, padded to n_tokens or their longest row.
-
-        Labels are (B,), or for scores weights of classes (B, 6).
-        """
-        x, m, y, _ = self._batch(which, n_tokens)
-        return x, m, y
-
-    def packed(self, which: np.ndarray, share_context: bool, device: torch.device) -> tuple[Packing, Tensor | None]:
-        """Return the packed rows and the labels of some examples, on a device."""
-        x, m, y, n_choices = self._batch(which)
-        packing = Packing(x, m, share_context, n_choices).to(device)
-        return packing, None if y is None else y.to(device, non_blocking=True)
-
-    def _batch(self, which: np.ndarray, n_tokens: int | None = None) -> tuple:
+    def packed(self, which: np.ndarray, share_context: bool = False) -> Packing:
+        """Return the rows of some examples as the model's input."""
         examples = [self.rows(int(i)) for i in which]
-        x, m = pad_rows(examples, self.n_vocab, n_tokens or max(len(row) for rows in examples for row in rows))
-        y = None if self.labels is None else self.targets(which)
-        return torch.from_numpy(x), torch.from_numpy(m), y, torch.tensor([len(rows) for rows in examples])
+        return Packing.of_rows(examples, self.layout.n_vocab + N_SPECIAL, share_context)

@@ -1,18 +1,26 @@
 """A task's files -> train, valid and test as rows, and the summary of them printed before training."""
 
-from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from formats.examples import Example, as_number
+from formats.examples import as_number
 from formats.files import InputError
-from reading.encoding import Encoded, encode_cached, good_examples, present
-from reading.rows import FORMS, N_CLASSES_OF_SCORE, Rows
+from reading.encoding import Encoded, SplitFiles, encode_cached
+from reading.rows import FORMS, N_CLASSES_OF_SCORE, Layout, Rows, special_tokens
 from reading.tasks import Source, Task, hold_out
 from text_utils import TextEncoder
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of a task's files is read, and how much of train is held out where there are no validation files."""
+
+    n_valid: int  # examples held out; at most a tenth of train, unless the task fixes the seed of this split
+    seed: int  # of this split, unless the task fixes it
+    n_ctx: int  # tokens of the longest row allowed
+    max_examples: int | None = None  # read from each file; None: all
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,7 @@ class Splits:
     valid_parts: tuple[tuple[str, int], ...] = ()  # name and number of examples of each part of valid
     test_parts: tuple[tuple[str, int], ...] = ()
     notes: tuple[str, ...] = ()  # warnings about the files
+    files: tuple[Path, ...] = ()  # that were read
 
     def n_out(self) -> int:
         """Return the number of outputs of the task head."""
@@ -39,196 +48,138 @@ class Splits:
         return max(int(rows.lengths().max()) for rows in self.all())
 
 
-def read_splits(
-    task: Task,
-    data_dir: Path,
-    encoder: TextEncoder,
-    vocabulary: tuple[str, str],
-    *,
-    n_valid: int,
-    seed: int,
-    n_ctx: int,
-    max_examples: int | None = None,
-) -> Splits:
-    """Read and encode the files of a task.
+def read_splits(task: Task, data_dir: Path, encoder: TextEncoder, limits: Limits) -> Splits:
+    """Read and encode the files of a task; data_dir is their folder, or the folder above it.
 
-    Args:
-        data_dir: folder of the files, or the folder above it.
-        vocabulary: paths of the encoder's two files.
-        n_valid: examples held out of train if the task has no validation files. If the task does not fix the seed of
-            this split, at most a tenth of train is held out, stratified by label.
-        seed: of this split, if the task does not fix one.
-        n_ctx: tokens of the longest row allowed.
-        max_examples: read from each file; None: all.
-
-    Raises:
-        InputError: a file is missing or malformed, or an example does not fit into n_ctx.
+    Raises InputError: a file is missing or malformed, or an example does not fit into n_ctx.
     """
     folder = task.find(data_dir)
-    task = task.in_layout_of(folder)
-    n_vocab = len(encoder.encoder)
+    train_file = folder / task.train[0].files[0]
 
-    def encode(sources: Sequence[Source], labels: Sequence[str] | None) -> Encoded:
-        return encode_cached(sources, folder, encoder, vocabulary, labels, task.strict, max_examples)
+    # train comes first: where the task does not fix the labels, they are those of train
+    files = SplitFiles(task.train, folder, task.labels, task.strict, limits.max_examples)
+    encoded = {"train": encode_cached(files, encoder)}
+    task = with_labels(task, encoded["train"], train_file)
 
-    # the labels are those of train, if the task does not fix them
-    train = encode(task.train, task.labels)
-    task = with_labels(task, train, folder / task.train[0].files[0])
+    # the others may hold other scores than train, and examples of more choices, but no other labels
     known = None if task.scores or FORMS[task.form].has_choices else task.labels
-    valid = encode(task.valid, known) if task.valid else None
-    test = encode(task.test, known) if task.test else None
+    for name, sources in (("valid", task.valid), ("test", task.test)):
+        if sources:
+            encoded[name] = encode_cached(replace(files, sources=sources, labels=known), encoder)
 
-    def rows(encoded: Encoded, sources: Sequence[Source], which: np.ndarray | None = None) -> Rows:
-        labels = values_of_labels(task, encoded, folder / sources[0].files[0])
-        labels = labels if which is None or labels is None else labels[which]
-        made = Rows(encoded, labels, task.form, task.cut, n_vocab, n_ctx, task.scores, which)
-        if (lengths := made.lengths()).max() > n_ctx:
-            i = int(lengths.argmax())
-            raise InputError(
-                f"{folder / sources[0].files[0]}: example {i + 1} takes {lengths[i]} tokens without its context, which "
-                f"is all that may be cut; n_ctx is {n_ctx}. Shorten it or raise --n_ctx."
-            )
-        return made
+    # texts to rows, labels to numbers
+    rows = {name: make_rows(task, folder, split, encoder, limits.n_ctx) for name, split in encoded.items()}
+    parts = {name: split.parts for name, split in encoded.items()}
 
-    if valid is None:
-        labels = values_of_labels(task, train, folder / task.train[0].files[0])
-        split = held_out(task, labels, n_valid, seed, folder / task.train[0].files[0])
-        train_rows, valid_rows = (rows(train, task.train, part) for part in split)
-        valid_parts = (("", len(valid_rows)),)
-    else:
-        train_rows, valid_rows, valid_parts = rows(train, task.train), rows(valid, task.valid), valid.parts
+    # without files for validation, some examples of train are held out
+    if "valid" not in rows:
+        train, valid = held_out(task, rows["train"].labels, limits, train_file)
+        rows["valid"] = rows["train"].chosen(valid)
+        rows["train"] = rows["train"].chosen(train)
+        parts["valid"] = (("", len(valid)),)
+
+    # what the files lack
+    notes = []
+    for name, split in encoded.items():
+        notes += notes_on(getattr(task, name), folder, split, limits.max_examples)
+    read = [folder / name for source in task.sources() for name in source.files]
     return Splits(
-        task,
-        train_rows,
-        valid_rows,
-        test and rows(test, task.test),
-        valid_parts,
-        test.parts if test else (),
-        tuple(notes(task, folder, (train, valid, test), max_examples)),
+        task=task,
+        train=rows["train"],
+        valid=rows["valid"],
+        test=rows.get("test"),
+        valid_parts=parts["valid"],
+        test_parts=parts.get("test", ()),
+        notes=tuple(notes),
+        files=tuple(path for path in read if path.is_file()),
     )
-
-
-def held_out(task: Task, labels: np.ndarray, n_valid: int, seed: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of train's examples to train on, and of those held out as valid."""
-    if task.split_seed is not None:
-        return hold_out(labels, n_valid, task.split_seed, False, path)
-    return hold_out(labels, min(n_valid, max(1, len(labels) // 10)), seed, not task.scores, path)
 
 
 def with_labels(task: Task, train: Encoded, path: Path) -> Task:
     """Return a task with its labels, or the range of its scores, taken from train if the task does not fix them."""
     if task.labels or task.scores:
         return task
-    if FORMS[task.form].has_choices:
-        n_choices = int(np.diff(train.example_ends, prepend=0).max()) - FORMS[task.form].n_texts
+
+    # choices are numbered, as many as the longest list of them
+    form = FORMS[task.form]
+    if form.has_choices:
+        n_texts = np.diff(train.example_ends, prepend=0)
+        n_choices = int(n_texts.max()) - form.n_texts
         return replace(task, labels=tuple(str(i + 1) for i in range(n_choices)))
+
+    # more than two different numbers are scores of similarity
     numbers = [as_number(name) for name in train.names]
     if task.form == "similarity" and None not in numbers and len(set(numbers)) > 2:
         return replace(task, scores=(min(numbers), max(numbers)), metrics=("pearson", "spearman"))
+
     if len(train.names) < 2:
-        raise InputError(
-            f"{path}: every label is {train.names[0]!r}: there is nothing to learn. Give two labels or more."
-        )
+        label = train.names[0]
+        raise InputError(f"{path}: every label is {label!r}: there is nothing to learn. Give two labels or more.")
     return replace(task, labels=tuple(sorted(train.names)))
 
 
-def values_of_labels(task: Task, encoded: Encoded, path: Path) -> np.ndarray | None:
+def make_rows(task: Task, folder: Path, encoded: Encoded, encoder: TextEncoder, n_ctx: int) -> Rows:
+    """Return a split's rows. Raises InputError for an example whose uncut part does not fit, or a bad label."""
+    # only the context of an example is cut
+    labels = label_values(task, folder, encoded)
+    layout = Layout(task.form, task.cut, encoder.n_vocab, n_ctx)
+    rows = Rows(encoded, layout, labels, task.scores)
+    lengths = rows.lengths()
+    if lengths.max() > n_ctx:
+        i = int(lengths.argmax())
+        raise InputError(
+            f"{folder}/{encoded.example(i).where}: {lengths[i]} tokens without its context, which is all that may be "
+            f"cut; n_ctx is {n_ctx}. Shorten it or raise n_ctx."
+        )
+    return rows
+
+
+def label_values(task: Task, folder: Path, encoded: Encoded) -> np.ndarray | None:
     """Return the labels of examples as indices into task.labels, or as scores (N,); None if any label is missing."""
-    if len(encoded) == 0 or encoded.codes.min() < 0:
+    if encoded.codes.min() < 0:
         return None
+
+    # scores are numbers
     if task.scores:
-        values = np.array([np.nan if (v := as_number(name)) is None else v for name in encoded.names], np.float64)
-        if np.isnan(values).any():
-            wrong = encoded.names[int(np.isnan(values).argmax())]
-            raise InputError(f"{path}: the label {wrong!r} is not a number, as the others are. Fix the line.")
-    elif FORMS[task.form].has_choices:
-        values = np.array([int(name) - 1 for name in encoded.names])  # there may be more choices than in training
+        numbers = [as_number(name) for name in encoded.names]
+        if None in numbers:
+            wrong = numbers.index(None)
+            label = encoded.names[wrong]
+            where = encoded.example(int(np.argmax(encoded.codes == wrong))).where
+            raise InputError(f"{folder}/{where}: the label {label!r} is not a number, as the others are. Fix the line.")
+        return np.array(numbers)[encoded.codes]
+
+    # choices are numbered from 1, and there may be more of them than in train
+    if FORMS[task.form].has_choices:
+        values = [int(name) - 1 for name in encoded.names]
     else:
-        values = np.array([task.labels.index(name) if name in task.labels else -1 for name in encoded.names])
-    return values[encoded.codes]
+        values = [task.labels.index(name) for name in encoded.names]
+    return np.array(values)[encoded.codes]
 
 
-def notes(task: Task, folder: Path, encoded: tuple[Encoded | None, ...], max_examples: int | None) -> list[str]:
+def held_out(task: Task, labels: np.ndarray, limits: Limits, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of train's examples to train on, and of those held out as valid."""
+    # the authors' split of Story Cloze is not by label
+    if task.split_seed is not None:
+        return hold_out(labels, limits.n_valid, task.split_seed, False, path)
+    n_valid = min(limits.n_valid, max(1, len(labels) // 10))
+    return hold_out(labels, n_valid, limits.seed, not task.scores, path)
+
+
+def notes_on(sources: tuple[Source, ...], folder: Path, split: Encoded, max_examples: int | None) -> list[str]:
     """Return warnings: lines that could not be read, and example counts that differ from the published ones."""
-    found = []
-    for sources, split in zip((task.train, task.valid, task.test), encoded, strict=True):
-        if split is None:
-            continue
-        if split.n_bad:
-            found.append(f"{split.n_bad} lines could not be used; the first: {split.first_bad}")
-        read = dict(split.parts)
-        for source in sources:
-            n = read.get(source.part)
-            if max_examples is None and None not in (n, source.n_examples) and n != source.n_examples:
-                found.append(f"{folder / source.files[0]}: {n:,} examples, {source.n_examples:,} were published")
-    return found
-
-
-# --- the same examples as texts, for the analysis ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Texts:
-    """The examples of a split as in its files, in the order of the rows and of the predictions."""
-
-    examples: list[Example]
-    labels: np.ndarray | None  # (N,) as in Rows; None: unknown
-    parts: tuple[tuple[str, int], ...]  # name and number of examples of each part
-
-
-def read_texts(
-    task: Task, data_dir: Path, *, n_valid: int, seed: int, max_examples: int | None
-) -> tuple[Task, Texts, Texts | None]:
-    """Return the task with its labels, and the texts of the valid and test that read_splits returns."""
-    folder = task.find(data_dir)
-    task, train = task.in_layout_of(folder), None
-    train_file = folder / task.train[0].files[0]
-
-    def read(sources: Sequence[Source], which: Container[int] | None = None) -> tuple[Encoded, dict[int, Example]]:
-        labels = None if task.scores or FORMS[task.form].has_choices else task.labels
-        return read_unencoded(sources, folder, labels, task.strict, max_examples, which)
-
-    def whole(sources: Sequence[Source]) -> Texts:
-        found, examples = read(sources)
-        labels = values_of_labels(task, found, folder / sources[0].files[0])
-        return Texts(list(examples.values()), labels, found.parts)
-
-    if not task.valid or not (task.labels or task.scores):
-        train, _ = read(task.train, ())
-        task = with_labels(task, train, train_file)
-    if task.valid:
-        valid = whole(task.valid)
-    else:
-        labels = values_of_labels(task, train, train_file)
-        _, which = held_out(task, labels, n_valid, seed, train_file)
-        _, examples = read(task.train, set(which.tolist()))
-        valid = Texts([examples[i] for i in which.tolist()], labels[which], (("", len(which)),))
-    return task, valid, whole(task.test) if task.test else None
-
-
-def read_unencoded(
-    sources: Sequence[Source],
-    folder: Path,
-    labels: Sequence[str] | None,
-    strict: bool,
-    max_examples: int | None,
-    which: Container[int] | None = None,
-) -> tuple[Encoded, dict[int, Example]]:
-    """Return what encode_cached does, without token ids, and the examples by index: those in `which`; None: all."""
-    names: dict[str, int] = {label: i for i, label in enumerate(labels or ())}
-    kept, codes, n_texts, parts = {}, [], [], []
-    for source in present(sources, folder):
-        first = len(codes)
-        for example in islice(good_examples(source, folder, labels, strict, []), max_examples):
-            if which is None or len(codes) in which:
-                kept[len(codes)] = example
-            codes.append(-1 if example.label is None else names.setdefault(example.label, len(names)))
-            n_texts.append(len(example.texts))
-        if len(codes) == first:
-            raise InputError(f"{folder / source.files[0]} holds no examples. Fetch it again.")
-        parts.append((source.part, len(codes) - first))
-    no_ids = np.zeros(0, np.int32)
-    return Encoded(no_ids, no_ids, np.cumsum(n_texts), np.array(codes), tuple(names), tuple(parts)), kept
+    notes = []
+    if split.n_bad:
+        notes.append(f"{split.n_bad} lines could not be used; the first: {folder}/{split.first_bad}")
+    if max_examples is not None:
+        return notes
+    published = {source.part: source for source in sources if source.n_examples is not None}
+    for part, n in split.parts:
+        source = published.get(part)
+        if source is not None and n != source.n_examples:
+            path = folder / source.files[0]
+            notes.append(f"{path}: {n:,} examples, {source.n_examples:,} were published")
+    return notes
 
 
 # --- the summary before training -------------------------------------------------------------------------------------
@@ -241,25 +192,48 @@ def majority(splits: Splits) -> float:
 
 def describe(splits: Splits, encoder: TextEncoder) -> list[str]:
     """Return lines on labels, lengths and cut examples, and three examples as the network reads them."""
-    task, train = splits.task, splits.train
-    if task.scores:
-        lines = [f"scores   {task.scores[0]:g} to {task.scores[1]:g}, mean {train.labels.mean():.3f}"]
-    else:
-        counts = np.bincount(train.labels, minlength=len(task.labels))
-        shown = [f"{label} {n:,}" for label, n in zip(task.labels, counts, strict=True)][:10]
-        more = f", {len(counts) - 10} more" * (len(counts) > 10)
-        lines = [f"labels   {', '.join(shown)}{more}; always the most frequent: {majority(splits):.2%} of valid"]
-    lengths = np.concatenate([rows.lengths(cut=False) for rows in splits.all()])
-    n_cut = sum(int((rows.lengths(cut=False) > rows.lengths()).sum()) for rows in splits.all())
-    lines.append(
-        f"lengths  {int(np.median(lengths))} tokens in the median, {lengths.max()} at most; {n_cut:,} examples are cut"
-    )
+    lengths = np.concatenate([rows.lengths(is_cut=False) for rows in splits.all()])
+    after_cut = np.concatenate([rows.lengths() for rows in splits.all()])
+    n_cut = np.count_nonzero(after_cut < lengths)
+    median = int(np.median(lengths))
+    lines = [describe_labels(splits)]
+    lines.append(f"lengths  {median} tokens in the median, {lengths.max()} at most; {n_cut:,} examples are cut")
     lines += [f"note     {note}" for note in splits.notes]
-    names = {train.n_vocab + i: f" {name} " for i, name in enumerate(("_start_", "_delimiter_", "_classify_"))}
-    for i in range(min(3, len(train))):
-        label = f"{train.labels[i]:g}" if task.scores else task.labels[train.labels[i]]
-        lines.append(f"example  label {label}")
-        for row in train.rows(i):
-            text = "".join(names.get(token) or encoder.decoder[token].replace("</w>", " ") for token in row)
-            lines.append("         " + " ".join(text.split()))
+    for i in range(min(3, len(splits.train))):
+        lines += describe_example(splits, i, encoder)
+    return lines
+
+
+def describe_labels(splits: Splits) -> str:
+    """Return how frequent each label of train is, or the range of the scores."""
+    task, labels = splits.task, splits.train.labels
+    if task.scores:
+        low, high = task.scores
+        return f"scores   {low:g} to {high:g}, mean {labels.mean():.3f}"
+    names = task.shown_labels()
+    counts = np.bincount(labels, minlength=len(names))
+    shown = [f"{name} {n:,}" for name, n in zip(names, counts, strict=True)]
+    if len(shown) > 10:
+        shown[10:] = [f"{len(shown) - 10} more"]
+    return f"labels   {', '.join(shown)}; always the most frequent: {majority(splits):.2%} of valid"
+
+
+def describe_example(splits: Splits, i: int, encoder: TextEncoder) -> list[str]:
+    """Return the label of an example of train and its rows, the special tokens by their names."""
+    task, train = splits.task, splits.train
+    label = train.labels[i]
+    shown = f"{label:g}" if task.scores else task.shown_labels()[label]
+    lines = [f"example  label {shown}"]
+
+    special = special_tokens(train.layout.n_vocab)
+    names = {
+        special.start: " _start_ ",
+        special.delimiter: " _delimiter_ ",
+        special.classify: " _classify_ ",
+    }
+    names = encoder.decoder | names
+    for row in train.rows(i):
+        text = "".join(names[token] for token in row)
+        words = text.replace("</w>", " ").split()
+        lines.append("         " + " ".join(words))
     return lines

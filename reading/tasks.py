@@ -1,16 +1,28 @@
 """TASKS: one record per data set, all that the rest of the code knows about it.
 
-To add a data set, put a record into TASKS, and a reader into readers.py if none there reads its files. Layouts,
-counts and metrics are those of the official files (FIDELITY, "Data sets").
+To add a data set, put a record into TASKS, and a reader into formats/examples.py if none there reads its files.
+Layouts, counts and metrics are those of the official files (FIDELITY, "Data sets").
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from formats.examples import SUFFIXES, Column, Reader, cloze, json_lines, own_examples, race, table
+from formats.examples import (
+    SUFFIXES,
+    Bad,
+    Example,
+    cloze,
+    json_lines,
+    own_examples,
+    paraphrases,
+    race,
+    scored_table,
+    table,
+)
 from formats.files import InputError
 
 
@@ -19,10 +31,14 @@ class Source:
     """Files of a data set, and how they are read."""
 
     files: tuple[str, ...]  # below the folder of the data set
-    read: Reader
+    read: "partial[Iterator[Example | Bad]]"  # a reader of formats/examples.py with its settings; it takes the folder
     n_examples: int | None = None  # in the official files; another number gives a warning
     part: str = ""  # name of these examples, where a split consists of several parts
     optional: bool = False  # leave the part out if its files are missing
+
+    def is_in(self, folder: Path) -> bool:
+        """Return whether a folder holds the files."""
+        return all((folder / name).exists() for name in self.files)
 
 
 @dataclass(frozen=True)
@@ -30,42 +46,42 @@ class Task:
     """All that the rest of the code knows about a data set."""
 
     title: str  # as printed
-    form: str  # a key of inputs.FORMS: how an example becomes rows of the model's input
-    labels: (
-        tuple[str, ...] | None
-    )  # as in the files, in the order of the network's outputs; None: from the training set
-    metrics: tuple[str, ...]  # keys of loss.METRICS; the parameters kept are the best by the first one, on valid
+    form: str  # a key of reading.rows.FORMS: how an example becomes rows of the model's input
+    labels: tuple[str, ...] | None  # as the readers give them, in the order of the outputs; None: from train
     train: tuple[Source, ...]
     valid: tuple[Source, ...] = ()  # empty: n_valid examples of train are held out
     test: tuple[Source, ...] = ()
-    folder: str = ""  # that holds the files, if --data_dir is the folder above it
+    folder: str = ""  # that holds the files, if the one named is the folder above it
     submission: dict[str, str] = field(default_factory=dict)  # part of test -> file name of its predictions
-    written: tuple[str, ...] | None = None  # labels as predictions are written; None: as in the files
+    metrics: tuple[str, ...] = ("acc",)  # keys of METRICS; the parameters kept are the best by the first, on valid
+    shown: tuple[str, ...] | None = None  # labels as the official files have them; None: `labels`
+    written: tuple[str, ...] | None = None  # labels as they are handed in; None: as shown
     scores: tuple[float, float] | None = None  # lowest and highest, if labels are numbers
-    cut: str = "longest"  # a key of inputs.CUTS: what is shortened in examples too long for the network
-    split_seed: int | None = None  # of the split of train into train and valid; None: --seed, stratified by label
+    cut: str = "longest"  # a key of reading.rows.CUTS: what is shortened in examples too long for the network
+    split_seed: int | None = None  # of the split of train into train and valid; None: the run's, stratified by label
     strict: bool = False  # stop at a line that cannot be read, rather than skip and count it
-    layouts: tuple["Task", ...] = ()  # records for the same data set in other files
 
     def sources(self) -> tuple[Source, ...]:
         return self.train + self.valid + self.test
 
+    def shown_labels(self) -> tuple[str, ...] | None:
+        """Return the labels for predictions and pictures; None for scores."""
+        return self.shown or self.labels
+
+    def written_labels(self) -> tuple[str, ...] | None:
+        """Return the labels for the files that are handed in; None for scores."""
+        return self.written or self.shown_labels()
+
     def find(self, data_dir: Path) -> Path:
         """Return the folder of the files. Raises InputError when there is none."""
         if not data_dir.is_dir():
-            raise InputError(
-                f"{data_dir}: no such folder. --data_dir names the one that holds '{self.train[0].files[0]}'."
-            )
+            raise InputError(f"{data_dir}: no such folder. The data folder is the one with '{self.train[0].files[0]}'.")
         below = data_dir / self.folder
-        return below if self.folder and below.is_dir() else data_dir
+        return below if below.is_dir() else data_dir
 
-    def in_layout_of(self, folder: Path) -> "Task":
-        """Return the record for the files that a folder holds: this one, or the first of `layouts` that fits."""
-
-        def fits(task: Task) -> bool:
-            return all((folder / name).exists() for source in task.train + task.valid for name in source.files)
-
-        return next((task for task in (self, *self.layouts) if fits(task)), self)
+    def is_in(self, folder: Path) -> bool:
+        """Return whether a folder holds the files of train and valid."""
+        return all(source.is_in(folder) for source in self.train + self.valid)
 
 
 # --- Story Cloze Test ------------------------------------------------------------------------------------------------
@@ -88,13 +104,13 @@ def hold_out(
 
     if not 1 <= n_valid < len(labels):
         raise InputError(
-            f"{path}: --n_valid {n_valid} of its {len(labels)} examples leaves none to train on. Lower --n_valid."
+            f"{path}: holding out {n_valid} of its {len(labels)} examples leaves none to train on. Hold out fewer."
         )
-    if stratified:
-        counts = np.unique(labels, return_counts=True)[1]
-        stratified = counts.min() > 1 and len(counts) <= min(n_valid, len(labels) - n_valid)
-    numbers = np.arange(len(labels))
-    return train_test_split(numbers, test_size=n_valid, random_state=seed, stratify=labels if stratified else None)
+    # by label only if each has an example for either side
+    _, counts = np.unique(labels, return_counts=True)
+    is_enough = counts.min() > 1 and len(counts) <= min(n_valid, len(labels) - n_valid)
+    by_label = labels if stratified and is_enough else None
+    return train_test_split(np.arange(len(labels)), test_size=n_valid, random_state=seed, stratify=by_label)
 
 
 # --- the user's own data ---------------------------------------------------------------------------------------------
@@ -102,223 +118,150 @@ def hold_out(
 
 def own_task(data_dir: Path, form: str, columns: dict[str, str]) -> Task:
     """Return the record of the user's own data: files train, valid and test in a folder. Raises InputError."""
-
-    def source(name: str, labelled: bool) -> tuple[Source, ...]:
-        found = [name + suffix for suffix in SUFFIXES if (data_dir / (name + suffix)).exists()]
+    sources = {}
+    for split in ("train", "valid", "test"):
+        found = [split + suffix for suffix in SUFFIXES if (data_dir / (split + suffix)).exists()]
         if len(found) > 1:
             raise InputError(f"{data_dir} holds {' and '.join(found)}. Keep one of them.")
-        read = {"form": form, "columns": columns, "labelled": labelled}
-        return tuple(Source((file,), partial(own_examples, file=file, **read)) for file in found)
-
-    train = source("train", True)
-    if not train:
-        raise InputError(f"{data_dir} holds none of train.csv, train.tsv and train.jsonl. --data_dir names its folder.")
-    return Task(
-        title="Own data",
-        form=form,
-        labels=None,
-        metrics=("acc",),
-        train=train,
-        valid=source("valid", True),
-        test=source("test", False),
-        submission={"": "own.tsv"},
-        strict=True,
-    )
+        settings = {"form": form, "columns": columns, "labelled": split != "test"}
+        sources[split] = tuple(Source((file,), partial(own_examples, file=file, **settings)) for file in found)
+    if not sources["train"]:
+        raise InputError(f"{data_dir} holds none of train.csv, train.tsv and train.jsonl. Name the folder that does.")
+    return Task(title="Own data", form=form, labels=None, submission={"": "own.tsv"}, strict=True, **sources)
 
 
 # --- the records -----------------------------------------------------------------------------------------------------
 
 
-def _table(
-    file: str, texts: tuple[Column, ...], label: Column | None = None, n: int | None = None, part: str = "", **more
-) -> Source:
-    optional = more.pop("optional", False)
-    return Source((file,), partial(table, file=file, texts=texts, label=label, **more), n, part, optional)
+def _source(
+    read: Callable, file: str, n_examples: int | None = None, part: str = "", optional: bool = False, **settings
+) -> tuple[Source]:
+    """Return the one file of a split, or of a part of it, with the settings of its reader."""
+    return (Source((file,), partial(read, file=file, **settings), n_examples, part, optional),)
 
 
-def _pairs(
-    n: tuple[int, int, int], texts: tuple[Column, ...], label: Column, scores: bool = False
-) -> dict[str, tuple[Source]]:
-    """Return train, dev and test of a GLUE set of text pairs with the same columns in all three."""
+def _named(name: str) -> dict:
+    """Return the fields of a data set whose folder and one file of predictions have its name."""
+    return {"title": name, "folder": name, "submission": {"": f"{name}.tsv"}}
+
+
+def _glue_pairs(n_examples: tuple[int, int, int], **columns) -> dict[str, tuple[Source]]:
+    """Return train, dev and test of a GLUE set whose texts are in the same columns in all three."""
+    n_train, n_valid, n_test = n_examples
     return {
-        "train": (_table("train.tsv", texts, label, n[0], scores=scores),),
-        "valid": (_table("dev.tsv", texts, label, n[1], scores=scores),),
-        "test": (_table("test.tsv", texts, None, n[2]),),
+        "train": _source(table, "train.tsv", n_train, **columns),
+        "valid": _source(table, "dev.tsv", n_valid, **columns),
+        "test": _source(table, "test.tsv", n_test, texts=columns["texts"]),
     }
 
 
-def _mrpc_of_microsoft(with_ids: bool) -> Task:
-    """Return the record of MRPC as Microsoft published it; with_ids: dev is the pairs on GLUE's list, else held out."""
-    file, ids = "msr_paraphrase_train.txt", "mrpc_dev_ids.tsv"
-
-    def of_train(n: int, keep: bool | None = None) -> Source:
-        pairs = None if keep is None else ((1, 2), ids, keep)
-        files = (file,) if keep is None else (file, ids)
-        return Source(files, partial(table, file=file, texts=(3, 4), label=0, pairs=pairs), n)
-
-    return Task(
-        title="MRPC",
-        form="similarity",
-        labels=("0", "1"),
-        metrics=("f1", "acc"),
-        train=(of_train(3668, keep=False) if with_ids else of_train(4076),),
-        valid=(of_train(408, keep=True),) if with_ids else (),
-        test=(_table("msr_paraphrase_test.txt", (3, 4), 0, 1725),),
-        folder="MRPC",
-        submission={"": "MRPC.tsv"},
-    )
-
-
-def _snli(name: str, n: int) -> Source:
-    file = f"snli_1.0_{name}.jsonl"
-    read = partial(json_lines, file=file, texts=("sentence1", "sentence2"), label="gold_label")
-    return Source((file,), read, n)
-
-
-def _race(split: str, counts: dict[str, int]) -> tuple[Source, ...]:
-    return tuple(
-        Source((f"{split}/{level}",), partial(race, level=f"{split}/{level}"), n, level) for level, n in counts.items()
-    )
-
-
-def _cloze(file: str, labelled: bool = True, n: int | None = None) -> tuple[Source]:
-    return (Source((file,), partial(cloze, file=file, labelled=labelled), n),)
-
-
+BINARY = ("0", "1")
 MNLI = ("entailment", "neutral", "contradiction")
+SNLI_FIELDS = {"texts": ("sentence1", "sentence2"), "label": "gold_label"}
+SCITAIL_COLUMNS = {"texts": (0, 1), "label": 2, "header": False}
+ROCSTORIES = Task(
+    title="ROCStories",
+    form="multiple_choice",
+    labels=("1", "2"),
+    written=BINARY,
+    train=_source(cloze, ROCSTORIES_VALID),
+    test=_source(cloze, ROCSTORIES_TEST),
+    submission={"": "ROCStories.tsv"},
+    cut="halves",
+    split_seed=SPLIT_SEED,
+    strict=True,
+)
 TASKS: dict[str, Task] = {
-    "rocstories": Task(
-        title="ROCStories",
-        form="multiple_choice",
-        labels=("1", "2"),
-        written=("0", "1"),
-        metrics=("acc",),
-        train=_cloze(ROCSTORIES_VALID),
-        test=_cloze(ROCSTORIES_TEST),
-        submission={"": "ROCStories.tsv"},
-        cut="halves",
-        split_seed=SPLIT_SEED,
-        strict=True,
-    ),
-    "rocstories_2018": Task(
+    "rocstories": ROCSTORIES,
+    "rocstories_2018": replace(
+        ROCSTORIES,
         title="ROCStories 2018",
-        form="multiple_choice",
-        labels=("1", "2"),
-        written=("0", "1"),
-        metrics=("acc",),
-        train=_cloze("cloze_test_val__winter2018-cloze_test_ALL_val - 1 - 1.csv", n=1571),
-        test=_cloze("cloze_test_test__winter2018-cloze_test_ALL_test - 1.csv", labelled=False),
+        train=_source(cloze, "cloze_test_val__winter2018-cloze_test_ALL_val - 1 - 1.csv", 1571),
+        test=_source(cloze, "cloze_test_test__winter2018-cloze_test_ALL_test - 1.csv", labelled=False),
         submission={"": "ROCStories-2018.tsv"},
-        cut="halves",
-        split_seed=SPLIT_SEED,
-        strict=True,
     ),
     "cola": Task(
-        title="CoLA",
+        **_named("CoLA"),
         form="classification",
-        labels=("0", "1"),
+        labels=BINARY,
         metrics=("mcc",),
-        train=(_table("train.tsv", (3,), 1, 8551, header=False),),
-        valid=(_table("dev.tsv", (3,), 1, 1043, header=False),),
-        test=(_table("test.tsv", (1,), None, 1063),),
-        folder="CoLA",
-        submission={"": "CoLA.tsv"},
+        train=_source(table, "train.tsv", 8551, texts=(3,), label=1, header=False),
+        valid=_source(table, "dev.tsv", 1043, texts=(3,), label=1, header=False),
+        test=_source(table, "test.tsv", 1063, texts=(1,)),
     ),
     "sst2": Task(
-        title="SST-2",
+        **_named("SST-2"),
         form="classification",
-        labels=("0", "1"),
-        metrics=("acc",),
-        train=(_table("train.tsv", (0,), 1, 67349),),
-        valid=(_table("dev.tsv", (0,), 1, 872),),
-        test=(_table("test.tsv", (1,), None, 1821),),
-        folder="SST-2",
-        submission={"": "SST-2.tsv"},
+        labels=BINARY,
+        train=_source(table, "train.tsv", 67349, texts=(0,), label=1),
+        valid=_source(table, "dev.tsv", 872, texts=(0,), label=1),
+        test=_source(table, "test.tsv", 1821, texts=(1,)),
     ),
     "mrpc": Task(
-        title="MRPC",
+        **_named("MRPC"),
         form="similarity",
-        labels=("0", "1"),
+        labels=BINARY,
         metrics=("f1", "acc"),
-        **_pairs((3668, 408, 1725), (3, 4), 0),
-        folder="MRPC",
-        submission={"": "MRPC.tsv"},
-        layouts=(_mrpc_of_microsoft(with_ids=True), _mrpc_of_microsoft(with_ids=False)),
+        **_glue_pairs((3668, 408, 1725), texts=(3, 4), label=0),
     ),
     "stsb": Task(
-        title="STS-B",
+        **_named("STS-B"),
         form="similarity",
         labels=None,
-        metrics=("pearson", "spearman"),
-        **_pairs((5749, 1500, 1379), (7, 8), 9, scores=True),
-        folder="STS-B",
-        submission={"": "STS-B.tsv"},
         scores=(0.0, 5.0),
+        metrics=("pearson", "spearman"),
+        train=_source(scored_table, "train.tsv", 5749, texts=(7, 8), label=9),
+        valid=_source(scored_table, "dev.tsv", 1500, texts=(7, 8), label=9),
+        test=_source(table, "test.tsv", 1379, texts=(7, 8)),
     ),
     "qqp": Task(
-        title="QQP",
+        **_named("QQP"),
         form="similarity",
-        labels=("0", "1"),
+        labels=BINARY,
         metrics=("f1", "acc"),
-        train=(_table("train.tsv", (3, 4), 5, 363846),),
-        valid=(_table("dev.tsv", (3, 4), 5, 40430),),
-        test=(_table("test.tsv", (1, 2), None, 390965),),
-        folder="QQP",
-        submission={"": "QQP.tsv"},
+        train=_source(table, "train.tsv", 363846, texts=(3, 4), label=5),
+        valid=_source(table, "dev.tsv", 40430, texts=(3, 4), label=5),
+        test=_source(table, "test.tsv", 390965, texts=(1, 2)),
     ),
     "mnli": Task(
         title="MNLI",
         form="entailment",
         labels=MNLI,
-        metrics=("acc",),
-        train=(_table("train.tsv", (8, 9), "gold_label", 392702),),
-        valid=(
-            _table("dev_matched.tsv", (8, 9), "gold_label", 9815, "matched"),
-            _table("dev_mismatched.tsv", (8, 9), "gold_label", 9832, "mismatched"),
-        ),
-        test=(
-            _table("test_matched.tsv", (8, 9), None, 9796, "matched"),
-            _table("test_mismatched.tsv", (8, 9), None, 9847, "mismatched"),
-            _table("../diagnostic/diagnostic.tsv", (1, 2), None, 1104, "ax", optional=True),
-        ),
+        # the label is in another column of train than of dev
+        train=_source(table, "train.tsv", 392702, texts=(8, 9), label="gold_label"),
+        valid=_source(table, "dev_matched.tsv", 9815, "matched", texts=(8, 9), label="gold_label")
+        + _source(table, "dev_mismatched.tsv", 9832, "mismatched", texts=(8, 9), label="gold_label"),
+        test=_source(table, "test_matched.tsv", 9796, "matched", texts=(8, 9))
+        + _source(table, "test_mismatched.tsv", 9847, "mismatched", texts=(8, 9))
+        + _source(table, "../diagnostic/diagnostic.tsv", 1104, "ax", optional=True, texts=(1, 2)),
         folder="MNLI",
         submission={"matched": "MNLI-m.tsv", "mismatched": "MNLI-mm.tsv", "ax": "AX.tsv"},
     ),
     "qnli": Task(
-        title="QNLI",
+        **_named("QNLI"),
         form="entailment",
         labels=("entailment", "not_entailment"),
-        metrics=("acc",),
-        **_pairs((104743, 5463, 5463), (1, 2), 3),
-        folder="QNLI",
-        submission={"": "QNLI.tsv"},
+        **_glue_pairs((104743, 5463, 5463), texts=(1, 2), label=3),
     ),
     "rte": Task(
-        title="RTE",
+        **_named("RTE"),
         form="entailment",
         labels=("entailment", "not_entailment"),
-        metrics=("acc",),
-        **_pairs((2490, 277, 3000), (1, 2), 3),
-        folder="RTE",
-        submission={"": "RTE.tsv"},
+        **_glue_pairs((2490, 277, 3000), texts=(1, 2), label=3),
     ),
     "wnli": Task(
-        title="WNLI",
+        **_named("WNLI"),
         form="entailment",
-        labels=("0", "1"),
-        metrics=("acc",),
-        **_pairs((635, 71, 146), (1, 2), 3),
-        folder="WNLI",
-        submission={"": "WNLI.tsv"},
+        labels=BINARY,
+        **_glue_pairs((635, 71, 146), texts=(1, 2), label=3),
     ),
     "snli": Task(
         title="SNLI",
         form="entailment",
         labels=MNLI,
-        metrics=("acc",),
-        train=(_snli("train", 549367),),
-        valid=(_snli("dev", 9842),),
-        test=(_snli("test", 9824),),
+        train=_source(json_lines, "snli_1.0_train.jsonl", 549367, **SNLI_FIELDS),
+        valid=_source(json_lines, "snli_1.0_dev.jsonl", 9842, **SNLI_FIELDS),
+        test=_source(json_lines, "snli_1.0_test.jsonl", 9824, **SNLI_FIELDS),
         folder="snli_1.0",
         submission={"": "SNLI.tsv"},
     ),
@@ -326,10 +269,9 @@ TASKS: dict[str, Task] = {
         title="SciTail",
         form="entailment",
         labels=("entails", "neutral"),
-        metrics=("acc",),
-        train=(_table("scitail_1.0_train.tsv", (0, 1), 2, 23596, header=False),),
-        valid=(_table("scitail_1.0_dev.tsv", (0, 1), 2, 1304, header=False),),
-        test=(_table("scitail_1.0_test.tsv", (0, 1), 2, 2126, header=False),),
+        train=_source(table, "scitail_1.0_train.tsv", 23596, **SCITAIL_COLUMNS),
+        valid=_source(table, "scitail_1.0_dev.tsv", 1304, **SCITAIL_COLUMNS),
+        test=_source(table, "scitail_1.0_test.tsv", 2126, **SCITAIL_COLUMNS),
         folder="tsv_format",
         submission={"": "SciTail.tsv"},
     ),
@@ -337,28 +279,62 @@ TASKS: dict[str, Task] = {
         title="RACE",
         form="reading",
         labels=("1", "2", "3", "4"),
-        written=("A", "B", "C", "D"),
-        metrics=("acc",),
-        train=_race("train", {"middle": 25421, "high": 62445}),
-        valid=_race("dev", {"middle": 1436, "high": 3451}),
-        test=_race("test", {"middle": 1436, "high": 3498}),
+        shown=("A", "B", "C", "D"),
+        train=_source(race, "train/middle", 25421, "middle") + _source(race, "train/high", 62445, "high"),
+        valid=_source(race, "dev/middle", 1436, "middle") + _source(race, "dev/high", 3451, "high"),
+        test=_source(race, "test/middle", 1436, "middle") + _source(race, "test/high", 3498, "high"),
         folder="RACE",
         submission={"middle": "RACE-middle.tsv", "high": "RACE-high.tsv"},
     ),
 }
 
+# MRPC as Microsoft published it: dev is what is on GLUE's list of pairs; without the list, examples are held out
+_TRAIN = "msr_paraphrase_train.txt"
+_LIST = "mrpc_dev_ids.tsv"
+_WITHOUT_LIST = replace(
+    TASKS["mrpc"],
+    train=_source(table, _TRAIN, 4076, texts=(3, 4), label=0),
+    valid=(),
+    test=_source(table, "msr_paraphrase_test.txt", 1725, texts=(3, 4), label=0),
+)
+_READ = partial(paraphrases, file=_TRAIN, ids_file=_LIST)
+_WITH_LIST = replace(
+    _WITHOUT_LIST,
+    train=(Source((_TRAIN, _LIST), partial(_READ, listed=False), 3668),),
+    valid=(Source((_TRAIN, _LIST), partial(_READ, listed=True), 408),),
+)
+# the same data in other files, tried in this order where those of TASKS are missing
+LAYOUTS = {"mrpc": (_WITH_LIST, _WITHOUT_LIST)}
+
 
 def find_task(
     dataset: str, data_dir: Path, form: str | None = None, columns: dict[str, str] | None = None, race: str = "all"
 ) -> Task:
-    """Return the record of a data set: a key of TASKS, or own with its form and columns; race: which part of RACE.
+    """Return the record of a data set, for the files that its folder holds.
 
-    Raises InputError for own data without files.
+    Args:
+        dataset: a key of TASKS, or own.
+        data_dir: folder of the files, or the folder above it.
+        form, columns: of own data.
+        race: which part of RACE.
+
+    Raises InputError for a missing folder, and for own data without files.
     """
+    # own data: what its folder holds
     if dataset == "own":
         return own_task(data_dir, form, columns or {})
+
+    # the files as in TASKS, or those of another layout where these are complete
     task = TASKS[dataset]
+    folder = task.find(data_dir)
+    if not task.is_in(folder):
+        for other in LAYOUTS.get(dataset, ()):
+            if other.is_in(folder):
+                return other
+
+    # one level of RACE
     if dataset == "race" and race != "all":
-        parts = {name: getattr(task, name) for name in ("train", "valid", "test")}
-        task = replace(task, **{name: tuple(s for s in sources if s.part == race) for name, sources in parts.items()})
+        for split in ("train", "valid", "test"):
+            of_level = tuple(source for source in getattr(task, split) if source.part == race)
+            task = replace(task, **{split: of_level})
     return task

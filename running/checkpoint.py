@@ -23,22 +23,27 @@ def save_checkpoint(
     """Write `checkpoint_<updates>` into a folder and remove all but the last two. To be called by all processes.
 
     It holds the parameters, the optimiser's state, torch's random states of all processes, and `state`, anything that
-    JSON can hold. It is written under another name, flushed and renamed.
+    JSON can hold.
 
     Raises InputError, with earlier checkpoints intact, when the disk does not take it.
     """
-    random_states = {"random.cpu": ranks.gather(torch.get_rng_state()[None])}  # (processes, bytes)
+    # the random states are of all processes, (processes, bytes); the rest is the same in each
+    tensors = {"random.cpu": ranks.gather(torch.get_rng_state()[None])}
     if ranks.device.type != "cpu":
-        random_states["random.accelerator"] = ranks.gather(torch.get_device_module().get_rng_state()[None])
+        tensors["random.accelerator"] = ranks.gather(torch.get_device_module().get_rng_state()[None])
     if not ranks.is_first:
         return
+    for name, value in model.named_parameters():
+        tensors[f"model.{name}"] = value
     optimizer_state = optimizer.state_dict()
-    tensors = {f"model.{name}": value for name, value in model.named_parameters()} | random_states
     for i, values in optimizer_state["state"].items():
-        tensors |= {f"optimizer.{i}.{name}": value for name, value in values.items()}
+        for name, value in values.items():
+            tensors[f"optimizer.{i}.{name}"] = value
     state = {"updates": updates, "param_groups": optimizer_state["param_groups"], **state}
 
-    part, final = folder / "checkpoint.part", folder / f"checkpoint_{updates:09d}"
+    # written under another name, flushed and renamed
+    part = folder / "checkpoint.part"
+    final = folder / f"checkpoint_{updates:09d}"
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
@@ -98,12 +103,15 @@ def restore(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"model.{name}"])
+
+    # the optimiser's values, by the number of the parameter
     values: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
             _, i, key = name.split(".", 2)
             values.setdefault(int(i), {})[key] = value
     optimizer.load_state_dict({"state": values, "param_groups": state["param_groups"]})
+
     # cloned, as torch 2.13's set_rng_state ignores a view's storage offset
     torch.set_rng_state(tensors["random.cpu"][ranks.rank].clone())
     if ranks.device.type != "cpu":
@@ -129,10 +137,11 @@ def load_parameters(path: Path, model: nn.Module) -> None:
     """Read what save_parameters wrote. Raises InputError when a file is missing or not what was written."""
     digest = path.with_name(path.name + ".sha256")
     try:
-        tensors = load_file(path) if digest.read_bytes() == _digest_line(sha256(path), path) else None
+        is_whole = digest.read_bytes() == _digest_line(sha256(path), path)
+        tensors = load_file(path)
     except (OSError, SafetensorError):
-        tensors = None
-    if tensors is None:
+        is_whole = False
+    if not is_whole:
         raise InputError(f"{path} is not the file that {digest} describes. Train again, or restore it from a copy.")
     model.load_state_dict(tensors)
 

@@ -1,4 +1,4 @@
-"""The numbers of a run -> its picture. matplotlib is imported where needed."""
+"""The numbers of a run -> its picture. pandas and matplotlib are imported where needed."""
 
 import warnings
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from opt import SCHEDULES
+from running.record import RunRecord
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,28 +17,38 @@ MAX_NAMED = 12  # labels: with more, a confusion matrix has neither names nor nu
 
 
 def draw(
-    report: dict, settings: dict, logs: "pd.DataFrame", labels: np.ndarray, predictions: np.ndarray, path: Path
+    report: dict,
+    record: RunRecord,
+    logs: "pd.DataFrame",
+    examples: "pd.DataFrame",
+    path: Path,
 ) -> None:
     """Draw cost, metric and learning rate over the updates, and how good the predictions of a split are.
 
     Args:
-        report: what results.analyse writes as JSON.
-        labels, predictions: of the examples that the split's numbers are of (N,); drawn where they are scores.
+        report: what analysis.analyse writes as JSON.
+        record, logs: of the run's log.
+        examples: of the split analysed: y and found, drawn where they are scores.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 8), layout="constrained")
     figure.suptitle(headline(report), parse_math=False)
-    scores = report["scores"] is not None
-    below = ["length", "scatter", "scatter"] if scores else ["length", "confusion", "calibration"]
-    panels = figure.subplot_mosaic([["cost", "metric", "rate"], below])
-    draw_course(panels, report, settings, logs)
-    draw_by_length(panels["length"], report)
-    if scores:
-        draw_scatter(panels["scatter"], report, labels, predictions)
+
+    # above: the course of training; below: the predictions
+    above = ["cost", "metric", "rate"]
+    if report["scores"]:
+        panels = figure.subplot_mosaic([above, ["length", "scatter", "scatter"]])
+        draw_scatter(panels["scatter"], report, examples)
     else:
+        panels = figure.subplot_mosaic([above, ["length", "confusion", "calibration"]])
         draw_confusion(panels["confusion"], report)
         draw_calibration(panels["calibration"], report)
+    draw_costs(panels["cost"], record, logs)
+    draw_metric(panels["metric"], report, record, logs)
+    draw_learning_rate(panels["rate"], record)
+    draw_by_length(panels["length"], report)
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # labels in scripts that the font lacks are drawn as boxes
         figure.savefig(path, dpi=120)
@@ -47,99 +58,162 @@ def headline(report: dict) -> str:
     """Return in words of which split the numbers are, and the metric of all its examples and of each part."""
     found = []
     for part, numbers in report["splits"][report["analysed"]].items():
-        metric, of = numbers["metrics"][report["metric"]], "" if part == "all" else f"{part} "
-        interval = f"{metric['low']:.2f} to {metric['high']:.2f}"
-        found.append(f"{of}{metric['value']:.2f} % (95 % interval {interval}) of {numbers['n']:,} examples")
-    every, *parts = found
-    return (
-        f"{report['desc']}: {report['analysed']} {report['metric_title']} {every}"
-        + "\n" * bool(parts)
-        + ", ".join(parts)
-    )
+        metric = numbers["metrics"][report["metric"]]
+        interval = f"95 % interval {metric['low']:.2f} to {metric['high']:.2f}"
+        found.append(f"{metric['value']:.2f} % ({interval}) of {numbers['n']:,} examples")
+        if part != "all":
+            found[-1] = f"{part} {found[-1]}"
+    title = f"{report['desc']}: {report['analysed']} {report['metric_title']} {found[0]}"
+    if len(found) > 1:
+        title += "\n" + ", ".join(found[1:])
+    return title
 
 
-def draw_course(panels: dict[str, "Axes"], report: dict, settings: dict, logs: "pd.DataFrame") -> None:
-    """Draw cost, metric and learning rate over the updates."""
-    name, cost, metric, rate = report["metric"], panels["cost"], panels["metric"], panels["rate"]
-    titles = ((cost, "cost", "cost (nats)"), (metric, name, f"{report['metric_title']} (%)"))
-    for axes, key, label in titles:
-        axes.plot(logs["n_updates"], logs[f"tr_{key}"], "o-", label=f"train (its first {settings['n_valid']})")
-        axes.plot(logs["n_updates"], logs[f"va_{key}"], "s-", label="valid")
-        axes.set(xlabel="update", ylabel=label, xlim=(0, settings["t_total"] * 1.02))
-        axes.legend()
-    best, shift = report["best_valid"], (-6, -14)
-    point = (best["n_updates"], best["value"])
-    metric.annotate(f"kept: {best['value']:.2f}", point, shift, textcoords="offset points", ha="right")
+# --- the course of training ------------------------------------------------------------------------------------------
+
+
+def draw_costs(axes: "Axes", record: RunRecord, logs: "pd.DataFrame") -> None:
+    """Draw the training cost of every update, and the task's cost on train and valid at each log."""
+    # each line of the log holds the costs since the one before
+    costs = np.concatenate(logs["costs"].tolist())
+    last = logs["n_updates"].iloc[-1]
+    updates = np.arange(last - len(costs), last) + 1
+    label = "each update"
+    if record.lm_coef > 0:
+        label += f": task + {record.lm_coef:g} x language model"
+    axes.plot(updates, costs, color="lightsteelblue", linewidth=0.8, label=label)
+
+    # the task's alone, without dropout
+    draw_evaluations(axes, "cost", record, logs)
+    axes.set(ylabel="cost (nats)")
+
+
+def draw_metric(axes: "Axes", report: dict, record: RunRecord, logs: "pd.DataFrame") -> None:
+    """Draw the main metric on train and valid at each log, and the accuracy of guesses."""
     if report["guess"] is not None:
-        metric.axhline(report["guess"], color="grey", linestyle=":", linewidth=1)
+        axes.axhline(report["guess"], color="grey", linestyle=":", linewidth=1, label="guessing")
+    draw_evaluations(axes, report["metric"], record, logs)
+    axes.set(ylabel=f"{report['metric_title']} (%)")
 
-    schedule = SCHEDULES[settings["lr_schedule"]]
-    updates = np.arange(1, settings["t_total"] + 1)
-    rates = [settings["lr"] * schedule(t / settings["t_total"], settings["lr_warmup"]) for t in updates]
-    rate.plot(updates, rates)
-    rate.set(xlabel="update", ylabel="learning rate", xlim=cost.get_xlim())
+    # the parameters kept are those that were best on valid
+    best = report["best_valid"]
+    point = (best["n_updates"], best["value"])
+    axes.annotate(f"kept: {best['value']:.2f}", point, (-6, -14), textcoords="offset points", ha="right")
+
+
+def draw_evaluations(axes: "Axes", name: str, record: RunRecord, logs: "pd.DataFrame") -> None:
+    """Draw a figure of the log on train and valid over the updates."""
+    updates = logs["n_updates"]
+    axes.plot(updates, logs[f"tr_{name}"], "o-", label=f"train, its first {record.n_valid}")
+    axes.plot(updates, logs[f"va_{name}"], "s-", label="valid")
+    axes.set(xlabel="update", xlim=(0, record.t_total * 1.02))
+    axes.legend()
+
+
+def draw_learning_rate(axes: "Axes", record: RunRecord) -> None:
+    """Draw the learning rate over the updates."""
+    t_total = record.t_total
+    schedule = SCHEDULES[record.lr_schedule]
+    updates = np.arange(1, t_total + 1)
+    rates = [record.lr * schedule(t / t_total, record.lr_warmup) for t in updates]
+    axes.plot(updates, rates)
+    axes.set(xlabel="update", ylabel="learning rate", xlim=(0, t_total * 1.02))
+
+
+# --- the predictions -------------------------------------------------------------------------------------------------
 
 
 def draw_by_length(axes: "Axes", report: dict) -> None:
     """Draw accuracy, or the mean error of scores, of groups of texts of like length."""
-    key, unit = ("error", "mean |error|") if report["scores"] else ("accuracy", "accuracy (%)")
-    groups = report[f"{key}_by_length"]
-    middle, low, high = (np.array([group[name] for group in groups]) for name in (key, "low", "high"))
-    axes.errorbar(range(len(groups)), middle, [middle - low, high - middle], fmt="o", capsize=4)
-    mean = np.average(middle, weights=[group["n"] for group in groups])
+    import pandas as pd
+
+    if report["scores"]:
+        groups = pd.DataFrame(report["error_by_length"])
+        middle = groups["error"]
+        unit = "mean |error|"
+    else:
+        groups = pd.DataFrame(report["accuracy_by_length"])
+        middle = groups["accuracy"]
+        unit = "accuracy (%)"
+
+    # a point with its interval for each group, a line for all
+    below = middle - groups["low"]
+    above = groups["high"] - middle
+    axes.errorbar(groups.index, middle, [below, above], fmt="o", capsize=4)
+    mean = np.average(middle, weights=groups["n"])
     axes.axhline(mean, color="grey", linewidth=1, label="all")
-    axes.set_xticks(range(len(groups)), [f"{group['first']}-{group['last']}\nn = {group['n']}" for group in groups])
-    axes.set(xlabel=f"words in the {report['length_of']}", ylabel=f"{report['analysed']} {unit}, 95 % interval")
-    axes.set_ylim(0, 105 if key == "accuracy" else None)
+
+    # lengths and numbers of examples
+    ticks = []
+    for group in groups.itertuples():
+        words = f"{group.first}" if group.first == group.last else f"{group.first}-{group.last}"
+        ticks.append(f"{words}\nn = {group.n}")
+    axes.set_xticks(groups.index, ticks)
+    axes.set(xlabel="words in the text", ylabel=f"{report['analysed']} {unit}, 95 % interval")
+    axes.set_ylim(0, None if report["scores"] else 105)
     axes.legend()
 
 
 def draw_confusion(axes: "Axes", report: dict) -> None:
     """Draw how often each label is predicted as each other, coloured by the fraction of the true label."""
-    counts, names = np.array(report["confusion"]), report["labels"]
-    fractions = counts / np.maximum(1, counts.sum(1, keepdims=True))
+    counts = np.array(report["confusion"])
+    n_true = counts.sum(1, keepdims=True)
+    fractions = counts / np.maximum(1, n_true)
     axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     axes.set(xlabel="predicted", ylabel="true", title="examples; colour: fraction of the true label")
+
+    # names and numbers, where there is room for them; a label may hold dollar signs
+    names = []
+    for name in report["labels"]:
+        names.append(name if len(name) <= 16 else name[:15] + "…")
     if len(names) > MAX_NAMED:
         return
-    short = [name if len(name) <= 16 else name[:15] + "…" for name in names]
-    turned = 30 * (max(map(len, short)) > 3 and len(names) > 3)
-    axes.set_xticks(range(len(names)), short, rotation=turned, parse_math=False)  # a label may hold dollar signs
-    axes.set_yticks(range(len(names)), short, parse_math=False)
+    places = range(len(names))
+    are_long = len(names) > 3 and max(map(len, names)) > 3
+    axes.set_xticks(places, names, rotation=30 if are_long else 0, parse_math=False)
+    axes.set_yticks(places, names, parse_math=False)
     for (i, j), count in np.ndenumerate(counts):
-        axes.text(j, i, f"{count:,}", ha="center", va="center", color="white" if fractions[i, j] > 0.6 else "black")
+        color = "white" if fractions[i, j] > 0.6 else "black"
+        axes.text(j, i, f"{count:,}", ha="center", va="center", color=color)
 
 
 def draw_calibration(axes: "Axes", report: dict) -> None:
     """Draw the reliability curve: accuracy against confidence, and how many examples have which confidence."""
+    import pandas as pd
+
+    # how many examples
+    bins = pd.DataFrame(report["calibration"])
+    width = bins["high"] - bins["low"]
+    percent = 100 * bins["n"] / bins["n"].sum()
+    axes.bar(bins["low"], percent, width, align="edge", color="lightgrey", label="examples (% of all)")
+
+    # how many of them are right; on the dotted line, as many as the confidence says
     axes.plot([0, 100], [0, 100], color="grey", linestyle=":", linewidth=1)
-    axes.set(xlabel="confidence (%)", ylabel=f"{report['analysed']} accuracy (%)", xlim=(0, 102), ylim=(0, 105))
-    curve = report["calibration"]
-    if curve is None:
-        axes.set_title("no probabilities: run again with --submit")
-        return
-    n = np.array([line["n"] for line in curve])
-    left, width = [line["low"] for line in curve], [line["high"] - line["low"] for line in curve]
-    axes.bar(left, 100 * n / n.sum(), width, align="edge", color="lightgrey", label="examples (% of all)")
-    points = [[line[name] for line in curve] for name in ("confidence", "accuracy")]
-    axes.plot(*points, "o-", label="accuracy")
+    axes.plot(bins["confidence"], bins["accuracy"], "o-", label="accuracy")
+
     error = report["splits"][report["analysed"]]["all"]["calibration_error"]
     axes.set_title(f"expected calibration error {error:.2f} %")
+    axes.set(xlabel="confidence (%)", ylabel=f"{report['analysed']} accuracy (%)", xlim=(0, 102), ylim=(0, 105))
     axes.legend(loc="upper left")
 
 
-def draw_scatter(axes: "Axes", report: dict, labels: np.ndarray, predictions: np.ndarray) -> None:
+def draw_scatter(axes: "Axes", report: dict, examples: "pd.DataFrame") -> None:
     """Draw predicted against true scores."""
-    size = 12 if len(labels) <= 2000 else 2
+    size = 12 if len(examples) <= 2000 else 2
     axes.plot(report["scores"], report["scores"], color="grey", linestyle=":", linewidth=1)
-    axes.scatter(labels, predictions, s=size, alpha=0.4, linewidths=0)
+    axes.scatter(examples["y"], examples["found"], s=size, alpha=0.4, linewidths=0)
     axes.set(xlabel="true score", ylabel=f"predicted score, {report['analysed']}")
 
 
-def draw_perplexity(desc: str, logs: "pd.DataFrame", path: Path) -> None:
-    """Draw the perplexities that pretrain.py has logged."""
+# --- pre-training ----------------------------------------------------------------------------------------------------
+
+
+def draw_perplexity(desc: str, logs: list[dict], path: Path) -> None:
+    """Draw the perplexities that pretrain.py has logged, a line of the log each."""
+    import pandas as pd
     from matplotlib.figure import Figure
 
+    logs = pd.DataFrame(logs)
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
     axes.plot(logs["n_updates"], logs["tr_ppl"], label="train, with dropout, since the last log")

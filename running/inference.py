@@ -1,16 +1,17 @@
 """What a trained network is used for, without gradients: predictions and their cost."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from loss import METRICS, task_losses
+from loss import task_losses
 from model_pytorch import DoubleHeadModel
 from reading.rows import Rows
+from running.metrics import METRICS
 from running.processes import Ranks
 
 
@@ -35,13 +36,12 @@ def predict(
     n_batch: int,
     ranks: Ranks,
     name: str | None = None,
-    pause: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Return the task logits (N, n_out) of rows in evaluation mode, on the CPU, in float32.
 
     Where examples have different numbers of choices, those that an example lacks have the logit -infinity. The context
     shared by the choices of an example is computed once. The examples are divided among the processes, and every
-    process gets all logits. `pause` is called after each batch.
+    process gets all logits. A signal may stop it after each batch.
     """
     model.eval()
     n_own = math.ceil(len(rows) / ranks.size)
@@ -51,12 +51,12 @@ def predict(
     with progress_bar(n_own, name, "examples", ranks) as bar:
         for start in range(0, n_own, n_batch):
             batch = own[start : start + n_batch]
-            if len(batch):
-                packing, _ = rows.packed(batch, True, ranks.device)
+            if len(batch) > 0:
+                packing = rows.packed(batch, share_context=True).to(ranks.device)
                 _, _, task_logits = model.forward_packed(packing)
                 logits[start : start + len(batch), : task_logits.size(1)] = task_logits.float().cpu()
             bar.update(len(batch))
-            pause()
+            ranks.pause()
     return ranks.gather(logits)[: len(rows)]
 
 
@@ -86,10 +86,9 @@ def evaluate(
     n_batch: int,
     ranks: Ranks,
     name: str,
-    pause: Callable[[], None] = lambda: None,
 ) -> tuple[float, dict[str, float]]:
     """Return the mean task cost (nats) and metrics, keys of METRICS (%), on rows with labels."""
-    logits = predict(model, rows, n_batch, ranks, name, pause)
+    logits = predict(model, rows, n_batch, ranks, name)
     cost = task_losses(logits, rows.targets(np.arange(len(rows)))).mean().item()
     found = answers(logits, rows.scores)
     return cost, {metric: METRICS[metric].of(rows.labels, found) * 100 for metric in metrics}

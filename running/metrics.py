@@ -1,97 +1,112 @@
-"""Labels and predictions -> metrics with intervals, calibration, accuracy by length.
+"""Labels and predictions -> metrics with intervals, calibration, and how good predictions are by length.
 
-M is the number of distinct pairs of label and prediction, R the number of resamples. scipy and pandas are imported
-where needed.
+scipy is imported where needed: it is slow to import, and predicting does without.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 
-from loss import METRICS
+# --- metrics ---------------------------------------------------------------------------------------------------------
 
-if TYPE_CHECKING:
-    import pandas as pd
 
-N_RESAMPLES = 1000
-N_BINS = 10  # bins of confidence, equally wide
+@dataclass(frozen=True)
+class Metric:
+    """How good predictions are: of(labels (N,), predictions (N,)) is at most 1, the larger the better.
 
-# --- metrics and their intervals -------------------------------------------------------------------------------------
+    It is a number for any predictions; where a formula divides 0 by 0, as for a constant prediction, it is 0.
+    """
+
+    title: str  # as printed
+    of: Callable[[np.ndarray, np.ndarray], float]
+
+
+def accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
+    return float(np.mean(labels == predictions))
+
+
+def f1(labels: np.ndarray, predictions: np.ndarray) -> float:
+    """Return F1 of class 1."""
+    is_true = labels == 1
+    is_predicted = predictions == 1
+    n_both = np.sum(is_true & is_predicted)
+    n = np.sum(is_true) + np.sum(is_predicted)
+    return float(2 * n_both / max(1, n))
+
+
+def matthews(labels: np.ndarray, predictions: np.ndarray) -> float:
+    """Return Matthews' correlation of any number of classes (Gorodkin 2004, R_K)."""
+    # how often each class is true, predicted, and both
+    n_labels = 1 + max(labels.max(), predictions.max())
+    counts = confusion_matrix(labels, predictions, n_labels)
+    n = len(labels)
+    n_true = counts.sum(1)
+    n_predicted = counts.sum(0)
+
+    # the correlation is covariance over standard deviations, all times n squared
+    covariance = float(n * counts.trace() - n_true @ n_predicted)
+    variance_true = float(n * n - n_true @ n_true)
+    variance_predicted = float(n * n - n_predicted @ n_predicted)
+    if variance_true * variance_predicted == 0:
+        return 0.0
+    return covariance / math.sqrt(variance_true * variance_predicted)
+
+
+def pearson(labels: np.ndarray, predictions: np.ndarray) -> float:
+    from scipy.stats import pearsonr
+
+    if not vary(labels) or not vary(predictions):
+        return 0.0
+    return float(pearsonr(labels, predictions).statistic)
+
+
+def spearman(labels: np.ndarray, predictions: np.ndarray) -> float:
+    from scipy.stats import spearmanr
+
+    if not vary(labels) or not vary(predictions):
+        return 0.0
+    return float(spearmanr(labels, predictions).statistic)
+
+
+def vary(values: np.ndarray) -> bool:
+    """Return whether numbers differ by more than rounding: the correlation of constants would be noise."""
+    return np.ptp(values) > 1e-9 * np.abs(values).max()
+
+
+METRICS = {
+    "acc": Metric("Accuracy", accuracy),
+    "f1": Metric("F1", f1),
+    "mcc": Metric("Matthews", matthews),
+    "pearson": Metric("Pearson", pearson),
+    "spearman": Metric("Spearman", spearman),
+}
 
 
 def intervals(metrics: Sequence[str], labels: np.ndarray, predictions: np.ndarray) -> dict[str, dict[str, float]]:
     """Return value, low and high (%) of each metric, a key of METRICS: its 95 % bootstrap interval, by percentiles.
 
-    A resample is described by how often it holds each distinct pair of label and prediction. These counts are
-    multinomial and sampled as such, so that the cost depends on the number of distinct pairs, not of examples.
+    1000 resamples of the examples; of more than 20,000 examples, 200.
     """
-    pairs, counts = np.unique(np.stack([labels, predictions], 1), axis=0, return_counts=True)
-    rng, found = np.random.default_rng(0), {metric: [] for metric in metrics}
-    per_step = max(1, 2**21 // len(pairs))  # resamples at a time, to bound the memory
-    for start in range(0, N_RESAMPLES, per_step):
-        n_resamples = min(per_step, N_RESAMPLES - start)
-        resampled = rng.multinomial(len(labels), counts / len(labels), n_resamples)  # (R, M)
-        for metric in metrics:
-            found[metric].append(ON_COUNTS[metric](*pairs.T, resampled))
-    report = {}
-    for metric, values in found.items():
-        low, high = np.quantile(np.concatenate(values), [0.025, 0.975])
+    n = len(labels)
+    n_resamples = 1000 if n <= 20_000 else 200
+
+    # each metric of each resample
+    rng = np.random.default_rng(0)
+    values = np.empty((n_resamples, len(metrics)))
+    for i in range(n_resamples):
+        which = rng.integers(n, size=n)
+        values[i] = [METRICS[metric].of(labels[which], predictions[which]) for metric in metrics]
+
+    # the middle 95 % of them
+    found = {}
+    for i, metric in enumerate(metrics):
+        low, high = np.quantile(values[:, i], [0.025, 0.975]).tolist()
         value = METRICS[metric].of(labels, predictions)
-        report[metric] = {"value": 100 * value, "low": 100 * float(low), "high": 100 * float(high)}
-    return report
+        found[metric] = {"value": 100 * value, "low": 100 * low, "high": 100 * high}
+    return found
 
-
-def accuracy_on_counts(y: np.ndarray, z: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    return counts @ (y == z) / counts.sum(1)
-
-
-def f1_on_counts(y: np.ndarray, z: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    return _ratio(2 * counts @ ((y == 1) & (z == 1)), counts @ (y == 1) + counts @ (z == 1))
-
-
-def matthews_on_counts(y: np.ndarray, z: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    classes = np.unique([y, z])
-    n_true, n_predicted = (counts @ (values[:, None] == classes) for values in (y, z))  # (R, number of classes)
-    n = counts.sum(1).astype(float)
-    covariance = n * (counts @ (y == z)) - (n_true * n_predicted).sum(1)
-    return _ratio(covariance, np.sqrt((n**2 - (n_true**2).sum(1)) * (n**2 - (n_predicted**2).sum(1))))
-
-
-def pearson_on_counts(y: np.ndarray, z: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    n = counts.sum(1, keepdims=True)
-    dy, dz = (v - (counts * v).sum(1, keepdims=True) / n for v in (y, z))  # (R, M)
-    deviations = [np.sqrt((counts * d**2).sum(1) / n[:, 0]) for d in (dy, dz)]
-    # numbers that differ only by rounding count as constant, as in loss.py
-    vary = [deviation > 1e-9 * np.abs(v).max() for deviation, v in zip(deviations, (y, z), strict=True)]
-    return _ratio((counts * dy * dz).sum(1) / n[:, 0], deviations[0] * deviations[1] * (vary[0] & vary[1]))
-
-
-def spearman_on_counts(y: np.ndarray, z: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    return pearson_on_counts(*(_ranks(v, counts) for v in (y, z)), counts)
-
-
-def _ranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the rank of each value in each resample (R, M); equal values share the mean of their ranks."""
-    order = np.argsort(values, kind="stable")
-    _, starts, inverse = np.unique(values[order], return_index=True, return_inverse=True)
-    per_value = np.add.reduceat(counts[:, order], starts, axis=1)
-    ranks = np.cumsum(per_value, 1) - (per_value - 1) / 2
-    return ranks[:, inverse[np.argsort(order)]]
-
-
-def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.divide(a, b, out=np.zeros(len(a)), where=b > 0)
-
-
-# the metrics of METRICS, for many resamples at once: (labels (M,), predictions (M,), counts (R, M)) -> (R,)
-ON_COUNTS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
-    "acc": accuracy_on_counts,
-    "f1": f1_on_counts,
-    "mcc": matthews_on_counts,
-    "pearson": pearson_on_counts,
-    "spearman": spearman_on_counts,
-}
 
 # --- classes ---------------------------------------------------------------------------------------------------------
 
@@ -99,6 +114,9 @@ ON_COUNTS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]]
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, n_labels: int) -> np.ndarray:
     """Return how many examples of each label (first axis) are predicted as each label (second axis)."""
     return np.bincount(labels * n_labels + predictions, minlength=n_labels**2).reshape(n_labels, n_labels)
+
+
+N_BINS = 10  # of confidence, equally wide
 
 
 def calibration(confidence: np.ndarray, is_right: np.ndarray) -> tuple[float, list[dict]]:
@@ -110,49 +128,76 @@ def calibration(confidence: np.ndarray, is_right: np.ndarray) -> tuple[float, li
     Args:
         confidence: probability of the predicted label (N,).
     """
+    # the bin of each example; a confidence of 1 belongs to the last one
     bins = np.minimum((confidence * N_BINS).astype(int), N_BINS - 1)
+
+    # each bin that has examples
+    error = 0.0
     curve = []
-    for i in np.unique(bins):
+    for i in np.unique(bins).tolist():
         inside = bins == i
-        accuracy, mean = 100 * is_right[inside].mean(), 100 * confidence[inside].mean()
-        low, high = 100 * i / N_BINS, 100 * (i + 1) / N_BINS
-        curve.append(dict(low=low, high=high, n=int(inside.sum()), confidence=float(mean), accuracy=float(accuracy)))
-    error = sum(line["n"] * abs(line["accuracy"] - line["confidence"]) for line in curve) / len(confidence)
+        line = {
+            "low": 100 * i / N_BINS,
+            "high": 100 * (i + 1) / N_BINS,
+            "n": int(inside.sum()),
+            "confidence": 100 * float(confidence[inside].mean()),
+            "accuracy": 100 * float(is_right[inside].mean()),
+        }
+        error += line["n"] / len(bins) * abs(line["accuracy"] - line["confidence"])
+        curve.append(line)
     return error, curve
 
 
 # --- by length -------------------------------------------------------------------------------------------------------
 
 
-def accuracy_by_length(texts: list[str], is_right: np.ndarray, n_bins: int = 5) -> "pd.DataFrame":
-    """Return accuracy and its 95 % Wilson interval (%) in n_bins groups of texts by length, of about equal size."""
+def accuracy_by_length(n_words: np.ndarray, is_right: np.ndarray) -> list[dict]:
+    """Return a record for each group of like length: its accuracy and the 95 % Wilson interval (%).
+
+    Args:
+        n_words: of each example's text (N,).
+        is_right: whether each example is predicted right (N,).
+    """
     from scipy.stats import binomtest
 
-    def summary(right: np.ndarray) -> tuple[float, float, float]:
-        interval = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
-        return 100 * right.mean(), 100 * interval.low, 100 * interval.high
-
-    return _by_length(texts, is_right, n_bins, "accuracy", summary)
-
-
-def error_by_length(texts: list[str], errors: np.ndarray, n_bins: int = 5) -> "pd.DataFrame":
-    """Return the mean error of scores and its 95 % interval (normal approximation), grouped in the same way."""
-
-    def summary(errors: np.ndarray) -> tuple[float, float, float]:
-        mean, half = errors.mean(), 1.96 * errors.std() / np.sqrt(len(errors))
-        return mean, mean - half, mean + half
-
-    return _by_length(texts, errors, n_bins, "error", summary)
+    found = []
+    for group in groups_by_length(n_words):
+        n_right = int(is_right[group].sum())
+        interval = binomtest(n_right, len(group)).proportion_ci(method="wilson")
+        line = describe_group(n_words[group])
+        line["accuracy"] = 100 * n_right / len(group)
+        line["low"] = 100 * interval.low
+        line["high"] = 100 * interval.high
+        found.append(line)
+    return found
 
 
-def _by_length(texts: list[str], values: np.ndarray, n_bins: int, name: str, summary: Callable) -> "pd.DataFrame":
-    import pandas as pd
+def error_by_length(n_words: np.ndarray, errors: np.ndarray) -> list[dict]:
+    """Return a record for each group of like length: its mean error and 95 % interval, by normal approximation."""
+    found = []
+    for group in groups_by_length(n_words):
+        mean = float(errors[group].mean())
+        half = 1.96 * float(errors[group].std()) / math.sqrt(len(group))
+        line = describe_group(n_words[group])
+        line["error"] = mean
+        line["low"] = mean - half
+        line["high"] = mean + half
+        found.append(line)
+    return found
 
-    words = np.array([len(text.split()) for text in texts])
-    edges = np.unique(np.quantile(words, np.arange(1, n_bins) / n_bins))  # each in the group below it
-    groups = pd.DataFrame({"words": words, "value": values}).groupby(np.searchsorted(edges, words))
-    lines = []
-    for _, group in groups:
-        first, last = group["words"].min(), group["words"].max()
-        lines.append((first, last, len(group), *summary(group["value"].to_numpy())))
-    return pd.DataFrame(lines, columns=["first", "last", "n", name, "low", "high"])
+
+def describe_group(n_words: np.ndarray) -> dict[str, float]:
+    """Return the shortest and the longest length in a group, and how many examples it has."""
+    return {
+        "first": int(n_words.min()),
+        "last": int(n_words.max()),
+        "n": len(n_words),
+    }
+
+
+def groups_by_length(n_words: np.ndarray) -> list[np.ndarray]:
+    """Return the indices of the examples in each of up to five groups of about equal size, the shortest first."""
+    # each edge belongs to the group below it
+    edges = np.unique(np.quantile(n_words, [0.2, 0.4, 0.6, 0.8]))
+    numbers = np.searchsorted(edges, n_words)
+    return [np.flatnonzero(numbers == i) for i in np.unique(numbers)]

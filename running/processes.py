@@ -36,18 +36,25 @@ class Ranks:
     """
 
     def __init__(self, rank: int = 0, size: int = 1, device: torch.device | None = None):
-        self.rank, self.size, self.is_first = rank, size, rank == 0
-        self.device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-        if device is not None:
-            self.device = device
+        self.rank = rank
+        self.size = size
+        self.is_first = rank == 0
+        if device is None:
+            device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        self.device = device
+        self.asked_to_stop = 0  # number of the signal; 0: none
 
     def wrap(self, objective: nn.Module) -> nn.Module:
         """Return a module that averages the gradients of all processes; all start with the first one's parameters."""
-        return objective if self.size == 1 else DistributedDataParallel(objective, gradient_as_bucket_view=True)
+        if self.size == 1:
+            return objective
+        return DistributedDataParallel(objective, gradient_as_bucket_view=True)
 
     def mean(self, value: float) -> float:
         """Return the mean of a number over the processes."""
-        return value if self.size == 1 else self.gather(torch.tensor([value], dtype=torch.float64)).mean().item()
+        if self.size == 1:
+            return value
+        return self.gather(torch.tensor([value], dtype=torch.float64)).mean().item()
 
     def gather(self, t: Tensor) -> Tensor:
         """Return the tensors (n, ...) of all processes, in their order, as one (size * n, ...) on the CPU."""
@@ -62,6 +69,14 @@ class Ranks:
         """Wait until all processes are here."""
         if self.size > 1:
             dist.barrier()
+
+    def pause(self) -> None:
+        """Raise Stopped, in all processes at once, if one of them was asked to stop: here nothing is half done."""
+        asked = self.asked_to_stop
+        if self.size > 1:
+            asked = int(self.gather(torch.tensor([asked])).max())
+        if asked:
+            raise Stopped(asked)
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
@@ -128,43 +143,42 @@ class Stopped(Interrupted):
     """Every process stopped at the same point, with nothing half done."""
 
 
-class Stop:
-    """Within its `with`, SIGTERM and Ctrl-C wait until the training asks for them, where it can stop without loss.
+PATIENCE = 5  # seconds; schedulers and terminals send a signal twice
+
+
+@contextmanager
+def signals_wait(ranks: Ranks) -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C wait for the next `ranks.pause()`.
 
     A second one some seconds later does not wait: it raises Interrupted wherever the process is.
     """
+    since = 0.0
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
-    PATIENCE = 5  # seconds; schedulers and terminals send a signal twice
-
-    def __init__(self, ranks: Ranks):
-        self.ranks, self.asked, self.since = ranks, 0, 0.0
-
-    def __enter__(self) -> "Stop":
-        if threading.current_thread() is threading.main_thread():  # only it may handle signals
-            self.earlier = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
-        else:
-            self.earlier = {}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self.earlier.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, _frame) -> None:
-        if not self.asked:
-            self.asked, self.since = number, time.monotonic()
-        elif time.monotonic() > self.since + self.PATIENCE:
+    def ask(number: int, _frame) -> None:
+        nonlocal since
+        if not ranks.asked_to_stop:
+            ranks.asked_to_stop = number
+            since = time.monotonic()
+        elif time.monotonic() > since + PATIENCE:
             raise Interrupted(number)
 
-    def here(self) -> None:
-        """Raise Stopped, in all processes at once, if one of them was asked to stop."""
-        asked = int(self.ranks.gather(torch.tensor([self.asked])).max()) if self.ranks.size > 1 else self.asked
-        if asked:
-            raise Stopped(asked)
+    earlier = {}
+    if threading.current_thread() is threading.main_thread():  # only it may handle signals
+        for number in (signal.SIGTERM, signal.SIGINT):
+            earlier[number] = signal.signal(number, ask)
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
 
 
 # --- the machine -----------------------------------------------------------------------------------------------------
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory is full; on a CPU torch raises a RuntimeError with such a text."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
 
 
 def pick_precision(asked: str | None, device: torch.device) -> str:
@@ -204,13 +218,15 @@ def peak_memory(device: torch.device) -> str:
 
 def describe_device(precision: str, ranks: Ranks) -> str:
     """Return in words what a run computes on."""
-    processes = f"{ranks.size} processes, " * (ranks.size > 1)
-    return f"{ranks.device}, {precision}, {processes}{torch.get_num_threads()} CPU threads, torch {torch.__version__}"
+    parts = [str(ranks.device), precision]
+    if ranks.size > 1:
+        parts.append(f"{ranks.size} processes")
+    return ", ".join([*parts, f"{torch.get_num_threads()} CPU threads", f"torch {torch.__version__}"])
 
 
 def provenance(ranks: Ranks) -> dict[str, str | int | None]:
     """Return what a result depends on beside flags and files: versions, device, processes, threads and commit."""
-    folder = Path(__file__).resolve().parent
+    folder = Path(__file__).resolve().parent.parent
     try:
         command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,13 +1,17 @@
-"""Settings of the commands: dataclasses whose fields are the flags, with default, help text and check in one line."""
+"""The flags of the commands: dataclasses whose fields are the flags, with default, help text and check in one line.
+
+The checks hold in Python as on the command line: a value out of its range is a ValueError that names the field.
+"""
 
 import argparse
 import dataclasses
 import math
-from collections.abc import Callable, Container
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
-from formats.authors import BPE_FILE, ENCODER_FILE, vocabulary_files
+from formats.authors import BPE_FILE, ENCODER_FILE, FolderSizes, vocabulary_files
 from formats.examples import OWN_FIELDS, parse_columns
 from formats.files import find
 from model_pytorch import ACTIVATIONS, DEFAULT_CONFIG, Config
@@ -15,6 +19,121 @@ from opt import SCHEDULES
 from reading.tasks import TASKS
 
 S = TypeVar("S")
+
+# --- what a value may be ---------------------------------------------------------------------------------------------
+
+
+class WrongValue(argparse.ArgumentTypeError, ValueError):
+    """A value that a setting cannot have; argparse prints its text."""
+
+
+def number(kind: type, low: float = -math.inf, high: float = math.inf, below_high: bool = False) -> Callable:
+    """Return a parser of a finite int or float from low to high."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise WrongValue(f"{text!r} is not a {parse.__name__}") from None
+        if not math.isfinite(value):
+            raise WrongValue(f"{text} is not a finite number")
+        is_too_high = value >= high if below_high else value > high
+        if value < low or is_too_high:
+            limits = f"{low} or more"
+            if high < math.inf:
+                limits = f"from {low} to {'below ' if below_high else ''}{high}"
+            raise WrongValue(f"{text} is not {limits}")
+        return value
+
+    parse.__name__ = {int: "whole number", float: "number"}[kind]
+    return parse
+
+
+def run_name(text: str) -> str:
+    """Return the name of a run, which becomes a file name."""
+    is_special = text in ("", ".", "..") or not text.isprintable()
+    if is_special or any(c in text for c in '/\\:*?"<>|'):
+        raise WrongValue(f"{text!r} becomes a file name: use letters, digits, '-', '_' and '.'")
+    return text
+
+
+def columns_of_fields(text: str) -> str:
+    """Return the text of --columns, which parse_columns reads."""
+    try:
+        parse_columns(text)
+    except ValueError as error:
+        raise WrongValue(str(error)) from None
+    return text
+
+
+def dataset_names() -> list[str]:
+    """Return the names of --dataset."""
+    return [*TASKS, "own"]
+
+
+COUNT = number(int, 1)
+FRACTION = number(float, 0, 1, below_high=True)
+NOT_NEGATIVE = number(float, 0)
+SEED = number(int, 0, 2**32 - 1)
+
+# --- fields that are flags -------------------------------------------------------------------------------------------
+
+
+def setting(default: Any, help: str, parse: Callable = str, **more) -> Any:
+    """Return a dataclass field that is also a flag; a default of False makes it a switch.
+
+    Args:
+        default: None: may be left out; dataclasses.MISSING: must be given.
+        parse: text -> value; raises WrongValue.
+        more: choices: a list of values, or a function that returns one; is_input: a path, looked up here and then
+            beside the scripts; free_on_resume: a resumed run may have another value; positional: given by its place;
+            nargs: as argparse's.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "parse": parse, **more})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """What all settings have in common: every value is checked, and paths of inputs are found, once, here."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            try:
+                checked = check(field, value)
+            except ValueError as error:
+                raise ValueError(f"{field.name}: {error}") from None
+            object.__setattr__(self, field.name, checked)
+
+    def fixed_on_resume(self) -> dict[str, Any]:
+        """Return the settings that a resumed run must share with its checkpoint."""
+        fields = dataclasses.fields(self)
+        return {field.name: getattr(self, field.name) for field in fields if "free_on_resume" not in field.metadata}
+
+
+def check(field: dataclasses.Field, value: Any) -> Any:
+    """Return a setting's value as its flag gives it. Raises ValueError."""
+    if field.default is False:
+        if not isinstance(value, bool):
+            raise WrongValue(f"{value!r} is neither True nor False")
+        return value
+    if value is None and field.default is None:
+        return None
+    if "nargs" in field.metadata:
+        return value
+    if not isinstance(value, str):
+        value = str(value)
+    value = field.metadata["parse"](value)
+    allowed = choices_of(field)
+    if allowed is not None and value not in allowed:
+        raise WrongValue(f"{value!r} is not one of {', '.join(allowed)}")
+    return str(find(value)) if "is_input" in field.metadata else value
+
+
+def choices_of(field: dataclasses.Field) -> Sequence[str] | None:
+    """Return the values that a setting may have; None: any."""
+    choices = field.metadata.get("choices")
+    return choices() if callable(choices) else choices
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -24,106 +143,73 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default is None or action.default is False else super()._get_help_string(action)
 
 
-def number(kind: type, low: float = -math.inf, high: float = math.inf, below_high: bool = False) -> Callable:
-    """Return a parser of a finite int or float from low to high, for argparse to complain with."""
-
-    def parse(text: str) -> float:
-        value = kind(text)
-        if kind is float and not math.isfinite(value):
-            raise argparse.ArgumentTypeError(f"{text} is not a finite number")
-        if not low <= value <= high or (below_high and value == high):
-            limits = f"from {low} to {'below ' * below_high}{high}" if high < math.inf else f"{low} or more"
-            raise argparse.ArgumentTypeError(f"{text} is not {limits}")
-        return value
-
-    parse.__name__ = {int: "whole number", float: "number"}[kind]
-    return parse
-
-
-COUNT, FRACTION, NOT_NEGATIVE = number(int, 1), number(float, 0, 1, below_high=True), number(float, 0)
-
-
-def setting(default: Any, help: str, parse: Callable | None = None, choices: Container[str] | None = None) -> Any:
-    """Return a dataclass field that is also a flag; a default of False makes it a switch."""
-    return dataclasses.field(default=default, metadata={"help": help, "type": parse, "choices": choices})
-
-
-def required(help: str, parse: Callable | None = None, nargs: str | None = None) -> Any:
-    """Return a dataclass field that is also a flag which must be given; `nargs` as argparse's."""
-    return dataclasses.field(metadata={"help": help, "type": parse, "nargs": nargs})
-
-
-def positional(help: str, choices: Container[str] | None = None) -> Any:
-    """Return a dataclass field that is given without a flag, by its place on the command line."""
-    return dataclasses.field(metadata={"help": help, "choices": choices, "positional": True})
-
-
-def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
-    """Add a flag for each field of a dataclass of settings, and the positional arguments."""
-    # the command's own flags first, then those it has in common with others
-    for field in sorted(dataclasses.fields(settings), key=lambda field: field.name not in settings.__annotations__):
-        given = {name: value for name, value in field.metadata.items() if value is not None}
-        if given.pop("positional", False):
-            parser.add_argument(field.name, **given)
-        elif field.default is False:
-            parser.add_argument(f"--{field.name}", action="store_true", **given)
-        elif field.default is dataclasses.MISSING:
-            parser.add_argument(f"--{field.name}", required=True, **given)
-        else:
-            parser.add_argument(f"--{field.name}", default=field.default, **given)
-
-
 def parse(settings: type[S], description: str, argv: list[str] | None) -> S:
     """Return the settings that the command line gives; a wrong flag ends the program with one line and exit code 2."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter)
-    add_flags(parser, settings)
+    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+    for field in dataclasses.fields(settings):
+        add_flag(parser, field)
     try:
         return settings(**vars(parser.parse_args(argv)))
     except ValueError as error:  # settings that contradict each other
         parser.error(str(error))
 
 
-def check_name(desc: str) -> None:
-    """Raise ValueError for a name of a run that is not a plain file name: it would be written elsewhere."""
-    if desc in ("", ".", "..") or not desc.isprintable() or any(c in desc for c in '/\\:*?"<>|'):
-        raise ValueError(f"--desc {desc!r} becomes a file name: use letters, digits, '-', '_' and '.'")
+def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
+    """Add a dataclass field to a parser."""
+    help_text = field.metadata["help"]
+    if field.default is False:
+        parser.add_argument(f"--{field.name}", action="store_true", help=help_text)
+        return
+    given = {"help": help_text, "type": field.metadata["parse"], "choices": choices_of(field)}
+    if "nargs" in field.metadata:
+        given["nargs"] = field.metadata["nargs"]
+    if "positional" in field.metadata:
+        parser.add_argument(field.name, **given)
+    elif field.default is dataclasses.MISSING:
+        parser.add_argument(f"--{field.name}", required=True, **given)
+    else:
+        parser.add_argument(f"--{field.name}", default=field.default, **given)
 
 
 # --- groups of settings that commands have in common -----------------------------------------------------------------
-
 
 SIZES = ("n_embd", "n_head", "n_layer", "afn")  # what a model folder tells
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkSettings:
-    """The fields of `Config`; sizes left out are taken from the model folder."""
+class NetworkFlags(Flags):
+    """The fields of `Config`; sizes left out are those of the model folder."""
 
-    n_embd: int | None = setting(None, f"features; default: as in --model_dir, else {DEFAULT_CONFIG.n_embd}", COUNT)
+    n_embd: int | None = setting(None, f"features; default: the model folder's, else {DEFAULT_CONFIG.n_embd}", COUNT)
     n_head: int | None = setting(
-        None, f"attention heads; default: as in --model_dir, else {DEFAULT_CONFIG.n_head}", COUNT
+        None, f"attention heads; default: the model folder's, else {DEFAULT_CONFIG.n_head}", COUNT
     )
-    n_layer: int | None = setting(None, f"blocks; default: as in --model_dir, else {DEFAULT_CONFIG.n_layer}", COUNT)
+    n_layer: int | None = setting(None, f"blocks; default: the model folder's, else {DEFAULT_CONFIG.n_layer}", COUNT)
     embd_pdrop: float = setting(DEFAULT_CONFIG.embd_pdrop, "dropout rate of the embedding matrix", FRACTION)
     attn_pdrop: float = setting(DEFAULT_CONFIG.attn_pdrop, "dropout rate of the attention weights", FRACTION)
     resid_pdrop: float = setting(DEFAULT_CONFIG.resid_pdrop, "dropout rate of the attention and MLP outputs", FRACTION)
     clf_pdrop: float = setting(DEFAULT_CONFIG.clf_pdrop, "dropout rate of the state the task head reads", FRACTION)
     afn: str | None = setting(
-        None, f"activation of the MLP; default: as in --model_dir, else {DEFAULT_CONFIG.afn}", choices=ACTIVATIONS
+        None,
+        f"activation of the MLP; default: the model folder's, else {DEFAULT_CONFIG.afn}",
+        choices=list(ACTIVATIONS),
     )
 
-    def config(self, sizes=DEFAULT_CONFIG) -> Config:
+    def config(self, sizes: Config | FolderSizes = DEFAULT_CONFIG) -> Config:
         """Return the network's settings; sizes that are None are taken from `sizes`. Raises ValueError."""
-        chosen = {name: getattr(self, name) or getattr(sizes, name) for name in SIZES}
-        if chosen["n_embd"] % chosen["n_head"]:
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Config)}
+        for name in SIZES:
+            if values[name] is None:
+                values[name] = getattr(sizes, name)
+        if values["n_embd"] % values["n_head"]:
             raise ValueError(
-                f"--n_embd {chosen['n_embd']} is not a multiple of --n_head {chosen['n_head']}. Change one of them."
+                f"n_embd {values['n_embd']} is not a multiple of n_head {values['n_head']}. Change one of them."
             )
-        return Config(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Config)} | chosen)
+        return Config(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamSettings:
+class AdamFlags(Flags):
     """The arguments of OpenAIAdam, except its schedule."""
 
     lr: float = setting(6.25e-5, "peak learning rate", NOT_NEGATIVE)
@@ -136,64 +222,70 @@ class AdamSettings:
 
     def adam(self) -> dict[str, float | bool]:
         """Return the arguments of OpenAIAdam."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(AdamSettings)}
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(AdamFlags)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class MachineSettings:
-    """Memory, speed and long runs. All but accumulate, which makes updates larger, change results by rounding only."""
+class RunFlags(Flags):
+    """Where a run writes; memory, speed and long runs.
 
+    All but accumulate, which makes updates larger, change results by rounding only.
+    """
+
+    log_dir: str = setting("log/", "folder for <desc>.jsonl (log), predictions and pictures", free_on_resume=True)
+    save_dir: str = setting("save/", "folder for <desc>/: parameters, settings, checkpoints", free_on_resume=True)
+    seed: int = setting(42, "seed of all random numbers", SEED)
     precision: str | None = setting(
-        None, "precision of matrix products; default: bf16 on a GPU that has it, else fp32", choices=("fp32", "bf16")
+        None, "precision of matrix products; default: bf16 on a GPU that has it, else fp32", choices=["fp32", "bf16"]
     )
     accumulate: int = setting(1, "batches of --n_batch computed one by one for each update", COUNT)
     checkpoint_activations: bool = setting(False, "save memory: recompute the blocks in the backward pass")
     deterministic: bool = setting(False, "let torch use deterministic algorithms only")
     checkpoint_every: int = setting(
-        0, "updates between two checkpoints in --save_dir; 0: only at the end of each epoch", number(int, 0)
+        0,
+        "updates between two checkpoints in --save_dir; 0: only at the end of each epoch",
+        number(int, 0),
+        free_on_resume=True,
     )
-    resume: bool = setting(False, "continue from the newest checkpoint of --desc, if there is one")
-    tensorboard: bool = setting(False, "write the log for TensorBoard too, to <desc>.tensorboard/ in --log_dir")
+    resume: bool = setting(False, "continue from the newest checkpoint of --desc, if there is one", free_on_resume=True)
+    tensorboard: bool = setting(
+        False, "write the log for TensorBoard too, to <desc>.tensorboard/ in --log_dir", free_on_resume=True
+    )
 
 
 # --- fine-tuning -----------------------------------------------------------------------------------------------------
 
 
-class _Datasets:
-    """The names of --dataset: those in TASKS at the time a flag is read, and own."""
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.__iter__()
-
-    def __iter__(self):
-        return iter([*TASKS, "own"])
-
-
-DATASETS = _Datasets()
-
-
 @dataclass(frozen=True, kw_only=True)
-class Settings(MachineSettings, NetworkSettings, AdamSettings):
+class FineTuningFlags(RunFlags, NetworkFlags, AdamFlags):
     """The flags of train.py; the defaults are the paper's and the authors' (FIDELITY 74)."""
 
-    dataset: str = setting("rocstories", "task to fine-tune on; own: your files in --data_dir", choices=DATASETS)
-    task: str | None = setting(None, "task form of --dataset own", choices=OWN_FIELDS)
-    columns: str | None = setting(None, "your column names for --dataset own, such as text=review,label=stars")
-    race: str = setting("all", "which part of --dataset race", choices=("middle", "high", "all"))
+    dataset: str = setting("rocstories", "task to fine-tune on; own: your files in --data_dir", choices=dataset_names)
+    task: str | None = setting(None, "task form of --dataset own", choices=list(OWN_FIELDS))
+    columns: str | None = setting(
+        None, "your column names for --dataset own, such as text=review,label=stars", columns_of_fields
+    )
+    race: str = setting("all", "which part of --dataset race", choices=["middle", "high", "all"])
     max_examples: int | None = setting(None, "read at most this many examples of each file, for a dry run", COUNT)
-    class_weights: str = setting("none", "balanced: rare labels weigh more in the loss", choices=("none", "balanced"))
-    desc: str | None = setting(None, "name of the run, in the names of its files; default: the dataset's name")
-    data_dir: str = setting("data/", "folder of the task's files")
-    model_dir: str = setting("model/", "folder of the pre-trained model, in the authors' format or Hugging Face's")
-    encoder_path: str | None = setting(None, f"vocabulary; default: {ENCODER_FILE} or vocab.json in --model_dir")
-    bpe_path: str | None = setting(None, f"byte-pair merges; default: {BPE_FILE} or merges.txt in --model_dir")
-    log_dir: str = setting("log/", "folder for <desc>.jsonl (log), .tsv (predictions) and .png (curves)")
-    save_dir: str = setting("save/", "folder for <desc>/: best_params, settings.json, vocabulary, checkpoints")
-    submission_dir: str = setting("submission/", "folder for the predictions to hand in")
-    submit: bool = setting(False, "predict the test set with the parameters best on valid")
-    analysis: bool = setting(False, "print valid and test results and draw the curves; needs --submit")
-    verify: bool = setting(False, "check that files and answers of --model_dir are the authors', and stop")
-    seed: int = setting(42, "seed of all random numbers", number(int, 0, 2**32 - 1))
+    class_weights: str = setting("none", "balanced: rare labels weigh more in the loss", choices=["none", "balanced"])
+    desc: str | None = setting(
+        None, "name of the run, in the names of its files; default: the dataset's name", run_name
+    )
+    data_dir: str = setting("data/", "folder of the task's files", is_input=True)
+    model_dir: str = setting(
+        "model/", "folder of the pre-trained model, in the authors' format or Hugging Face's", is_input=True
+    )
+    encoder_path: str | None = setting(
+        None, f"vocabulary; default: {ENCODER_FILE} or vocab.json in --model_dir", is_input=True
+    )
+    bpe_path: str | None = setting(
+        None, f"byte-pair merges; default: {BPE_FILE} or merges.txt in --model_dir", is_input=True
+    )
+    submission_dir: str = setting("submission/", "folder for the predictions to hand in", free_on_resume=True)
+    submit: bool = setting(False, "predict the test set with the parameters best on valid", free_on_resume=True)
+    analysis: bool = setting(
+        False, "print valid and test results and draw the curves; needs --submit", free_on_resume=True
+    )
     n_iter: int = setting(3, "epochs", COUNT)
     n_batch: int = setting(8, "examples per device and batch; an update in the paper has 32", COUNT)
     share_context: bool = setting(False, "compute the choices' common prefix once in training too, as in prediction")
@@ -203,31 +295,107 @@ class Settings(MachineSettings, NetworkSettings, AdamSettings):
     n_ctx: int = setting(512, "tokens of the longest row allowed", number(int, 6))
     n_transfer: int = setting(12, "blocks to load; 0: only the embeddings; -1: nothing", number(int, -1))
     lm_coef: float = setting(0.5, "weight of the auxiliary language-model loss; 0: none", NOT_NEGATIVE)
-    lr_schedule: str = setting("warmup_linear", "learning-rate schedule", choices=SCHEDULES)
+    lr_schedule: str = setting("warmup_linear", "learning-rate schedule", choices=list(SCHEDULES))
     lr_warmup: float = setting(0.002, "fraction of all updates spent warming up", number(float, 0, 1))
 
     def __post_init__(self):
-        """Fill in the paths that follow from others. Raises ValueError for settings that contradict each other."""
-        encoder_path, bpe_path = vocabulary_files(find(self.model_dir))
-        object.__setattr__(self, "desc", self.dataset if self.desc is None else self.desc)
-        object.__setattr__(self, "encoder_path", self.encoder_path or str(encoder_path))
-        object.__setattr__(self, "bpe_path", self.bpe_path or str(bpe_path))
-        check_name(self.desc)
+        """Check all values and fill in those that follow from others. Raises ValueError."""
+        super().__post_init__()
+        if self.desc is None:
+            object.__setattr__(self, "desc", self.dataset)
+        encoder_path, bpe_path = vocabulary_files(Path(self.model_dir))
+        if self.encoder_path is None:
+            object.__setattr__(self, "encoder_path", str(encoder_path))
+        if self.bpe_path is None:
+            object.__setattr__(self, "bpe_path", str(bpe_path))
         if self.analysis and not self.submit:
-            raise ValueError("--analysis reads the predictions that --submit writes: give both")
+            raise ValueError("analysis reads the predictions that submit writes: give both")
         if (self.dataset == "own") != (self.task is not None):
-            raise ValueError("--task is the form of --dataset own: give both or neither")
-        if self.columns and self.dataset != "own":
-            raise ValueError("--columns is for --dataset own: the official files have known columns")
-        parse_columns(self.columns)
+            raise ValueError("task is the form of dataset own: give both or neither")
+        if self.columns is not None and self.dataset != "own":
+            raise ValueError("columns is for dataset own: the official files have known columns")
 
 
-# settings that may change when a run is resumed
-FREE_ON_RESUME = {"resume", "checkpoint_every", "submit", "analysis", "verify", "log_dir", "save_dir", "submission_dir"}
-FREE_ON_RESUME |= {"tensorboard", "probe", "probe_examples"}
-FREE_ON_RESUME |= {"workers", "tokenize_only", "part"}
+# --- pre-training ----------------------------------------------------------------------------------------------------
+
+N_CTX = 512  # tokens in a sequence, as the paper has them
 
 
-def fixed_on_resume(settings: Any) -> dict[str, Any]:
-    """Return the settings that a resumed run must share with its checkpoint."""
-    return {name: value for name, value in dataclasses.asdict(settings).items() if name not in FREE_ON_RESUME}
+@dataclass(frozen=True, kw_only=True)
+class PreTrainingFlags(RunFlags, NetworkFlags, AdamFlags):
+    """The flags of pretrain.py; the defaults are the paper's (FIDELITY 104)."""
+
+    corpus: str | list[str] = setting(
+        dataclasses.MISSING,
+        "text in UTF-8, a document a line: files, folders and globs, plain or .gz; read in the order given, those of a "
+        "folder or glob by path",
+        nargs="+",
+    )
+    model_dir: str = setting(dataclasses.MISSING, "folder to write, in the authors' format; a vocabulary in it is used")
+    init_from: str | None = setting(
+        None,
+        "folder of a model or of a fine-tuned run to start from, with its vocabulary; default: random weights",
+        is_input=True,
+    )
+    desc: str = setting("pretrain", "name of the run, in the names of its files", run_name)
+    n_merges: int = setting(40000, "byte-pair merges to learn", COUNT)
+    workers: int | None = setting(
+        None, "processes that read the corpus; default: one a CPU core", COUNT, free_on_resume=True
+    )
+    tokenize_only: bool = setting(False, "stop when the vocabulary and the tokens are made", free_on_resume=True)
+    n_ctx: int | None = setting(
+        None, f"tokens in a sequence; default: as many as --init_from has positions, else {N_CTX}", number(int, 2)
+    )
+    by_document: bool = setting(
+        False,
+        "a sequence is one document from its beginning, at most --n_ctx tokens of it; default: windows of the text",
+    )
+    n_iter: int = setting(100, "epochs", COUNT)
+    n_batch: int = setting(64, "sequences per device and batch", COUNT)
+    valid_share: float = setting(0.01, "fraction of the sequences, at the end of the text, to hold out", FRACTION)
+    init_std: float = setting(
+        0.02, "standard deviation of the initial matrices; small networks learn sooner from 0.05 to 0.1", NOT_NEGATIVE
+    )
+    lr: float = setting(2.5e-4, "peak learning rate", NOT_NEGATIVE)
+    lr_warmup: int = setting(2000, "updates spent warming up, before the cosine to 0", number(int, 0))
+    log_every: int = setting(500, "updates between two measurements of the perplexity", COUNT)
+    checkpoint_every: int = setting(
+        1000,
+        "updates between two checkpoints in --save_dir; 0: only at the end of each epoch",
+        number(int, 0),
+        free_on_resume=True,
+    )
+    probe: str | None = setting(
+        None,
+        "zero-shot figures of each log: HEURISTIC:DATASET:FOLDER,... such as choice:rocstories:demo/data",
+        free_on_resume=True,
+    )
+    probe_examples: int = setting(200, "validation examples of each probe, at most", COUNT, free_on_resume=True)
+
+    def __post_init__(self):
+        """Check all values. Raises ValueError."""
+        super().__post_init__()
+        corpus = [self.corpus] if isinstance(self.corpus, str) else list(self.corpus)
+        object.__setattr__(self, "corpus", corpus)
+        if self.init_from is None:
+            self.config()
+
+    def with_sizes_of(self, sizes: FolderSizes | None) -> "PreTrainingFlags":
+        """Return the settings with the sizes that were left out: those of init_from, else the paper's.
+
+        Raises ValueError where a setting and init_from differ.
+        """
+        if sizes is None:
+            cfg = self.config()
+            chosen = {name: getattr(cfg, name) for name in SIZES}
+            return dataclasses.replace(self, n_ctx=self.n_ctx or N_CTX, **chosen)
+        for name in SIZES:
+            value = getattr(sizes, name)
+            if getattr(self, name) not in (None, value):
+                raise ValueError(f"{self.init_from} has {name} {value}, not {getattr(self, name)}. Leave out --{name}.")
+        n_ctx = self.n_ctx or sizes.n_positions
+        if n_ctx > sizes.n_positions:
+            raise ValueError(
+                f"{self.init_from} has {sizes.n_positions} positions, fewer than n_ctx {n_ctx}. Lower --n_ctx."
+            )
+        return dataclasses.replace(self, n_ctx=n_ctx, **{name: getattr(sizes, name) for name in SIZES})

@@ -178,18 +178,23 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, n_dropped: int, block: int) -> Tensor:
-        ctx.scale, ctx.block, out, kept = 2**16 / (2**16 - n_dropped), block, q.new_empty(*q.shape[:-1], v.size(-1)), []
+        ctx.scale = 2**16 / (2**16 - n_dropped)
+        ctx.block = block
         q = q / math.sqrt(q.size(-1))
+        out = q.new_empty(*q.shape[:-1], v.size(-1))
+        kept = []
         for rows, seen in _Attention.blocks(q, k, block):
+            # scores of the slots that a query attends to; a causal block attends to all slots before its own
             scores = q[:, :, rows] @ k[:, :, seen].transpose(-2, -1)  # (H, S, block, seen)
-            # a causal block attends to all slots before its own
             attends = causal_mask(q[:, :, rows], q[:, :, rows]) if mask is None else mask
             minus_inf = torch.zeros(attends.shape, dtype=scores.dtype).masked_fill_(~attends, -math.inf)
             scores[..., -attends.size(-1) :] += minus_inf
+
+            # dropout of the weights; their rescaling is left to the smaller output
             weights = scores.softmax(-1)
             dropped, dropout_mask = _Dropout.sample(weights, n_dropped)
             out[:, :, rows] = (dropped @ v[:, :, seen]).mul_(ctx.scale)
-            kept += [dropout_mask, dropped, weights]
+            kept += [weights, dropped, dropout_mask]
         ctx.save_for_backward(q, k, v, *kept)
         return out
 
@@ -197,17 +202,23 @@ class _Attention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *kept = ctx.saved_tensors
-        grad, grad_q, grad_k_t, grad_v = grad * ctx.scale, torch.empty_like(q), None, None
-        for rows, seen in reversed(_Attention.blocks(q, k, ctx.block)):  # the last one attends to all of k and v
-            weights, dropped, dropout_mask = (kept.pop() for _ in range(3))
+        grad = grad * ctx.scale
+        grad_q = torch.empty_like(q)
+        grad_k_t = grad_v = None
+        for rows, seen in reversed(_Attention.blocks(q, k, ctx.block)):
+            # through the dropout and the softmax
+            dropout_mask, dropped, weights = kept.pop(), kept.pop(), kept.pop()
             grad_dropped = grad[:, :, rows] @ v[:, :, seen].transpose(-2, -1)
             grad_weights = _Dropout.apply_mask(grad_dropped, dropout_mask)
             grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+
+            # to queries, keys and values; the last block, the first one here, attends to all of k and v
             grad_q[:, :, rows] = grad_scores @ k[:, :, seen]
             of_k_t = q[:, :, rows].transpose(-2, -1) @ grad_scores  # (H, S, D, seen)
             of_v = dropped.transpose(-2, -1) @ grad[:, :, rows]  # (H, S, seen, D)
             if grad_v is None:
-                grad_k_t, grad_v = of_k_t, of_v
+                grad_k_t = of_k_t
+                grad_v = of_v
             else:
                 grad_k_t[..., seen] += of_k_t
                 grad_v[:, :, seen] += of_v
@@ -216,8 +227,12 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def blocks(q: Tensor, k: Tensor, block: int) -> list[tuple[slice, slice]]:
         """Return the slots of q in each block of queries, and those of k that they can attend to."""
-        ends = [min(start + block, q.size(2)) for start in range(0, q.size(2), block)]
-        return [(slice(i * block, end), slice(k.size(2) - q.size(2) + end)) for i, end in enumerate(ends)]
+        n_before = k.size(2) - q.size(2)  # slots of k before the first of q
+        found = []
+        for start in range(0, q.size(2), block):
+            end = min(start + block, q.size(2))
+            found.append((slice(start, end), slice(n_before + end)))
+        return found
 
 
 def attention(
@@ -270,7 +285,9 @@ class _RowLosses(torch.autograd.Function):
     def forward(ctx, states: Tensor, table: Tensor, targets: Tensor, predictions: Tensor, weights: Tensor) -> Tensor:
         device = states.device.type
         ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
-        of_each = _prediction_weights(predictions, weights, len(targets)) if any(ctx.needs_input_grad) else None
+        of_each = None
+        if any(ctx.needs_input_grad):
+            of_each = _prediction_weights(predictions, weights, len(targets))
         losses, *gradients = _cross_entropies(states, table, targets, of_each, ctx.dtype)
         ctx.save_for_backward(states, table, targets, predictions, weights, *gradients)
         return (F.pad(losses, (0, 1))[predictions] * weights).sum(1)
@@ -281,7 +298,8 @@ class _RowLosses(torch.autograd.Function):
         states, table, targets, predictions, weights, grad_states, grad_table = ctx.saved_tensors
         if (grad_rows == grad_rows[0]).all():
             # in place, to use no further memory
-            grad_states, grad_table = grad_states.mul_(grad_rows[0]), grad_table.mul_(grad_rows[0])
+            grad_states = grad_states.mul_(grad_rows[0])
+            grad_table = grad_table.mul_(grad_rows[0])
         else:
             of_each = _prediction_weights(predictions, weights * grad_rows[:, None], len(targets))
             _, grad_states, grad_table = _cross_entropies(states, table, targets, of_each, ctx.dtype)
@@ -302,47 +320,69 @@ def _prediction_weights(predictions: Tensor, weights: Tensor, n: int) -> Tensor:
 @torch.autocast("cpu", enabled=False)
 @torch.autocast("cuda", enabled=False)
 def _cross_entropies(
-    states: Tensor,
-    table: Tensor,
-    targets: Tensor,
-    weights: Tensor | None,
-    dtype: torch.dtype,
+    states: Tensor, table: Tensor, targets: Tensor, weights: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return the cross entropies (M,) and, given weights (M,), the gradients of their weighted sum.
 
-    Matrix products are in `dtype`. Shapes: P states of a chunk, W entries of a block of the table.
+    Matrix products are in `dtype`.
     """
     losses = states.new_empty(len(states), dtype=torch.promote_types(states.dtype, torch.float32))
-    grad_states, grad_table = (None, None) if weights is None else (torch.zeros_like(states), torch.zeros_like(table))
+    grad_states = grad_table = None
+    if weights is not None:
+        grad_states = torch.zeros_like(states)
+        grad_table = torch.zeros_like(table)
     width = _RowLosses.WIDTH if table.device.type == "cpu" else len(table)
     blocks = table.to(dtype).split(width)  # (W, C) each
     for start in range(0, len(states), _RowLosses.CHUNK):
-        chunk = slice(start, start + _RowLosses.CHUNK)
-        state, target = states[chunk].to(dtype), targets[chunk]
-
-        # block by block: the softmax within the block, its normaliser, and the target's logit
-        columns = [(target - i * width).clamp(0, len(block) - 1)[:, None] for i, block in enumerate(blocks)]  # (P, 1)
-        is_here = [(target // width == i).to(losses.dtype)[:, None] for i in range(len(blocks))]
-        softmaxes, log_zs, target_logit = [], [], 0.0
-        for block, column, here in zip(blocks, columns, is_here, strict=True):
-            logits = product(state, block.T)  # (P, W)
-            target_logit = target_logit + at_least_float32(logits.gather(1, column)) * here
-            softmaxes.append(logits.softmax(1, dtype=losses.dtype))
-            # the largest probability is exp(0) / sum
-            log_zs.append(logits.amax(1, keepdim=True) - softmaxes[-1].amax(1, keepdim=True).log())
-        del logits
-        log_zs = torch.cat(log_zs, 1)  # (P, number of blocks)
-        log_z = log_zs.logsumexp(1, keepdim=True)
-        losses[chunk] = (log_z - target_logit).squeeze(1)
-        if weights is None:
-            continue
-
-        # gradient of the logits: weight * (softmax - one-hot target)
-        weight = weights[chunk, None]
-        scales = weight * (log_zs - log_z).exp()
-        for i, (softmax, block) in enumerate(zip(softmaxes, blocks, strict=True)):
-            grad_logits = softmax.mul_(scales[:, i : i + 1])
-            grad_logits = grad_logits.scatter_add_(1, columns[i], -weight * is_here[i]).to(dtype)
-            grad_states[chunk] += product(grad_logits, block)
-            grad_table[i * width : (i + 1) * width] += product(grad_logits.T, state)
+        rows = slice(start, start + _RowLosses.CHUNK)
+        chunk = _Chunk(states[rows].to(dtype), targets[rows], blocks, losses.dtype)
+        losses[rows] = chunk.losses()
+        if weights is not None:
+            chunk.add_gradients(weights[rows, None], grad_states[rows], grad_table)
+        del chunk  # before the next one is made: its softmaxes are the largest tensors here
     return losses, grad_states, grad_table
+
+
+class _Chunk:
+    """The softmax of P states over the V entries of the table, which comes in blocks of W entries.
+
+    For each block: the softmax within the block, the logarithm of its normaliser, and where the targets stand in it.
+    """
+
+    def __init__(self, states: Tensor, targets: Tensor, blocks: tuple[Tensor, ...], dtype: torch.dtype):
+        self.states = states  # (P, C)
+        self.blocks = blocks  # (W, C) each
+        self.softmaxes, self.columns, self.is_here = [], [], []
+        self.target_logit = 0.0  # (P, 1)
+        log_zs = []
+        for i, block in enumerate(blocks):
+            width = len(blocks[0])
+            column = (targets - i * width).clamp(0, len(block) - 1)[:, None]  # (P, 1)
+            is_here = (targets // width == i).to(dtype)[:, None]
+            logits = product(states, block.T)  # (P, W)
+            softmax = logits.softmax(1, dtype=dtype)
+            self.target_logit = self.target_logit + at_least_float32(logits.gather(1, column)) * is_here
+            # the largest probability is exp(0) / sum
+            log_zs.append(logits.amax(1, keepdim=True) - softmax.amax(1, keepdim=True).log())
+            self.softmaxes.append(softmax)
+            self.columns.append(column)
+            self.is_here.append(is_here)
+        self.log_zs = torch.cat(log_zs, 1)  # (P, number of blocks)
+        self.log_z = self.log_zs.logsumexp(1, keepdim=True)
+
+    def losses(self) -> Tensor:
+        """Return the cross entropies (P,)."""
+        return (self.log_z - self.target_logit).squeeze(1)
+
+    def add_gradients(self, weights: Tensor, grad_states: Tensor, grad_table: Tensor) -> None:
+        """Add the gradients of the sum of the cross entropies, with weights (P, 1); uses up the softmaxes."""
+        # gradient of the logits: weight * (softmax - one-hot target)
+        scales = weights * (self.log_zs - self.log_z).exp()
+        first = 0
+        for i, block in enumerate(self.blocks):
+            grad_logits = self.softmaxes[i].mul_(scales[:, i : i + 1])
+            grad_logits.scatter_add_(1, self.columns[i], -weights * self.is_here[i])
+            grad_logits = grad_logits.to(block.dtype)
+            grad_states += product(grad_logits, block)
+            grad_table[first : first + len(block)] += product(grad_logits.T, self.states)
+            first += len(block)

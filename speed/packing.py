@@ -1,22 +1,30 @@
-"""Which tokens of a batch are computed: no padding, and what the choices have in common only once."""
+"""Which tokens of a batch are computed: no padding, and what the choices have in common only once.
 
+Shape letters as in model_pytorch.py; further R rows, N tokens, S sequences of L slots, M predictions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
+@dataclass
 class Packing:
     """A batch as a list of N tokens, and the slots of these tokens in the sequences that attention works on.
 
     All layers but attention work on the list: the real tokens, each computed once, concatenated. Attention works on S
-    sequences of L slots. Build a packing on the CPU and then move it: on a GPU, building it would synchronise.
+    sequences of L slots. There are three ways to make one: `of_rows`, `of_padded` and `full`. Make it on the CPU and
+    then move it: on a GPU, making it would synchronise.
 
-    Example: a story 5 6 with the endings 7 and 8 9; start is 1, delimiter 2, classify 3. The K = 2 rows are
+    Example: a story 5 6 with the endings 7 and 8 9; start is 1, delimiter 2, classify 3. The R = 2 rows are
 
         1 5 6 2 7 3
         1 5 6 2 8 9 3
 
-    Without share_context: 13 tokens in S = 2 sequences of L = 7 slots. With it, the common prefix is computed once:
+    Without share_context: N = 13 tokens in S = 2 sequences of L = 7 slots. With it, the common prefix is computed once:
 
         slot        0 1 2 3 4 5 6 7 8      N = 9 tokens in S = 1 sequence of L = 9 slots
         token       1 5 6 2 7 3 8 9 3
@@ -25,90 +33,179 @@ class Packing:
     The language model predicts each distinct next token once, here M = 8: 5 6 2 7 3 of the first row, 8 9 3 of the
     second. predictors = 0 1 2 3 4 3 6 7 index the tokens they are predicted from, targets = 5 6 2 7 3 8 9 3, and
     predictions = 0 1 2 3 4 - and 0 1 2 5 6 7 say which of the M predictions belong to each row (-: padding).
-
-    Args:
-        x: token and position ids (B, K, T, 2), or (B, T, 2) for one row per example.
-        m: 1 on real tokens, 0 on the padding at each row's end (B, K, T), or (B, T); None: all are real.
-        share_context: compute the prefix common to the K rows of an example once; each row attends to it and itself.
-        n_choices: (B,) number of choices of each example, its first rows; its other rows only pad it to K and do not
-            count. None: all K rows are choices.
     """
 
-    MULTIPLE = 4  # N (where there are free slots) and M are padded to it; for CPU products in bfloat16
+    tokens: Tensor  # (N, 2) ids of token and position
+    shape: tuple[int, int]  # (R, T) of the padded batch
+    sequences: tuple[int, int]  # (S, L)
+    slots: Tensor | None = (
+        None  # (N,) of each token, numbered across sequences; None: the list is in order, without gaps
+    )
+    mask: Tensor | None = None  # (S, L, L) which slots attend to which; None: causal
+    source: Tensor | None = None  # (R, T) index of each padded token in the list, N on padding; None: in order
+    read: Tensor | None = None  # (B, K) index of the token of each row that the task head reads
+    is_choice: Tensor | None = None  # (B, K) False where an example has fewer choices than K; None: nowhere
+    predictors: Tensor | None = None  # (M,)
+    targets: Tensor | None = None  # (M,)
+    predictions: Tensor | None = None  # (R, T-1), M on padding
 
-    def __init__(
-        self, x: Tensor, m: Tensor | None = None, share_context: bool = False, n_choices: Tensor | None = None
-    ):
-        self.x, self.is_choice = x, None  # is_choice: (B, K); None: all rows are
-        if n_choices is not None and (n_choices < x.size(1)).any():
-            self.is_choice = torch.arange(x.size(1)) < n_choices[:, None]
-        n_choices = x.size(1) if share_context and x.dim() == 4 else 1
-        ids = x.reshape(-1, n_choices, *x.shape[-2:])  # (S, K, T, 2)
-        self.shape = (ids.size(0) * n_choices, ids.size(2))  # (B*K, T)
-        is_exporting = torch.compiler.is_exporting()  # then no size may follow from values: no targets
-        # full: no padding and nothing shared, each token in its own slot; attention then works in blocks
-        self.is_full = m is None and n_choices == 1 and not is_exporting
-        if self.is_full or is_exporting:
-            self.tokens, self.sequences, self.is_dense, self.mask = ids.flatten(0, 2), self.shape, True, None
-            if not is_exporting:
-                self.slots = torch.arange(len(self.tokens), device=ids.device)
-                self.source = self.slots.view(self.shape)
-                targets = x[..., 1:, 0].flatten().long()
-                padding = 0, -len(targets) % Packing.MULTIPLE
-                self.predictors = F.pad(self.source[:, :-1].flatten(), padding)
-                self.targets = F.pad(targets, padding)
-                self.predictions = torch.arange(len(targets), device=ids.device).view(len(ids), -1)
-            return
+    # --- three ways to make one --------------------------------------------------------------------------------------
 
-        real = torch.ones(ids.shape[:3]) if m is None else m.reshape(ids.shape[:3])
-        real = real.to(ids.device).bool()
-        # a sequence: the common prefix, then the rest of each row; slots are numbered across sequences
-        lengths = real.sum(2)  # (S, K)
-        common = ((ids == ids[:, :1]).all(3) & real).all(1).cumprod(1).sum(1)  # (S,)
-        common = common.clamp(max=lengths.amin(1) - 1) if n_choices > 1 else torch.zeros_like(common)
-        own = lengths - common[:, None]
-        t = torch.arange(ids.size(2), device=ids.device)
-        is_common = (t < common[:, None])[:, None]  # (S, 1, T)
-        slot = t + (own.cumsum(1) - own)[:, :, None] * ~is_common  # (S, K, T)
-        self.sequences = (ids.size(0), int((common + own.sum(1)).max()))  # (S, L)
-        slot = slot + torch.arange(ids.size(0), device=ids.device)[:, None, None] * self.sequences[1]
-        choice = torch.arange(n_choices, device=ids.device)[:, None]
-        computed = real & ~(is_common & (choice > 0))
+    @classmethod
+    def full(cls, x: Tensor) -> "Packing":
+        """Return the packing of a batch without padding: x (..., T, 2), token and position ids."""
+        x = x.flatten(0, -3)  # (R, T, 2)
+        packing = cls(x.flatten(0, 1), shape=x.shape[:2], sequences=x.shape[:2])
+        if torch.compiler.is_exporting():
+            return packing
+        of_rows = torch.arange(len(packing.tokens), device=x.device).view(packing.shape)
+        packing.predictors = of_rows[:, :-1].flatten()
+        packing.targets = x[:, 1:, 0].flatten().long()
+        packing.predictions = torch.arange(len(packing.targets), device=x.device).view(len(x), -1)
+        return packing
 
-        # the list: ids and slot of each token; then dummy tokens in free slots, to which nothing attends
-        tokens, slots = ids[computed], slot[computed]  # (N, 2), (N,)
-        is_free = torch.ones(self.sequences[0] * self.sequences[1], dtype=torch.bool, device=ids.device)
-        is_free[slots] = False
-        self.is_dense = len(slots) == len(is_free)
-        dummies = is_free.nonzero()[: -len(slots) % Packing.MULTIPLE, 0]
-        self.tokens, self.slots = F.pad(tokens, (0, 0, 0, len(dummies))), torch.cat([slots, dummies])
-        n_tokens = len(self.slots)
-        index = torch.full_like(is_free, n_tokens, dtype=torch.long)
-        index[self.slots] = torch.arange(n_tokens, device=ids.device)
-        source = torch.where(real, index[slot * real], n_tokens)  # (S, K, T): the token there, N on padding
-        self.source = source.view(self.shape)
+    @classmethod
+    def of_rows(
+        cls, examples: Sequence[list[list[int]]], first_position: int, share_context: bool = False
+    ) -> "Packing":
+        """Return the packing of the rows of examples, lists of token ids; the task head reads the last one of a row.
 
-        # attention mask, where causality is not enough: a token attends to the prefix and to its own row
-        self.mask = None  # (S, L, L)
-        if n_choices > 1:
-            owner = torch.full_like(index, n_choices)
-            owner[slots] = torch.where(is_common, -1, choice)[computed]
-            owner = owner.view(self.sequences)
+        Args:
+            first_position: id of position 0.
+            share_context: compute the prefix common to the rows of an example once; each row attends to it and itself.
+        """
+        # rows that share their beginning stand in one sequence
+        groups = examples if share_context else [[row] for rows in examples for row in rows]
+        lengths = [[len(row) for row in rows] for rows in groups]
+        n_common = [common_prefix(rows) for rows in groups]
+        ids, positions = [], []
+        for rows, n in zip(groups, n_common, strict=True):
+            for k, row in enumerate(rows):
+                start = n if k else 0
+                ids += row[start:]
+                positions += range(first_position + start, first_position + len(row))
+        packing = cls._of_groups(torch.tensor([ids, positions]).T.contiguous(), lengths, n_common)
+
+        # the last token of each row; examples may have different numbers of choices
+        n_choices = [len(rows) for rows in examples]
+        packing.read = torch.zeros(len(examples), max(n_choices), dtype=torch.long)
+        is_choice = torch.arange(max(n_choices)) < torch.tensor(n_choices)[:, None]
+        last = torch.tensor([length - 1 for of_rows in lengths for length in of_rows])
+        packing.read[is_choice] = packing.source_of(last)
+        if min(n_choices) < max(n_choices):
+            packing.is_choice = is_choice
+        return packing
+
+    @classmethod
+    def of_padded(
+        cls, x: Tensor, m: Tensor | None = None, share_context: bool = False, clf_token: int | None = None
+    ) -> "Packing":
+        """Return the packing of a padded batch.
+
+        Args:
+            x: token and position ids (B, K, T, 2), or (B, T, 2) for one row per example.
+            m: 1 on real tokens, 0 on the padding at each row's end (B, K, T), or (B, T); None: all are real.
+            clf_token: id of the token that the task head reads, the first one in each row.
+
+        Raises ValueError for a row with padding before a token, or without a clf_token.
+        """
+        ids = x if x.dim() == 4 else x.unsqueeze(1)  # (B, K, T, 2)
+        real = torch.ones(ids.shape[:3], device=x.device) if m is None else m.reshape(ids.shape[:3])
+        n_real = real.sum(2).int()  # (B, K)
+        is_wrong = (real != (torch.arange(ids.size(2), device=x.device) < n_real[..., None])).flatten(0, 1).any(1)
+        if is_wrong.any():
+            raise ValueError(
+                f"row {int(is_wrong.int().argmax())} of the mask has a 0 before a 1: padding stands at the end of a "
+                "row. Move the tokens to its beginning"
+            )
+
+        # rows that share their beginning stand in one sequence
+        rows = ids.flatten(0, 1)
+        lengths = n_real.tolist() if share_context else n_real.view(-1, 1).tolist()
+        n_common = [0] * len(lengths)
+        if share_context and ids.size(1) > 1:
+            is_common = (ids == ids[:, :1]).all(3).all(1).cumprod(1)  # (B, T)
+            n_common = torch.minimum(is_common.sum(1), n_real.amin(1) - 1).clamp(min=0).tolist()
+        tokens = []
+        for n, of_rows in zip(n_common, lengths, strict=True):
+            for k, length in enumerate(of_rows):
+                tokens.append(rows[len(tokens), n if k else 0 : length])
+        packing = cls._of_groups(torch.cat(tokens), lengths, n_common, n_tokens=ids.size(2)).to(x.device)
+        if clf_token is not None:
+            packing.read = packing.source_of(first_of(ids[..., 0], clf_token))
+        return packing
+
+    @classmethod
+    def _of_groups(cls, tokens: Tensor, lengths: list[list[int]], n_common: list[int], n_tokens: int = 0) -> "Packing":
+        """Return the packing of a list of tokens: the S sequences one by one, each its rows one by one.
+
+        Args:
+            tokens: (N, 2).
+            lengths: tokens of each row of each sequence.
+            n_common: tokens that the rows of a sequence have in common; in the list they belong to its first row.
+            n_tokens: width of the padded batch, at least that of its longest row.
+        """
+        n_rows = max(len(of_rows) for of_rows in lengths)  # of a sequence
+        sizes = [sum(of_rows) - n * (len(of_rows) - 1) for n, of_rows in zip(n_common, lengths, strict=True)]
+        longest = max(length for of_rows in lengths for length in of_rows)
+        shape = (sum(map(len, lengths)), max(longest, n_tokens))
+        sequences = (len(lengths), max(sizes))
+        source = np.full(shape, len(tokens))
+        owner = np.full(sequences, n_rows)  # of each slot: its row in the sequence, -1: all rows, n_rows: none
+        slots, predictors, predicted = [], [], []
+
+        row, n_done = 0, 0
+        for s, of_rows in enumerate(lengths):
+            slots.append(np.arange(sizes[s]) + s * sequences[1])
+            begin = n_done
+            for k, length in enumerate(of_rows):
+                # in the list: the tokens that the row shares with the first one, then its own
+                n_shared = n_common[s] if k else 0
+                n_own = length - n_shared
+                index = np.concatenate([np.arange(begin, begin + n_shared), np.arange(n_done, n_done + n_own)])
+                source[row, :length] = index
+                owner[s, n_done - begin : n_done - begin + n_own] = k
+                # each token that is new in this row is predicted from the one before it
+                first = max(n_shared, 1)
+                predictors.append(index[first - 1 : -1])
+                predicted.append(index[first:])
+                row += 1
+                n_done += n_own
+            owner[s, : n_common[s]] = -1
+
+        # which of the predictions each row consists of
+        predictors, predicted = torch.from_numpy(np.concatenate(predictors)), np.concatenate(predicted)
+        number = np.full(len(tokens) + 1, len(predicted))
+        number[predicted] = np.arange(len(predicted))
+        packing = cls(tokens, shape, sequences, predictors=predictors)
+        packing.predictions = torch.from_numpy(number[source[:, 1:]])
+        packing.targets = tokens[torch.from_numpy(predicted).to(tokens.device), 0].long()
+
+        # what is not simply in order
+        if len(tokens) < sequences[0] * sequences[1]:
+            packing.slots = torch.from_numpy(np.concatenate(slots))
+        if len(tokens) < shape[0] * shape[1]:
+            packing.source = torch.from_numpy(source)
+        if n_rows > 1:
+            owner = torch.from_numpy(owner)
             attends = (owner[:, None, :] == -1) | (owner[:, None, :] == owner[:, :, None])
-            self.mask = attends.tril()
+            packing.mask = attends.tril()
+        return packing
 
-        # the language model: the distinct next tokens, and which of them belong to each row
-        is_next = computed[:, :, 1:]
-        n_next = int(is_next.sum())
-        padding = 0, -n_next % Packing.MULTIPLE
-        self.predictors = F.pad(source[:, :, :-1][is_next], padding)  # (M,)
-        self.targets = F.pad(ids[:, :, 1:, 0][is_next].long(), padding)  # (M,)
-        index = torch.full((n_tokens + 1,), len(self.targets), device=ids.device)
-        index[source[:, :, 1:][is_next]] = torch.arange(n_next, device=ids.device)
-        self.predictions = index[self.source[:, 1:]]  # (B*K, T-1), M where there is none
+    # --- between the list, the sequences and the padded batch --------------------------------------------------------
+
+    @property
+    def is_full(self) -> bool:
+        """Return whether attention is causal and has no free slots; then it works in blocks."""
+        return self.slots is None and self.mask is None
+
+    def source_of(self, places: Tensor) -> Tensor:
+        """Return the index in the list of the token at a place of each row; places: of all rows, in any shape."""
+        rows = torch.arange(self.shape[0], device=places.device).view(places.shape)
+        return rows * self.shape[1] + places if self.source is None else self.source[rows, places]
 
     def n_next(self) -> Tensor:
-        """Return how many next tokens each row predicts (B*K,)."""
+        """Return how many next tokens each row predicts (R,)."""
         return (self.predictions < len(self.targets)).sum(1)
 
     def to(self, device: torch.device) -> "Packing":
@@ -120,19 +217,52 @@ class Packing:
 
     def to_sequences(self, t: Tensor) -> Tensor:
         """Put values of the N tokens (N, ..., D) into the slots of attention (..., S, L, D), 0 in free slots."""
-        if self.is_dense:
+        if self.slots is None:
             return t.movedim(0, -2).unflatten(-2, self.sequences)
-        out = t.new_zeros(*t.shape[1:-1], self.sequences[0] * self.sequences[1], t.size(-1))
+        n_sequences, n_slots = self.sequences
+        out = t.new_zeros(*t.shape[1:-1], n_sequences * n_slots, t.size(-1))
         out.movedim(-2, 0).index_put_((self.slots,), t)  # unlike index_copy, saves no tensor for backward
         return out.unflatten(-2, self.sequences)
 
     def to_tokens(self, t: Tensor) -> Tensor:
         """Take the values of the N tokens (N, ..., D) from the slots of attention (..., S, L, D)."""
         t = t.flatten(-3, -2).movedim(-2, 0)
-        return t if self.is_dense else t.index_select(0, self.slots)
+        return t if self.slots is None else t.index_select(0, self.slots)
 
     def unpack(self, t: Tensor) -> Tensor:
-        """Copy values of the N tokens (N, ...) to every token of the batch (B*K, T, ...), 0 on padding."""
-        if self.is_dense and self.mask is None and self.sequences == self.shape:
+        """Copy values of the N tokens (N, ...) to every token of the batch (R, T, ...), 0 on padding."""
+        if self.source is None:
             return t.unflatten(0, self.shape)
-        return F.pad(t, (0, 0) * (t.dim() - 1) + (0, 1)).index_select(0, self.source.flatten()).unflatten(0, self.shape)
+        padding = t.new_zeros(1, *t.shape[1:])
+        return torch.cat([t, padding]).index_select(0, self.source.flatten()).unflatten(0, self.shape)
+
+
+# --- where tokens stand in rows --------------------------------------------------------------------------------------
+
+
+def common_prefix(rows: list[list[int]]) -> int:
+    """Return how many tokens several rows have in common from their beginning on, so that each keeps one of its own."""
+    if len(rows) == 1:
+        return 0
+    first, *others = rows
+    most = min(map(len, rows)) - 1
+    for t in range(most):
+        for row in others:
+            if row[t] != first[t]:
+                return t
+    return most
+
+
+def first_of(ids: Tensor, token: int) -> Tensor:
+    """Return where a token first stands in each row of ids (B, K, T): (B, K).
+
+    Raises ValueError for a row without it, where argmax would silently give 0.
+    """
+    is_token = ids == token
+    is_found = is_token.any(2)
+    if not torch.compiler.is_exporting() and not is_found.all():
+        example, choice = (~is_found).nonzero()[0].tolist()
+        raise ValueError(
+            f"example {example}, choice {choice} holds no classify token (id {token}): end every row with it"
+        )
+    return is_token.int().argmax(2)

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import signal
 import string
 from pathlib import Path
 
@@ -20,6 +21,22 @@ HEADER = (
     "RandomFifthSentenceQuiz1,RandomFifthSentenceQuiz2,AnswerRightEnding"
 )
 MERGES = ["t h", "th e</w>", "a n", "i n", "e r", "an d</w>", "w a", "wa s</w>", "in g</w>"]
+
+
+ALL_TESTS = 7200  # seconds for all tests by several processes, which take minutes
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """End a run that waits for processes that no longer answer, with the report of what has failed until then."""
+
+    def end(*_) -> None:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(60)  # should the report hang too, the run ends without it
+        pytest.exit(f"the tests are not done after {ALL_TESTS} s", returncode=1)
+
+    signal.signal(signal.SIGALRM, end)
+    signal.alarm(ALL_TESTS)
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """Commands in processes of their own, one or several together, to be watched, stopped and killed."""
 
+import faulthandler
 import multiprocessing
 import os
 import socket
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-TIMEOUT = 120  # seconds; only a deadlock reaches it
+TIMEOUT = 600  # seconds; only a deadlock reaches it, also on a slow machine with other work
 
 # processes branch off from a server that has imported everything: 30 ms instead of seconds
 FORKS = multiprocessing.get_context("forkserver")
@@ -61,11 +62,7 @@ class Processes:
     def wait(self) -> list[int]:
         """Return the exit codes, -n where signal n killed."""
         for process in self.processes:
-            process.join(TIMEOUT)
-        if hang := [process for process in self.processes if process.is_alive()]:
-            for process in hang:
-                process.kill()
-            raise TimeoutError(f"{len(hang)} processes hang: {self.err()}")
+            process.join()
         return [process.exitcode for process in self.processes]
 
     def out(self, rank: int = 0) -> str:
@@ -83,6 +80,8 @@ def _act(action: Callable[[], int | None], folder: Path, rank: int, environment:
     os.environ.update({name: str(value) for name, value in environment.items()})
     for descriptor, stream in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{rank}.{stream}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    # one that hangs writes where it stands into its .err and ends with code 1, also when its parent is dead
+    faulthandler.dump_traceback_later(TIMEOUT, exit=True)
     torch.set_num_threads(1)
     sys.exit(action())
 

@@ -303,13 +303,8 @@ def _race_level(folder: Path) -> File:
         questions = [f"the cat was _ hat {i} .", "who was it?", "  which is NOT red? "]
         options = [sentences((tail(folder), i, k), 3) + [QUIRKS[(i + k) % 9]] for k in range(3)]
         answers = ["ABCD"[(i + k) % 4] for k in range(3)]
-        by_name[f"{i}.txt"] = {
-            "answers": answers,
-            "options": options,
-            "questions": questions,
-            "article": article,
-            "id": f"{folder.name}{i}.txt",
-        }
+        by_name[f"{i}.txt"] = {"answers": answers, "options": options, "questions": questions, "article": article}
+        by_name[f"{i}.txt"]["id"] = f"{folder.name}{i}.txt"
     by_name["11.txt"]["answers"][1] = "E"
     by_name["20.txt"]["options"][0].pop()
     for name in ("1.txt", "10.txt", "11.txt", "12.txt", "2.txt", "20.txt", "3.txt", "9.txt"):  # in the order of names
@@ -353,29 +348,10 @@ def rocstories_2018(root: Path) -> Files:
     folder = root / "rocstories"
     train = "cloze_test_val__winter2018-cloze_test_ALL_val - 1 - 1.csv"
     test = "cloze_test_test__winter2018-cloze_test_ALL_test - 1.csv"
-    return finish(
-        {
-            "train": [_cloze(folder / train, 36, end="\n")],
-            "test": [_cloze(folder / test, N, labelled=False, end="\n")],
-        }
-    )
+    stories = {"train": [_cloze(folder / train, 36, end="\n")]}
+    return finish(stories | {"test": [_cloze(folder / test, N, labelled=False, end="\n")]})
 
 
-GLUE: dict[str, Callable[[Path], Files]] = {
-    "cola": cola,
-    "sst2": sst2,
-    "mrpc": mrpc,
-    "stsb": stsb,
-    "qqp": qqp,
-    "mnli": mnli,
-    "qnli": qnli,
-    "rte": rte,
-    "wnli": wnli,
-}
-OTHERS: dict[str, Callable[[Path], Files]] = {
-    "snli": snli,
-    "scitail": scitail,
-    "race": race,
-    "rocstories": rocstories,
-    "rocstories_2018": rocstories_2018,
-}
+Writers = dict[str, Callable[[Path], Files]]
+GLUE: Writers = {writer.__name__: writer for writer in (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli)}
+OTHERS: Writers = {writer.__name__: writer for writer in (snli, scitail, race, rocstories, rocstories_2018)}

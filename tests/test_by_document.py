@@ -13,9 +13,11 @@ from launch import Processes
 from test_pretrain import SMALL, outcome, write_corpus
 
 import pretrain
+import reading.rows
+from loss import sequence_losses, token_mean
 from model_pytorch import Config, LMModel
-from reading.rows import Sequences, position_rows
-from running.training import Training
+from reading.rows import Sequences, with_positions
+from running.training import Run
 from weights import open_model
 
 N_VOCAB, NEWLINE = 10, 9
@@ -59,7 +61,7 @@ def test_documents_are_cut_at_the_newline_and_at_n_ctx(monkeypatch):
     example = np.array([5, 6, 9, 1, 2, 3, 4, 5, 9, 9], np.uint16)
     assert ids_of(Sequences(example, 4, NEWLINE)) == [[5, 6, 9], [1, 2, 3, 4], [5, 9]]
     assert ids_of(Sequences(example, 4)) == [[5, 6, 9, 1], [2, 3, 4, 5]]
-    monkeypatch.setattr(Sequences, "CHUNK", 7)
+    monkeypatch.setattr(reading.rows, "SEARCHED", 7)
     rng = np.random.default_rng(0)
     for n_ctx in (2, 3, 5, 50):
         tokens = rng.integers(0, 10, 200).astype(np.uint16)
@@ -73,7 +75,7 @@ def test_without_a_document_of_two_tokens_there_is_no_sequence(tokens):
 
 def test_a_batch_is_padded_to_its_longest_document_and_each_begins_at_position_0():
     sequences = Sequences(np.array([5, 6, 9, 1, 2, 3, 4, 5, 9, 7, 9], np.uint16), 4, NEWLINE)
-    packing = sequences.packed(np.array([0, 2, 3]), N_VOCAB, torch.device("cpu"))
+    packing = sequences.packed(np.array([0, 2, 3]), N_VOCAB)
     assert packing.shape == (3, 3)
     n = 3 + 2 + 2
     assert packing.tokens[:n].tolist() == [[5, 10], [6, 11], [9, 12], [5, 10], [9, 11], [7, 10], [9, 11]]
@@ -83,9 +85,9 @@ def test_a_batch_is_padded_to_its_longest_document_and_each_begins_at_position_0
 def test_windows_are_packed_as_a_batch_without_padding():
     tokens = np.random.default_rng(0).integers(0, 10, 50).astype(np.uint16)
     sequences, rows = Sequences(tokens, 8), tokens[:48].reshape(6, 8)
-    packing = sequences.packed(np.array([1, 4]), N_VOCAB, torch.device("cpu"))
+    packing = sequences.packed(np.array([1, 4]), N_VOCAB)
     assert len(sequences) == 6 and packing.is_full
-    np.testing.assert_array_equal(packing.x, position_rows(rows[[1, 4]], N_VOCAB))
+    np.testing.assert_array_equal(packing.unpack(packing.tokens), with_positions(rows[[1, 4]], N_VOCAB))
 
 
 # --- the cost --------------------------------------------------------------------------------------------------------
@@ -95,7 +97,7 @@ def plain_costs(model: LMModel, documents: list[list[int]], n_vocab: int) -> lis
     """Return the cost of each next token, documents one by one and from all logits."""
     costs = []
     for ids in documents:
-        x = torch.from_numpy(position_rows(np.array(ids), n_vocab))[None]
+        x = torch.from_numpy(with_positions(np.array(ids), n_vocab))[None]
         log_probabilities = model(x)[0].double().log_softmax(-1)
         costs += [-log_probabilities[t, ids[t + 1]] for t in range(len(ids) - 1)]
     return costs
@@ -108,7 +110,8 @@ def test_the_cost_by_document_is_the_mean_over_tokens():
         torch.nn.init.normal_(matrix, std=0.3)  # so that tokens and documents differ in cost
     tokens = np.array([1, 9, 5, 6, 7, 8, 1, 2, 9, 3, 3, 9, 4, 9], np.uint16)
     sequences = Sequences(tokens, 8, NEWLINE)
-    cost = pretrain.PreTraining(model)(sequences.packed(np.arange(4), N_VOCAB, torch.device("cpu")))
+    packing = sequences.packed(np.arange(4), N_VOCAB)
+    cost = token_mean(sequence_losses(model, packing), packing.n_next())
     gradients = torch.autograd.grad(cost, list(model.parameters()))
     costs = plain_costs(model, ids_of(sequences), N_VOCAB)
     expected = torch.stack(costs).mean()
@@ -158,7 +161,7 @@ def stop_at_the_first_log(monkeypatch, flags: list[str]) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "log", stop)
+        patch.setattr(Run, "write_log", stop)
         assert pretrain.main(flags) == 130
 
 
@@ -177,17 +180,6 @@ def test_a_stopped_run_goes_on_to_the_same_end(folder, monkeypatch, capsys):
     assert outcome(Path.cwd()) == unbroken
 
 
-def test_a_checkpoint_from_before_the_flag_is_one_of_windows(monkeypatch, capsys):
-    older = pretrain.fixed_on_resume
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pretrain, "fixed_on_resume", lambda s: {k: v for k, v in older(s).items() if k != "by_document"})
-        stop_at_the_first_log(monkeypatch, SMALL)
-    assert pretrain.main([*BY_DOCUMENT, "--resume"]) == 2
-    assert "by_document" in capsys.readouterr().err
-    assert pretrain.main([*SMALL, "--resume"]) == 0
-
-
 def test_two_processes_train_as_two_batches_of_one_do(folder):
     flags = [*BY_DOCUMENT, "--embd_pdrop", "0", "--attn_pdrop", "0", "--resid_pdrop", "0", "--n_batch", "2"]
     logs = []
@@ -199,6 +191,7 @@ def test_two_processes_train_as_two_batches_of_one_do(folder):
         logs.append([json.loads(line) for line in (folder / name / "log/pretrain.jsonl").read_text().splitlines()][1:])
     assert len(logs[0]) > 3
     for ours, theirs in zip(*logs, strict=True):
+        assert ours.pop("costs") == pytest.approx(theirs.pop("costs"), rel=1e-5)
         assert ours == pytest.approx(theirs, rel=1e-5)
     np.testing.assert_allclose(values("two/model"), values("one/model"), rtol=0, atol=1e-5)
 

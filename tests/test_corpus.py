@@ -1,4 +1,4 @@
-"""Raw text: the merges learned from it, and its tokens, by any number of processes, hosts, stops and kills."""
+"""Raw text: the merges learned from it, and its tokens, by any number of processes, stops and kills."""
 
 import gzip
 import json
@@ -13,17 +13,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launch import ROOT
+from launch import ROOT, TIMEOUT
 from test_pretrain import write_corpus
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from formats.files import InputError, sha256
 from reading import corpus
-from reading.corpus import ByteRange, cut, find_files, open_tokens, prepare, read_lines
+from reading.corpus import ByteRange, cut, document_lines, find_files, open_tokens, prepare
 from reading.merges import learn_merges
 from text_utils import TextEncoder, split_words, word_splitter
 
 VOCABULARY = Path("encoder_bpe_40000.json"), Path("vocab_40000.bpe")
+TOKENS = Path("tokens.bin"), Path("tokens.json")
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +35,7 @@ def folder(tmp_path, monkeypatch) -> None:
 
 def made(*names: str, **settings) -> list[int]:
     """Return the tokens of a corpus; a vocabulary that is missing is learned from it."""
-    assert prepare(names or ["corpus.txt"], VOCABULARY, settings.pop("n_merges", 10), Path("."), **settings) == 0
+    prepare(names or ["corpus.txt"], VOCABULARY, settings.pop("n_merges", 10), Path("."), **settings)
     assert not Path("shards").exists()
     return open_tokens(Path("."), len(TextEncoder(*VOCABULARY).encoder))[0].tolist()
 
@@ -47,9 +48,12 @@ def learn(n_merges: int) -> TextEncoder:
     return TextEncoder(*VOCABULARY)
 
 
-def remove_tokens() -> None:
-    for name in ("tokens.bin", "tokens.json"):
-        Path(name).unlink()
+def remove(*paths: str | Path) -> list[bytes]:
+    """Remove files and return what they held."""
+    held = [Path(path).read_bytes() for path in paths]
+    for path in paths:
+        Path(path).unlink()
+    return held
 
 
 @pytest.fixture
@@ -69,16 +73,11 @@ def test_our_encoder_gives_the_ids_of_the_library_that_learnt_the_merges():
     library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     assert len(merges) == 20
     for line in Path("corpus.txt").read_text().splitlines():
-        words = " ".join(split_words(encoder.nlp, line))
-        assert encoder.encode([line], verbose=False)[0] == library.encode(words).ids
-
-
-def test_what_is_encoded_decodes_to_the_same_words():
-    encoder = learn(20)
-    for line in Path("corpus.txt").read_text().splitlines():
-        text = "".join(encoder.decoder[i] for i in encoder.encode([line], verbose=False)[0]).replace("</w>", " ")
-        assert text.split() == split_words(encoder.nlp, line)
-        assert encoder.decode(encoder.encode([line], verbose=False)[0]) == text.rstrip()
+        words = split_words(encoder.nlp, line)
+        (ids,) = encoder.encode([line], verbose=False)
+        assert ids == library.encode(" ".join(words)).ids
+        assert "".join(encoder.decoder[i] for i in ids).replace("</w>", " ").split() == words
+        assert encoder.encode([encoder.decode(ids)], verbose=False) == [ids]
 
 
 def test_the_vocabulary_is_laid_out_as_the_authors_and_learnt_alike_each_time():
@@ -170,9 +169,9 @@ def test_a_damaged_token_file_is_named_and_made_again(capsys):
 def test_memory_is_bounded_where_words_never_end(monkeypatch):
     encoder = learn(10)
     whole, encoders = made(), []
-    remove_tokens()
+    remove(*TOKENS)
     monkeypatch.setattr(corpus, "CACHED_WORDS", 5)
-    monkeypatch.setattr(corpus, "BATCH_BYTES", 200)
+    monkeypatch.setattr(corpus, "BATCH_CHARACTERS", 200)
     monkeypatch.setattr(corpus, "TextEncoder", lambda *files: encoders.append(TextEncoder(*files)) or encoders[-1])
     assert made() == whole
     assert len(encoders) > 5 and max(len(e.cache) for e in encoders) < len(encoder.encoder)
@@ -183,14 +182,13 @@ def test_memory_is_bounded_where_words_never_end(monkeypatch):
     assert len(splitters) > 5 and before == [path.read_bytes() for path in VOCABULARY]
 
 
-# --- shards, processes and hosts -------------------------------------------------------------------------------------
+# --- shards and processes --------------------------------------------------------------------------------------------
 
 
 def test_each_line_is_read_once_however_files_are_cut(monkeypatch):
     rng = random.Random(0)
     for n in range(60):
         monkeypatch.setattr(corpus, "SHARD_BYTES", rng.randint(1, 40))
-        monkeypatch.setattr(corpus, "BATCH_BYTES", rng.randint(1, 30))
         expected = []
         for i in range(3):
             lines = ["".join(rng.choices("ab é", k=rng.choice([0, 1, 5, 50]))) + "\n" for _ in range(rng.randint(0, 9))]
@@ -198,16 +196,10 @@ def test_each_line_is_read_once_however_files_are_cut(monkeypatch):
             Path(f"{i}.txt").write_bytes(b"\xef\xbb\xbf" * (n % 2) + content)
             expected += content.decode().splitlines(keepends=True)
         shards = cut(find_files(["0.txt", "1.txt", "2.txt"]))
-        progress = []
-        ranges = [r for shard in shards for r in shard.ranges]
-        lines = [line for r in ranges for batch in read_lines(r, progress.append) for line in batch]
+        lines = [line for shard in shards for lines_of in shard.ranges for line in document_lines(lines_of)]
         assert expected == [line for line in lines if line]  # a byte order mark alone is an empty one
         assert [shard.number for shard in shards] == list(range(len(shards)))
-        assert (
-            sum(progress)
-            == sum(shard.size for shard in shards)
-            == sum(Path(f"{i}.txt").stat().st_size for i in range(3))
-        )
+        assert sum(shard.n_bytes() for shard in shards) == sum(Path(f"{i}.txt").stat().st_size for i in range(3))
 
 
 def test_small_files_share_a_shard_and_a_gz_file_is_not_cut(monkeypatch):
@@ -227,45 +219,17 @@ def test_small_files_share_a_shard_and_a_gz_file_is_not_cut(monkeypatch):
 
 def test_any_number_of_processes_makes_the_same_files(small_shards):
     learn(10)
-    names = (*VOCABULARY, Path("tokens.bin"), Path("tokens.json"))
-    one = [path.read_bytes() for path in names]
-    for path in names:
-        path.unlink()
+    one = remove(*VOCABULARY, *TOKENS)
     made(n_workers=2)
-    assert small_shards > 4 and one == [path.read_bytes() for path in names]
+    assert small_shards > 4 and one == remove(*VOCABULARY, *TOKENS)
 
 
-def test_two_hosts_that_share_a_folder_make_the_same_files(small_shards):
-    learn(10)
-    names = (*VOCABULARY, Path("tokens.bin"), Path("tokens.json"))
-    one = [path.read_bytes() for path in names]
-    for path in names:
-        path.unlink()
-
-    def host(k: int) -> int:
-        return prepare(["corpus.txt"], VOCABULARY, 10, Path("."), part=(k, 2))
-
-    first, second = -(-small_shards // 2), small_shards // 2
-    assert host(1) == second  # the other's words are missing
-    assert host(1) == second and not VOCABULARY[0].exists()
-    assert host(2) == first  # its words, the vocabulary and its tokens
-    assert VOCABULARY[1].exists() and len(list(Path("shards").glob("*.tokens"))) == second
-    assert host(1) == 0 and not Path("tokens.bin").exists()
-    written = {path: path.stat().st_mtime_ns for path in Path("shards").iterdir()}
-    assert host(2) == 0 and written == {path: path.stat().st_mtime_ns for path in Path("shards").iterdir()}
-    made()
-    assert one == [path.read_bytes() for path in names]
-    assert host(2) == 0 and one == [path.read_bytes() for path in names]
-
-
-def test_only_the_shards_that_are_missing_or_damaged_are_made(small_shards, monkeypatch, capsys):
-    learn(10)
-    whole = made()
-    remove_tokens()
+def stop_after(n_lines: int, monkeypatch) -> None:
+    """Tokenize a corpus, and stop when so many lines are done."""
     encode, lines_seen = TextEncoder.encode, []
 
     def encode_some(encoder, lines, verbose):
-        if len(lines_seen) > 15:
+        if len(lines_seen) > n_lines:
             raise KeyboardInterrupt
         lines_seen.extend(lines)
         return encode(encoder, lines, verbose)
@@ -274,23 +238,26 @@ def test_only_the_shards_that_are_missing_or_damaged_are_made(small_shards, monk
         patch.setattr(TextEncoder, "encode", encode_some)
         with pytest.raises(KeyboardInterrupt):
             made()
+
+
+def test_only_the_shards_that_are_missing_are_made(small_shards, monkeypatch):
+    learn(10)
+    (whole, _) = remove(*TOKENS)
+    stop_after(15, monkeypatch)
     done = sorted(Path("shards").glob("*.tokens"))
     assert 2 <= len(done) < small_shards
-    content = bytearray(done[0].read_bytes())
-    content[3] ^= 1
-    done[0].write_bytes(content)
-    done[1].write_bytes(b"cut short")
-    spoiled = [line for shard in cut([Path("corpus.txt")])[:2] for b in read_lines(shard.ranges[0]) for line in b]
+    left = [line for shard in cut([Path("corpus.txt")])[len(done) :] for line in document_lines(shard.ranges[0])]
+    encode, lines_seen = TextEncoder.encode, []
     calls = lambda encoder, lines, verbose: lines_seen.extend(lines) or encode(encoder, lines, verbose)  # noqa: E731
     monkeypatch.setattr(TextEncoder, "encode", calls)
-    assert made() == whole
-    assert f"{done[0]} is damaged" in (printed := capsys.readouterr().out) and f"{done[1]} is damaged" in printed
-    assert sorted(lines_seen) == sorted(spoiled + Path("corpus.txt").read_text().splitlines(keepends=True))
+    made()
+    assert Path("tokens.bin").read_bytes() == whole and lines_seen == left
 
 
-def test_a_changed_text_is_tokenized_again(small_shards):
+def test_a_changed_text_is_tokenized_again(small_shards, monkeypatch):
     learn(10)
-    assert prepare(["corpus.txt"], VOCABULARY, 10, Path("."), part=(1, 1)) == 0
+    remove(*TOKENS)
+    stop_after(15, monkeypatch)
     with open("corpus.txt", "a") as file:
         file.write("the cat\n")
     cat = TextEncoder(*VOCABULARY).encode(["the cat"], verbose=False)[0]
@@ -305,7 +272,7 @@ def test_a_text_that_changes_while_it_is_read_is_named(monkeypatch):
         os.utime("corpus.txt", ns=(1, 1))
         return encode(encoder, lines, verbose)
 
-    remove_tokens()
+    remove(*TOKENS)
     monkeypatch.setattr(TextEncoder, "encode", change)
     with pytest.raises(InputError, match="^files of --corpus have changed meanwhile. Run the command again"):
         made()
@@ -316,7 +283,7 @@ import sys
 from pathlib import Path
 from reading import corpus
 from running.command import exit_code
-corpus.SHARD_BYTES, corpus.BATCH_BYTES, n_workers = 1500, 200, int(sys.argv[1])
+corpus.SHARD_BYTES, corpus.BATCH_CHARACTERS, n_workers = 1500, 200, int(sys.argv[1])
 vocabulary = Path("encoder_bpe_40000.json"), Path("vocab_40000.bpe")
 sys.exit(exit_code("it", lambda: corpus.prepare(["corpus.txt"], vocabulary, 10, Path("."), n_workers), "go on"))
 """
@@ -328,13 +295,15 @@ def start(n_workers: int) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def children(process: subprocess.Popen) -> list[int]:
-    return list(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
+def workers_of(process: subprocess.Popen) -> list[int]:
+    """Return the ids of a process's workers; multiprocessing has a child of its own, too."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
 def wait_until(condition, process: subprocess.Popen | None = None) -> bool:
     """Wait for a condition; return False when the process ended before."""
-    end = time.monotonic() + 100
+    end = time.monotonic() + TIMEOUT
     while not condition():
         assert time.monotonic() < end
         if process and process.poll() is not None:
@@ -354,16 +323,13 @@ def unbroken() -> list[bytes]:
     """Return what an unbroken run writes, and remove it."""
     write_corpus(Path("corpus.txt"), n_lines=300)
     learn(10)
-    found = [path.read_bytes() for path in (*VOCABULARY, Path("tokens.bin"))]
-    for path in (*VOCABULARY, Path("tokens.bin"), Path("tokens.json")):
-        path.unlink()
-    return found
+    return remove(*VOCABULARY, *TOKENS)
 
 
 def assert_same_in_the_end(whole: list[bytes]) -> None:
     process = start(2)
     assert process.communicate()[1] is not None and process.returncode == 0
-    assert whole == [path.read_bytes() for path in (*VOCABULARY, Path("tokens.bin"))]
+    assert whole == [path.read_bytes() for path in (*VOCABULARY, *TOKENS)]
     assert not Path("shards").exists()
 
 
@@ -377,14 +343,13 @@ def test_killed_at_any_moment_it_ends_with_the_same_files(n_kills):
         # until it works, then for a random time
         working = wait_until(lambda before=before: len(list(Path("shards").glob("*"))) > before, process)
         time.sleep(0.1 * rng.random())
-        workers = children(process) if working and process.poll() is None else []
+        workers = workers_of(process) if working and process.poll() is None else []
         process.kill()
         process.communicate()
         n_killed += process.returncode == -signal.SIGKILL
         assert wait_until(lambda workers=workers: all(map(has_ended, workers)))
         if process.returncode == 0:  # it had ended: begin again
-            for path in (*VOCABULARY, Path("tokens.bin"), Path("tokens.json")):
-                path.unlink()
+            remove(*VOCABULARY, *TOKENS)
     assert_same_in_the_end(whole)
 
 
@@ -393,17 +358,17 @@ def test_a_worker_that_is_killed_is_one_message_and_ctrl_c_ends_all():
     whole = unbroken()
     process = start(2)
     assert wait_until(lambda: list(Path("shards").glob("*.words")), process)
-    workers = children(process)
+    workers = workers_of(process)
     os.kill(workers[0], signal.SIGKILL)
     (message,) = [line for line in process.communicate()[1].replace("\r", "\n").split("\n") if "error" in line]
     assert process.returncode == 2
-    assert "a process of --workers was lost (exit code -9; -9: killed" in message and "fewer --workers" in message
+    assert "a worker process was killed, perhaps for lack of memory" in message and "with fewer workers" in message
     assert len(workers) == 2 and wait_until(lambda: all(map(has_ended, workers)))
 
     n_words = len(list(Path("shards").glob("*.words")))
     process = start(2)
     assert wait_until(lambda: len(list(Path("shards").glob("*.words"))) > n_words, process)
-    workers = children(process)
+    workers = workers_of(process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     err = process.communicate()[1]
     assert process.returncode == 130 and "it: stopped; go on" in err and "Traceback" not in err
@@ -454,7 +419,7 @@ def test_compressed_files_give_the_same_tokens():
 
 def test_lines_are_read_without_a_byte_order_mark():
     Path("corpus.txt").write_bytes("\ufeffthe cat\r\na \ufeffmat".encode())
-    assert list(read_lines(ByteRange(Path("corpus.txt"), 0, 100))) == [["the cat\r\n", "a \ufeffmat"]]
+    assert list(document_lines(ByteRange(Path("corpus.txt"), 0, 100))) == ["the cat\r\n", "a \ufeffmat"]
 
 
 @pytest.mark.parametrize(

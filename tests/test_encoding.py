@@ -1,12 +1,13 @@
 """Encoded texts: as they were, from a cache that is made once, checked when read, and made again when damaged."""
 
 import errno
-import json
 import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 from formats.examples import Bad, Example
 from formats.files import InputError
 from reading import encoding
-from reading.encoding import ARRAYS, KEPT_CACHES, Encoded, encode_cached
+from reading.encoding import FILES, KEPT_CACHES, Encoded, SplitFiles, encode_cached
 from reading.tasks import Source
 
 
@@ -24,12 +25,8 @@ def test_encoded_texts_come_back_as_they_were():
     texts = [([1, 2], [], [3]), ([],), ([4], [5, 6, 7])]
     encoded = Encoded.of(texts)
     assert len(encoded) == 3 and [tuple(encoded.texts(i)) for i in range(3)] == texts
-    assert len(Encoded.of([])) == 0
-
-
-def test_the_largest_id_is_found_without_texts_too():
-    assert Encoded.of([([1, 7, 2], []), ([3],)]).largest_id() == 7
-    assert Encoded.of([]).largest_id() == Encoded.of([([],)]).largest_id() == 0
+    assert encoded.largest_id == 7
+    assert len(Encoded.of([])) == Encoded.of([]).largest_id == Encoded.of([([],)]).largest_id == 0
 
 
 # --- data whose reading and encoding can be followed -----------------------------------------------------------------
@@ -38,7 +35,9 @@ def test_the_largest_id_is_found_without_texts_too():
 class Letters:
     """An encoder that counts its work; ids are the letters' numbers."""
 
-    n_encoded = 0
+    def __init__(self, *files: str):
+        self.files = files
+        self.n_encoded = 0
 
     def encode(self, texts: list[str], verbose: bool = True) -> list[list[int]]:
         self.n_encoded += len(texts)
@@ -56,8 +55,8 @@ def read(folder: Path, file: str, separator: str = "|") -> Iterator[Example | Ba
         yield Example(tuple(texts), label or None, where) if texts else Bad(where, "it asks", 2 * (label == "??"))
 
 
-def source(file: str, n: int | None = None, part: str = "", optional: bool = False, **settings) -> Source:
-    return Source((file,), partial(read, file=file, **settings), n, part, optional)
+def source(file: str, part: str = "", optional: bool = False, **settings) -> Source:
+    return Source((file,), partial(read, file=file, **settings), None, part, optional)
 
 
 LINES = {
@@ -94,14 +93,17 @@ def contents(path: Path) -> dict[str, bytes]:
 
 
 def assert_encodes(folder: Path, vocabulary: tuple[str, str], n_encoded: int, sources=SOURCES, **settings) -> Encoded:
-    """Check what encode_cached gives, text by text and label by label, and how many texts had to be encoded."""
-    encoder = Letters()
-    found = encode_cached(sources, folder, encoder, vocabulary, **settings)
+    """Check what encode_cached gives, example by example, and how many texts had to be encoded."""
+    encoder = Letters(*vocabulary)
+    found = encode_cached(SplitFiles(sources, folder, **settings), encoder)
     assert encoder.n_encoded == n_encoded
     limit = settings.get("max_examples")
     examples = [example for source in sources for example in list(source.read(folder))[:limit]]
     assert [found.texts(i) for i in range(len(found))] == [Letters().encode(example.texts) for example in examples]
     assert {type(i) for i in range(len(found)) for ids in found.texts(i) for i in ids} <= {int}
+    for i, example in enumerate(examples):
+        assert found.example(i) == example._replace(where=example.where.removeprefix(f"{folder}/"))
+    assert found.largest_id == found.ids.max(initial=0)
     assert [found.names[code] if code >= 0 else None for code in found.codes] == [e.label for e in examples]
     assert found.parts == tuple((s.part, len(list(s.read(folder))[:limit])) for s in sources)
     return found
@@ -118,6 +120,12 @@ def test_encoded_texts_are_read_the_second_time(folder, vocabulary):
     again = assert_encodes(folder, vocabulary, 0)
     assert isinstance(again.ids, np.memmap) and (again.n_bad, again.first_bad) == (0, "")
     assert caches(folder) == [path] and contents(path) == content
+
+
+def test_a_folder_that_moves_keeps_its_cache_and_places_are_relative_to_it(folder, vocabulary):
+    assert_encodes(folder, vocabulary, N_TEXTS)
+    moved = folder.rename(folder.with_name("moved"))
+    assert assert_encodes(moved, vocabulary, 0).example(1) == Example(("", "on a"), "1", "a.txt, line 2")
 
 
 def test_labels_are_numbered_as_given_or_as_they_appear(folder, vocabulary):
@@ -157,13 +165,13 @@ def test_other_texts_or_another_vocabulary_are_encoded_anew(folder, vocabulary, 
     assert len(caches(folder)) == 2
 
 
-@pytest.mark.parametrize("what", ["ftfy", "spacy", "code that tokenizes", "code that reads"])
+@pytest.mark.parametrize("what", ["ftfy", "spacy", "tokenizer", "readers"])
 def test_another_version_of_what_encodes_encodes_anew(folder, vocabulary, monkeypatch, what):
     assert_encodes(folder, vocabulary, N_TEXTS)
-    if "code" in what:
-        changed = {"code that tokenizes": encoding.text_utils.__file__, "code that reads": __file__}[what]
-        digest = encoding.sha256
-        monkeypatch.setattr(encoding, "sha256", lambda path: "other" if path == Path(changed) else digest(path))
+    if what == "tokenizer":
+        monkeypatch.setattr(encoding.text_utils, "VERSION", 99)
+    elif what == "readers":
+        monkeypatch.setattr(encoding, "READERS_VERSION", 99)
     else:
         version = encoding.version
         monkeypatch.setattr(encoding, "version", lambda library: "99" if library == what else version(library))
@@ -186,7 +194,7 @@ def test_examples_are_encoded_some_at_a_time(folder, vocabulary, monkeypatch):
     monkeypatch.setattr(encoding, "EXAMPLES_PER_STEP", 7)
     steps, encode = [], Letters.encode
     monkeypatch.setattr(Letters, "encode", lambda self, texts, verbose=True: steps.append(texts) or encode(self, texts))
-    encode_cached(SOURCES, folder, Letters(), vocabulary)
+    encode_cached(SplitFiles(SOURCES, folder), Letters(*vocabulary))
     assert max(map(len, steps)) == 14
     monkeypatch.undo()
     assert_encodes(folder, vocabulary, 0)
@@ -197,35 +205,38 @@ def test_examples_are_encoded_some_at_a_time(folder, vocabulary, monkeypatch):
 
 def test_a_line_that_cannot_be_used_is_counted_or_ends_it(folder, vocabulary):
     (folder / "a.txt").write_text("a|0\n?\nb|7\nc|1")
+    files = SplitFiles(SOURCES[:1], folder, labels=("0", "1"))
+    strict = replace(files, strict=True)
     for _ in range(2):  # read from the cache, too
-        found = encode_cached(SOURCES[:1], folder, Letters(), vocabulary, labels=("0", "1"))
+        found = encode_cached(files, Letters(*vocabulary))
         assert [found.texts(i) for i in range(len(found))] == [[[ord("a")]], [[ord("c")]]]
-        assert found.n_bad == 2 and found.first_bad == f"{folder / 'a.txt'}, line 2: it asks"
+        assert found.n_bad == 2 and found.first_bad == "a.txt, line 2: it asks"
     with pytest.raises(InputError, match=r"a\.txt, line 2: it asks"):
-        encode_cached(SOURCES[:1], folder, Letters(), vocabulary, labels=("0", "1"), strict=True)
+        encode_cached(strict, Letters(*vocabulary))
     (folder / "a.txt").write_text("a|0\nb|7")
     with pytest.raises(InputError, match=r"a\.txt, line 2: the label '7' is not one of 0, 1\. Fix the line"):
-        encode_cached(SOURCES[:1], folder, Letters(), vocabulary, labels=("0", "1"), strict=True)
+        encode_cached(strict, Letters(*vocabulary))
     assert len(caches(folder)) == 1  # nothing is left of what failed
 
 
 def test_a_line_of_unlabelled_examples_keeps_its_number(folder, vocabulary):
     (folder / "a.txt").write_text("a|b|\n??\nc|d|")
-    found = encode_cached(SOURCES[:1], folder, Letters(), vocabulary)
+    found = encode_cached(SplitFiles(SOURCES[:1], folder), Letters(*vocabulary))
     assert [found.texts(i) for i in range(3)] == [[[97], [98]], [[], []], [[99], [100]]]
     assert found.codes.tolist() == [-1, -1, -1] and found.n_bad == 1
+    assert found.example(1) == Example(("", ""), None, "a.txt, line 2")
 
 
 def test_a_file_without_examples_or_a_missing_one_is_named(folder, vocabulary):
     (folder / "a.txt").write_text("?")
     with pytest.raises(InputError, match=r"a\.txt holds no examples"):
-        encode_cached(SOURCES, folder, Letters(), vocabulary)
+        encode_cached(SplitFiles(SOURCES, folder), Letters(*vocabulary))
     (folder / "a.txt").unlink()
     with pytest.raises(InputError, match=r"a\.txt is missing"):
-        encode_cached(SOURCES, folder, Letters(), vocabulary)
+        encode_cached(SplitFiles(SOURCES, folder), Letters(*vocabulary))
     assert caches(folder) == []
-    optional = source("a.txt", part="first", optional=True), SOURCES[1]
-    assert encode_cached(optional, folder, Letters(), vocabulary).parts == (("second", 100),)
+    optional = SplitFiles((source("a.txt", part="first", optional=True), SOURCES[1]), folder)
+    assert encode_cached(optional, Letters(*vocabulary)).parts == (("second", 100),)
 
 
 # --- damage ----------------------------------------------------------------------------------------------------------
@@ -256,10 +267,9 @@ def flip_a_letter(path: Path, word: bytes) -> None:
     flip(index, index.read_bytes().index(word) + 1)
 
 
-FILES = [f"{name}.bin" for name in ARRAYS] + ["index.json"]
 DAMAGES = {
     f"{how}: {name}": partial(lambda damage, name, path: damage(path / name), damage, name)
-    for name in FILES
+    for name in (*FILES, "digests.json")
     for how, damage in {
         "missing": Path.unlink,
         "empty": lambda file: file.write_bytes(b""),
@@ -274,11 +284,8 @@ DAMAGES = {
 DAMAGES |= {
     "a letter of a label": lambda path: flip_a_letter(path, b"x1"),
     "a letter of a part": lambda path: flip_a_letter(path, b"second"),
-    "a letter of a digest": lambda path: flip_a_letter(
-        path, json.loads(contents(path)["index.json"])["sha256"]["ids"].encode()
-    ),
-    "an index that is a list": lambda path: (path / "index.json").write_text("[]"),
-    "an index of nothing": lambda path: (path / "index.json").write_text("{}"),
+    "digests that are a list": lambda path: (path / "digests.json").write_text("[]"),
+    "no digests": lambda path: (path / "digests.json").write_text("{}"),
     "no files": lambda path: [file.unlink() for file in path.iterdir()],
 }
 
@@ -320,16 +327,15 @@ def forbid(monkeypatch, folder: Path, is_full: bool) -> None:
 
         monkeypatch.setattr("builtins.open", raising(errno.ENOSPC, writes, opened))
     else:
-        made = tempfile.mkdtemp
 
-        def is_below(suffix=None, prefix=None, dir=None) -> bool:
-            return str(dir) == str(folder) or str(dir).startswith(below)
+        def is_below(path, *_, **__) -> bool:
+            return str(path).startswith(below)
 
-        monkeypatch.setattr(tempfile, "mkdtemp", raising(errno.EACCES, is_below, made))
+        monkeypatch.setattr(Path, "mkdir", raising(errno.EACCES, is_below, Path.mkdir))
 
 
 @pytest.mark.parametrize("obstacle", ["a full disk", "a read-only folder", "really a read-only folder"])
-def test_texts_are_encoded_where_nothing_can_be_written(folder, vocabulary, tmp_path, monkeypatch, obstacle):
+def test_texts_are_encoded_where_nothing_can_be_written(folder, vocabulary, tmp_path, monkeypatch, capsys, obstacle):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
@@ -343,6 +349,9 @@ def test_texts_are_encoded_where_nothing_can_be_written(folder, vocabulary, tmp_
         found = assert_encodes(folder, vocabulary, N_TEXTS)
         assert caches(folder) == list(elsewhere.iterdir()) == []
     monkeypatch.undo()
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line]  # said once
+    why = "No space left on device" if obstacle == "a full disk" else "Permission denied"
+    assert line == f"{folder} takes no cache of encoded texts ({why}): each run encodes them again"
     assert len(found.ids) == N_IDS and found.ids[:5].tolist() == [ord(letter) for letter in "a cat"]
 
 
@@ -350,7 +359,7 @@ def test_no_room_anywhere_is_named(folder, vocabulary, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "data"))
     forbid(monkeypatch, folder, is_full=True)
     with pytest.raises(InputError, match="neither .*data nor .*data takes files .No space left on device"):
-        encode_cached(SOURCES, folder, Letters(), vocabulary)
+        encode_cached(SplitFiles(SOURCES, folder), Letters(*vocabulary))
     assert caches(folder) == []
 
 
@@ -366,20 +375,20 @@ def test_others_may_read_the_cache(folder, vocabulary):
 
 
 def test_two_processes_may_make_the_same_cache_at_once(folder, vocabulary, monkeypatch):
-    write = encoding._write_encoded
+    write = encoding._write
 
     def write_while_another_does(path: Path, *arguments) -> None:
-        monkeypatch.setattr(encoding, "_write_encoded", write)
+        monkeypatch.setattr(encoding, "_write", write)
         assert_encodes(folder, vocabulary, N_TEXTS)
         write(path, *arguments)
 
-    monkeypatch.setattr(encoding, "_write_encoded", write_while_another_does)
+    monkeypatch.setattr(encoding, "_write", write_while_another_does)
     assert_encodes(folder, vocabulary, N_TEXTS)
     assert len(caches(folder)) == 1
     assert_encodes(folder, vocabulary, 0)
 
 
-# --- other shapes, and old ones --------------------------------------------------------------------------------------
+# --- other shapes, and what is left over -----------------------------------------------------------------------------
 
 
 def test_splits_of_other_shapes_are_encoded_and_read(folder, vocabulary):
@@ -394,21 +403,28 @@ def test_splits_of_other_shapes_are_encoded_and_read(folder, vocabulary):
 def test_only_the_files_last_used_are_kept(folder, vocabulary):
     other = folder / "encoded.npz"  # of another name: not a cache
     other.write_text("mine")
-    (folder / "encoded_0123456789abcdef.npz").write_text("of an earlier version")
+    left, new = (folder / f"encoded_{16 * c}.0.part" for c in "ab")  # by killed processes, or being made
+    left.mkdir()
+    new.mkdir()
+    os.utime(left, (0, time.time() - 25 * 3600))
+
+    def made() -> set[Path]:
+        return set(folder.glob("encoded_*")) - {left, new}
 
     def encode(number: int) -> Path:
         """Encode, a minute after the one before, and return the folder used."""
         (folder / "a.txt").write_text(f"{number}|0")
-        assert encode_cached(SOURCES[:1], folder, Letters(), vocabulary).texts(0) == [[ord(str(number))]]
-        newest = max(folder.glob("encoded_*"), key=lambda path: path.stat().st_mtime_ns)
-        for path in folder.glob("encoded_*"):
+        found = encode_cached(SplitFiles(SOURCES[:1], folder), Letters(*vocabulary))
+        assert found.texts(0) == [[ord(str(number))]]
+        newest = max(made(), key=lambda path: path.stat().st_mtime_ns)
+        for path in made():
             os.utime(path, (path.stat().st_atime - 60, path.stat().st_mtime - 60))
         return newest
 
     files = [encode(number) for number in range(KEPT_CACHES)]
     assert len(set(files)) == KEPT_CACHES == 8 and encode(0) == files[0]  # used again: the second is the oldest
     files.append(encode(KEPT_CACHES))
-    assert set(folder.glob("encoded_*")) == {files[0], *files[2:]}
+    assert made() == {files[0], *files[2:]}
     files.append(encode(KEPT_CACHES + 1))
-    assert set(folder.glob("encoded_*")) == {files[0], *files[3:]}
-    assert other.read_text() == "mine"
+    assert made() == {files[0], *files[3:]}
+    assert other.read_text() == "mine" and new.exists() and not left.exists()

@@ -1,8 +1,5 @@
 """Hidden states and attention weights: equal to the network's own, and where they stand in the user's text."""
 
-import math
-
-import numpy as np
 import pytest
 import torch
 
@@ -43,11 +40,10 @@ def test_tokens_and_words_of_a_text(opened):
     for unit in (*row.tokens, *row.words):
         assert unit.source == 0 and TEXT[slice(*unit.span)]
     assert all(TEXT[slice(*word.span)] == word.text for word in row.words)
-    for word, end in zip(row.words, row.word_ends, strict=True):
-        assert row.tokens[end].span[1] == word.span[1] and row.tokens[end].text.endswith("</w>")
-    of_token = row.word_of_token()
-    assert of_token == sorted(of_token) and set(of_token) == set(range(len(row.words)))
-    assert [of_token[end] for end in row.word_ends] == list(range(len(row.words)))
+    for word, tokens in zip(row.words, row.tokens_of_words, strict=True):
+        last = row.tokens[tokens[-1]]
+        assert last.span[1] == word.span[1] and last.text.endswith("</w>")
+    assert [i for tokens in row.tokens_of_words for i in tokens] == list(range(len(row.ids)))
 
 
 def test_a_fine_tuned_run_reads_special_tokens_which_are_words_of_their_own(run):
@@ -60,7 +56,7 @@ def test_a_fine_tuned_run_reads_special_tokens_which_are_words_of_their_own(run)
         ("_classify_", None),
     ]
     assert row.words[5].span == (3, 6)
-    n_vocab = len(run.encoder.encoder)
+    n_vocab = run.encoder.n_vocab
     assert [i for i in row.ids if i >= n_vocab] == [n_vocab, n_vocab + 1, n_vocab + 2]
     one = read_row(run.model, run.encoder, "the cat")
     assert [word.text for word in one.words] == ["_start_", "the", "cat", "_classify_"]
@@ -70,13 +66,27 @@ def test_a_fine_tuned_run_reads_special_tokens_which_are_words_of_their_own(run)
     "text, message", [("", "holds no tokens"), (" \n", "holds no tokens"), ("x " * 65, "65 tokens")]
 )
 def test_texts_without_tokens_and_too_long_ones_are_refused(opened, text, message):
-    with pytest.raises(InputError, match=message):
-        features(*opened, ["the cat", text])
+    for n_context in (None, 64):
+        with pytest.raises(InputError, match=message):
+            features(*opened, ["the cat", text], per="word", n_context=n_context)
 
 
-def test_two_texts_are_for_fine_tuned_runs(opened):
-    with pytest.raises(ValueError, match="2 texts: only a fine-tuned network"):
-        features(*opened, [("the cat", "the hat")])
+@pytest.mark.parametrize(
+    "text, options, message",
+    [
+        (("the cat", "the hat"), {}, "2 texts: only a fine-tuned network"),
+        (TEXT, {"layer": 3}, "layer 3: the network has 0"),
+        (TEXT, {"layer": -4}, "layer -4: the network has 0"),
+        (TEXT, {"layer": "last"}, "layer last: the network has 0"),
+        (TEXT, {"pool": "first"}, "pool 'first' is not 'last' or 'mean'"),
+        (TEXT, {"per": "sentence"}, "per is 'token' or 'word'"),
+        (TEXT, {"n_context": 2}, "per is 'token' or 'word'"),
+        (("a", "b"), {"per": "word", "n_context": 5}, "a fixed context is of one text"),
+    ],
+)
+def test_what_there_is_not_is_refused(opened, text, options, message):
+    with pytest.raises(ValueError, match=message):
+        features(*opened, [text], **options)
 
 
 # --- hidden states ---------------------------------------------------------------------------------------------------
@@ -97,33 +107,88 @@ def test_states_of_every_layer_are_the_networks_own(opened):
     texts = [TEXT, "red", "the cat was in"]
     for text in texts:
         expected = layers_of(model, read_row(model, encoder, text).ids)
-        for layer in (0, 1, 2, -1, -2, -3):
-            found = features(model, encoder, texts, layer, n_batch=2)[texts.index(text)]
-            torch.testing.assert_close(found.states, expected[layer], atol=1e-5, rtol=0)
-    x = pack(model.transformer, [[read_row(model, encoder, TEXT).ids]])
-    torch.testing.assert_close(found := features(model, encoder, [TEXT])[0].states, model.transformer(x).detach())
-    assert not found.requires_grad
+        for layer in (0, 1, 2, -1, -2, -3, "all"):
+            found = hidden_states(model, [read_row(model, encoder, each).ids for each in texts], layer, n_batch=2)
+            of_layer = torch.stack(expected) if layer == "all" else expected[layer]
+            torch.testing.assert_close(found[texts.index(text)], of_layer, atol=1e-5, rtol=0)
+    for n_context, pool in ((None, "last"), (None, "mean"), (2, "mean")):
+        options = {"per": "word", "n_context": n_context, "pool": pool}
+        (found,) = features(model, encoder, [TEXT], "all", **options)
+        assert found.states.shape == (3, len(found.units), 16)
+        for layer in range(3):
+            (one,) = features(model, encoder, [TEXT], layer, **options)
+            torch.testing.assert_close(found.states[layer], one.states, atol=1e-5, rtol=0)
+    vectors = pooled_features(model, encoder, texts, "all")
+    torch.testing.assert_close(vectors[:, 1], pooled_features(model, encoder, texts, 1))
+    (found,) = features(model.train(), encoder, [TEXT])  # without dropout, and without gradients
+    assert isinstance(found, Features) and not found.states.requires_grad
+    torch.testing.assert_close(found.states, layers_of(model, read_row(model, encoder, TEXT).ids)[-1])
 
 
-@pytest.mark.parametrize("layer", [3, -4])
-def test_a_layer_that_there_is_not_is_refused(opened, layer):
-    with pytest.raises(ValueError, match=f"layer {layer}: the network has 0"):
-        features(*opened, [TEXT], layer)
+def test_special_tokens_that_a_user_adds_change_nothing(opened, run):
+    """As of the early port: encoder.encoder["_start_"] = len(encoder.encoder)."""
+
+    def found() -> list[torch.Tensor]:
+        pair = [("the cat", "in red")]
+        return [
+            features(*opened, [TEXT])[0].states,
+            features(run.model, run.encoder, pair)[0].states,
+            features(run.model, run.encoder, ["the cat"], per="word", n_context=1)[0].states,
+            attention_weights(run.model, run.encoder, *pair).weights,
+        ]
+
+    expected = found()
+    for encoder in (opened[1], run.encoder):
+        for name in ("_start_", "_delimiter_", "_classify_"):
+            encoder.encoder[name] = len(encoder.encoder)
+    assert all(map(torch.equal, found(), expected))
 
 
-def test_the_state_of_a_word_is_that_of_its_last_token(opened):
+@pytest.mark.parametrize("n_context", [None, 0, 2])
+def test_there_is_a_state_for_each_word_that_is_given(opened, n_context):
+    model, encoder = opened
+    given = ["The", "mother-in-law", "don’t", "U.S.A.", "was", "red?!", "é", "in 2 parts"]
+    found, means = (
+        features(model, encoder, [given], per="word", n_context=n_context, pool=pool)[0] for pool in ("last", "mean")
+    )
+    assert [(unit.text, unit.source) for unit in found.units] == [(word, 0) for word in given]
+    assert [unit.span for unit in found.units] == [(0, len(word)) for word in given]
+    ids = encoder.encode(given, verbose=False)
+    for i in range(len(given)):
+        before = ids[: i + 1] if n_context is None else ids[max(0, i - n_context) : i + 1]
+        (states,) = hidden_states(model, [sum(before, [])])
+        torch.testing.assert_close(found.states[i], states[-1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(means.states[i], states[-len(ids[i]) :].mean(0), atol=1e-5, rtol=0)
+    plain = "The mother-in-law don’t U.S.A. was red?! é"  # the words do not depend on each other
+    assert read_row(model, encoder, plain.split()).ids == read_row(model, encoder, plain).ids
+    with pytest.raises(InputError, match="the word ' ', number 2, holds no tokens"):
+        features(model, encoder, [["the", " "]], n_context=n_context, per="word")
+
+
+def test_words_that_are_given_to_a_fine_tuned_run(run):
+    one, two = features(run.model, run.encoder, [["don't", "in"], (["the", "cat"], "in red")], per="word")
+    assert [unit.text for unit in one.units] == ["_start_", "don't", "in", "_classify_"]
+    (as_text,) = features(run.model, run.encoder, [("the cat", "in red")], per="word")
+    assert torch.equal(two.states, as_text.states)
+    with pytest.raises(ValueError, match="a list is of words, which hold no spaces"):
+        features(run.model, run.encoder, [["the cat", "in red"]])
+
+
+def test_the_state_of_a_word_is_that_of_its_last_token_or_the_mean(opened):
     (tokens,), (words,) = (features(*opened, [TEXT], per=per) for per in ("token", "word"))
     assert [unit.text for unit in words.units] == [TEXT[slice(*unit.span)] for unit in words.units]
     ends = [i for i, unit in enumerate(tokens.units) if unit.text.endswith("</w>")]
     assert torch.equal(words.states, tokens.states[ends])
-    assert words.states.shape == (len(words.units), 16)
+    (means,) = features(*opened, [TEXT], per="word", pool="mean")
+    for start, end, state in zip([0, *(i + 1 for i in ends)], ends, means.states, strict=False):
+        torch.testing.assert_close(state, tokens.states[start : end + 1].mean(0))
 
 
 def test_a_fixed_context_is_so_many_words_and_no_more(opened):
     model, encoder = opened
     words = read_row(model, encoder, TEXT).words
     for n in (0, 2, 100):
-        (found,) = features(model, encoder, [TEXT], per="word", n_context=n, n_batch=3)
+        (found,) = features(model, encoder, [TEXT], per="word", n_context=n)
         assert found.units == words
         for i in range(len(words)):
             part = TEXT[words[max(0, i - n)].span[0] : words[i].span[1]]
@@ -139,14 +204,6 @@ def test_a_fixed_context_begins_with_start_in_a_fine_tuned_run(run):
     (found,) = features(run.model, run.encoder, ["the cat"], per="word", n_context=5)
     (whole,) = features(run.model, run.encoder, ["the cat"], per="word")
     torch.testing.assert_close(found.states, whole.states[1:3], atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match="a fixed context is of one text"):
-        features(run.model, run.encoder, [("a", "b")], per="word", n_context=5)
-
-
-@pytest.mark.parametrize("options", [{"per": "sentence"}, {"per": "token", "n_context": 2}])
-def test_other_units_are_refused(opened, options):
-    with pytest.raises(ValueError, match="per is 'token' or 'word'"):
-        features(*opened, [TEXT], **options)
 
 
 def test_pooled_states(opened, run):
@@ -208,16 +265,14 @@ def test_attention_to_words_sums_over_their_tokens(run):
     words, row = found.to_words(), found.row
     assert words.shape == (2, 2, len(row.words)) and row.words[-1].text == "_classify_"
     torch.testing.assert_close(words.sum(-1), torch.ones(2, 2), atol=1e-5, rtol=0)
-    starts = [0, *(end + 1 for end in row.word_ends)]
-    for w, (start, end) in enumerate(zip(starts, row.word_ends, strict=False)):
-        torch.testing.assert_close(words[..., w], found.weights[:, :, -1, start : end + 1].sum(-1))
-    assert max(np.diff(row.word_ends)) > 1  # some word has several tokens
+    for w, tokens in enumerate(row.tokens_of_words):
+        torch.testing.assert_close(words[..., w], found.weights[:, :, -1, tokens.start : tokens.stop].sum(-1))
+    assert max(map(len, row.tokens_of_words)) > 1
     assert found.to_words(0)[..., 0].eq(1).all()  # the first token attends to itself
 
 
 def test_hooks_are_removed(opened):
     features(*opened, [TEXT])
-    features(*opened, [TEXT], 0)
     attention_weights(*opened, TEXT)
     with pytest.raises(InputError):
         attention_weights(*opened, "")
@@ -230,7 +285,7 @@ def test_hooks_work_on_every_module_that_has_parameters(run):
     for name, module in run.model.named_modules():
         module.register_forward_hook(lambda module, inputs, output, name=name: called.add(name))
     row = read_row(run.model, run.encoder, "the cat")
-    x = pack(run.model.transformer, [[row.ids]]).x
+    x = pack(run.model.transformer, [[row.ids]]).tokens[None]
     with torch.no_grad():
         run.model(x)
     own = {name for name, module in run.model.named_modules() if [*module.parameters(recurse=False)]}
@@ -240,9 +295,3 @@ def test_hooks_work_on_every_module_that_has_parameters(run):
     run.model.train()(x)
     run.model.eval()
     assert own - called == tied
-
-
-def test_training_mode_makes_no_difference(opened):
-    found = [features(opened[0].train(mode), opened[1], [TEXT])[0] for mode in (True, False)]
-    assert isinstance(found[0], Features) and torch.equal(found[0].states, found[1].states)
-    assert math.isfinite(found[0].states.sum().item())

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import finetuning
-import pretrain
 from model_pytorch import DEFAULT_CONFIG
+from running.settings import FineTuningFlags, PreTrainingFlags
 
 ROOT = Path(__file__).parents[1]
 LEDGER = (ROOT / "FIDELITY.md").read_text(encoding="utf-8")
@@ -57,8 +56,8 @@ def places(cell: str) -> list[tuple[str, str]]:
     return found
 
 
-def test_rows_of_the_ledger_are_numbered_in_order_and_whole():
-    assert list(LEDGER_ROWS) == list(range(1, len(LEDGER_ROWS) + 1)) and len(LEDGER_ROWS) > 50
+def test_rows_of_the_ledger_have_numbers_of_their_own_and_are_whole():
+    assert len(LEDGER_ROWS) > 50
     assert len(re.findall(r"^\|\s*\d", LEDGER, re.MULTILINE)) == len(LEDGER_ROWS)
     for number, cells in LEDGER_ROWS.items():
         assert len(cells) == 6 and all(cell.strip() for cell in cells), number
@@ -66,9 +65,9 @@ def test_rows_of_the_ledger_are_numbered_in_order_and_whole():
 
 def test_the_defaults_in_the_ledger_are_the_commands():
     network = dataclasses.asdict(DEFAULT_CONFIG)  # what train.py takes for sizes where no model folder tells
-    train_flags = dataclasses.asdict(finetuning.Settings())
+    train_flags = dataclasses.asdict(FineTuningFlags())
     train_flags |= {k: v for k, v in network.items() if train_flags[k] is None}
-    pretrain_flags = dataclasses.asdict(pretrain.Settings(corpus="FILE", model_dir="DIR").completed(None))
+    pretrain_flags = dataclasses.asdict(PreTrainingFlags(corpus="FILE", model_dir="DIR").with_sizes_of(None))
     for prefix, ours, n in (("", train_flags, 23), ("pretrain.py ", pretrain_flags, 11)):
         theirs = dict(re.findall(rf"^\| `{prefix}--(\w+)` \| (\S+) \|", LEDGER, re.MULTILINE))
         assert len(theirs) == n

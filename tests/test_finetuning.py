@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,17 +14,15 @@ import torch
 from launch import Processes
 
 import analysis
-import finetuning
 import train
 from formats.examples import Example
-from formats.files import InputError
 from model_pytorch import Config, DoubleHeadModel
 from reading import tasks
-from reading.rows import Rows
+from reading.encoding import Encoded
+from reading.rows import Layout, Rows, pad_rows
 from reading.tasks import Source, Task
 from running.inference import evaluate, predict
 from running.processes import Ranks, join_ranks
-from running.results import analyse
 from weights import open_run
 
 NO_DROPOUT = [f"--{part}_pdrop=0" for part in ("embd", "attn", "resid", "clf")]
@@ -103,6 +102,12 @@ def column(path: str) -> list[str]:
     return [label for _, label in cells]
 
 
+def predictions(split: str) -> list[dict]:
+    """Return the examples of a split in the run's file of predictions."""
+    found = [json.loads(line) for line in Path("log/weather.predictions.jsonl").read_text().splitlines()]
+    return [example for example in found if example["split"] == split]
+
+
 def test_a_new_data_set_goes_from_training_to_predictions_and_analysis(folder, monkeypatch, capsys):
     task = weather("classification")
     monkeypatch.setitem(tasks.TASKS, "weather", task)
@@ -117,30 +122,31 @@ def test_a_new_data_set_goes_from_training_to_predictions_and_analysis(folder, m
     # it learns: the words of a label are written, and they are right
     test = test_examples(task, folder / "data")
     right = [example.label for example in test]
-    predictions = column("submission/Weather.tsv")
-    assert set(predictions) == set(WEATHER) and column("log/weather.tsv") == predictions
-    accuracy = np.mean([ours == theirs for ours, theirs in zip(predictions, right, strict=True)]) * 100
+    handed_in = column("submission/Weather.tsv")
+    assert set(handed_in) == set(WEATHER)
+    accuracy = np.mean([ours == theirs for ours, theirs in zip(handed_in, right, strict=True)]) * 100
     assert accuracy > 80
+    written = predictions("test")
+    assert [example["prediction"] for example in written] == handed_in
+    assert [Example(tuple(of["texts"]), of["label"], of["where"]) for of in written] == test
+    assert len(predictions("valid")) == 8
 
     # the analysis prints the same when it is run later
     printed = [line for line in out.splitlines() if line.startswith("Weather")]
     best = max(line["va_acc"] for line in lines)
     assert printed[:2] == [f"Weather Valid Accuracy: {best:.2f}", f"Weather Test Accuracy:  {accuracy:.2f}"]
     assert Path("log/weather.png").read_bytes().startswith(b"\x89PNG")
-    for again in (
-        lambda: analysis.main("--dataset weather --desc weather --data_dir data".split()),
-        lambda: analyse(task, "data", "log", "weather"),
-    ):
-        Path("log/weather.png").unlink()
-        assert not again()
-        assert capsys.readouterr().out.splitlines() == printed and Path("log/weather.png").exists()
+    Path("log/weather.png").unlink()
+    assert analysis.main(["--desc", "weather"]) == 0
+    assert capsys.readouterr().out.splitlines() == printed and Path("log/weather.png").exists()
 
     # and the run can be used from Python
     found = open_run("save/weather").predict([text for ((text,), _, _) in test])
-    assert [prediction.label for prediction in found] == predictions
+    assert [prediction.label for prediction in found] == handed_in
     for prediction in found:
         assert list(prediction.probabilities) == list(WEATHER)
         assert sum(prediction.probabilities.values()) == pytest.approx(1)
+    assert [list(of.probabilities.values()) for of in found] == [pytest.approx(of["probabilities"]) for of in written]
     with pytest.raises(ValueError, match="example 0 has 2 texts; a classification example takes 1$"):
         open_run("save/weather").predict([("one", "two")])
 
@@ -150,68 +156,50 @@ def test_each_form_trains_and_predicts(folder, monkeypatch, form):
     task = weather(form)
     monkeypatch.setitem(tasks.TASKS, "weather", task)
     assert train.main([*FLAGS, "--n_iter", "2", "--n_ctx", "30"]) == 0
-    predictions = column("submission/Weather.tsv")
-    assert len(predictions) == 12 and set(predictions) <= set(WEATHER)
+    handed_in = column("submission/Weather.tsv")
+    assert len(handed_in) == 12 and set(handed_in) <= set(WEATHER)
     run, test = open_run("save/weather"), test_examples(task, folder / "data")
-    assert [prediction.label for prediction in run.predict([example.texts for example in test])] == predictions
+    found = [prediction.label for prediction in run.predict([example.texts for example in test])]
+    assert found == [example["prediction"] for example in predictions("test")]
+    words = dict(zip(task.shown_labels(), task.written_labels(), strict=True))  # of the official files -> handed in
+    assert [words[label] for label in found] == handed_in
     takes = {"multiple_choice": "1 and two choices or more"}.get(form, N_TEXTS[form])
     with pytest.raises(ValueError, match=f"example 0 has 1 texts; a {form} example takes {takes}$"):
         run.predict(["one"])
-
-
-def test_predictions_in_other_words_than_the_labels_are_refused(folder, monkeypatch):
-    task = weather("classification")
-    monkeypatch.setitem(tasks.TASKS, "weather", task)
-    assert train.main([*FLAGS, "--n_iter", "1"]) == 0
-    path = Path("log/weather.tsv")
-    head, first, *rest = path.read_text().splitlines()
-    path.write_text("\n".join([head, "0\thail", *rest]) + "\n")
-    with pytest.raises(InputError, match="weather.tsv: not the indices .* with predictions rain or snow or sun"):
-        analyse(task, "data", "log", "weather")
 
 
 # --- when to log -----------------------------------------------------------------------------------------------------
 
 
 def test_a_log_is_due_at_each_epochs_end_and_in_the_first_after_doubling_thousands():
-    due = [updates for updates in range(40_001) if finetuning.is_log_due(updates, per_epoch=17_000)]
-    assert due == [1000, 2000, 4000, 8000, 16_000, 17_000, 34_000]
-    assert [updates for updates in range(10) if finetuning.is_log_due(updates, per_epoch=3)] == [3, 6, 9]
+    def due(n: int, per_epoch: int) -> list[int]:
+        run = SimpleNamespace(plan=SimpleNamespace(per_epoch=per_epoch), last_log=lambda: 0)
+        return [updates for updates in range(n) if train.is_log_due(SimpleNamespace(n_updates=updates, **vars(run)))]
+
+    assert due(40_001, 17_000) == [1000, 2000, 4000, 8000, 16_000, 17_000, 34_000]
+    assert due(10, 3) == [3, 6, 9]
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------
 
 
-class LaidOut(Rows):
-    """Rows that are given laid out already."""
-
-    def __init__(self, x: np.ndarray, m: np.ndarray, labels: np.ndarray) -> None:
-        self.x, self.m, self.labels = torch.from_numpy(x), torch.from_numpy(m.astype(np.float32)), labels
-        self.form, self.scores, self.which = "multiple_choice", None, np.arange(len(x))
-
-    def n_choices(self) -> int:
-        return self.x.size(1)
-
-    def _batch(self, which: np.ndarray, n_tokens: int | None = None) -> tuple:
-        n_choices = torch.full((len(which),), self.n_choices())
-        return self.x[which], self.m[which], torch.from_numpy(self.labels[which]), n_choices
-
-
-def make_rows(n: int, n_choices: int = 2, n_tokens: int = 9) -> tuple[DoubleHeadModel, LaidOut]:
-    """Make a model of weights that matter, and rows of several lengths that begin alike in most examples."""
-    model = DoubleHeadModel(Config(n_embd=8, n_head=2, n_layer=1), 22, "multiple_choice", 23 + n_tokens, n_tokens)
+def make_rows(n: int, n_choices: int = 2) -> tuple[DoubleHeadModel, Rows]:
+    """Make a model of weights that matter, and rows of several lengths, whose contexts are of several lengths too."""
+    rng = np.random.default_rng(0)
+    examples = [[rng.integers(20, size=rng.integers(1, 5)).tolist() for _ in range(1 + n_choices)] for _ in range(n)]
+    rows = Rows(Encoded.of(examples), Layout("multiple_choice", "longest", 20, 12), rng.integers(0, n_choices, n))
+    model = DoubleHeadModel(Config(n_embd=8, n_head=2, n_layer=1), 22, "multiple_choice", 23 + 12, 12)
     reference.randomise(model, seed=0)
-    x, m = reference.batch(0, 20, n, n_choices, n_tokens)
-    x[1:, :, :3] = x[1:, :1, :3]
-    return model, LaidOut(x, m, np.random.default_rng(0).integers(0, n_choices, n))
+    return model, rows
 
 
 @pytest.mark.parametrize("n_choices", [2, 4])
 def test_evaluation_cost_is_the_mean_over_rows_whatever_the_batch(n_choices):
     model, rows = make_rows(5, n_choices)
     y = rows.labels
+    x, _ = pad_rows([rows.rows(i) for i in range(5)], 20, 12)
     with torch.no_grad():
-        expected = model.eval()(rows.x)[1]  # with no common prefix and padding computed
+        expected = model.eval()(torch.from_numpy(x))[1]  # with no common prefix, and padding computed
     logits = expected.double().numpy()
     cost = np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(5), y])
     for n_batch in (1, 2, 5, 64):
@@ -222,22 +210,23 @@ def test_evaluation_cost_is_the_mean_over_rows_whatever_the_batch(n_choices):
 
 def test_evaluation_computes_what_choices_share_once_and_pauses_after_each_batch(monkeypatch):
     model, rows = make_rows(5)
-    x, m = rows.x.numpy(), rows.m.numpy()
     n_computed, pauses, forward = [], [], model.transformer.forward
     monkeypatch.setattr(
         model.transformer,
         "forward",
-        lambda packing, table: n_computed.append(len(packing.slots)) or forward(packing, table),
+        lambda packing, table: n_computed.append(len(packing.tokens)) or forward(packing, table),
     )
-    predict(model, rows, 2, RANKS, "rows", lambda: pauses.append(len(n_computed)))
+    ranks = Ranks(device=torch.device("cpu"))
+    monkeypatch.setattr(ranks, "pause", lambda: pauses.append(len(n_computed)))
+    predict(model, rows, 2, ranks, "rows")
     assert pauses == [1, 2, 3]
-    n_shared = []
-    for example, real in zip(x[..., 0], m, strict=True):
-        first, second = (row[: int(n)].tolist() for row, n in zip(example, real.sum(1), strict=True))
-        n_shared.append(next(n for n in range(9) if first[: n + 1] != second[: n + 1]))
-    n_distinct = [int(m[i : i + 2].sum()) - sum(n_shared[i : i + 2]) for i in (0, 2, 4)]
-    assert min(n_shared) > 1
-    assert all(0 <= n - of_batch < 4 for n, of_batch in zip(n_computed, n_distinct, strict=True))  # a few to fill up
+    n_distinct = []
+    for i in range(5):
+        first, second = rows.rows(i)
+        n_shared = next(n for n in range(12) if first[: n + 1] != second[: n + 1])
+        assert n_shared >= 3  # start, context, delimiter
+        n_distinct.append(len(first) + len(second) - n_shared)
+    assert n_computed == [sum(n_distinct[i : i + 2]) for i in (0, 2, 4)]
 
 
 def test_evaluation_drops_nothing_and_runs_no_lm_head(monkeypatch):
@@ -255,7 +244,8 @@ def predict_together(n: int, n_batch: int) -> None:
     model, rows = make_rows(n)
     pauses = []
     with join_ranks() as ranks:
-        found = predict(model, rows, n_batch, ranks, "rows", lambda: pauses.append(ranks.wait()))
+        ranks.pause = lambda: pauses.append(ranks.wait())
+        found = predict(model, rows, n_batch, ranks, "rows")
         torch.testing.assert_close(found, predict(model, rows, n_batch, RANKS, "rows"))
         assert found.shape == (n, 2)
         assert (ranks.gather(torch.tensor([len(pauses)])) == len(pauses)).all()

@@ -11,13 +11,14 @@ import scipy.stats
 import sklearn.metrics
 import torch
 
-from finetuning import FineTuning, balanced_weights
-from loss import METRICS, packed_losses, task_losses
+from loss import packed_losses, task_losses
 from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel
 from reading.encoding import Encoded
-from reading.rows import CUTS, FORMS, Rows, cut_longest, soft_labels, special_tokens
+from reading.rows import CUTS, FORMS, Layout, Rows, soft_labels, special_tokens
 from running.inference import answers, evaluate, predict, written_answers
+from running.metrics import METRICS
 from running.processes import Ranks
+from train import balanced_weights
 
 N_VOCAB, T = 20, 24  # words; tokens of the longest row allowed
 START, DELIMITER, CLASSIFY = 20, 21, 22
@@ -72,7 +73,7 @@ def random_examples(seed: int, n: int, n_texts: int | list[int], longest: int = 
 
 
 def make_rows(examples: list[Texts], labels: np.ndarray | None, form: str, scores=None) -> Rows:
-    return Rows(Encoded.of(examples), labels, form, "longest", N_VOCAB, T, scores)
+    return Rows(Encoded.of(examples), Layout(form, "longest", N_VOCAB, T), labels, scores)
 
 
 def make_model(form: str, n_out: int) -> tuple[DoubleHeadModel, reference.Parameters]:
@@ -115,9 +116,9 @@ def test_each_form_equals_the_reference(name, share_context):
     model, p = make_model(form, n_out)
     rows, y, examples = problem(name)
     which = np.array([3, 0, 4, 1])
-    packing, labels = rows.packed(which, share_context, CPU)
+    packing, labels = rows.packed(which, share_context), rows.targets(which)
     h, _, logits = model.forward_packed(packing)
-    states = model.task_head.pool(packing.unpack(h), packing.x).detach().numpy()  # (B, K, C)
+    states = h[packing.read].detach().numpy()  # (B, K, C)
     task, lm = packed_losses(model, packing, labels, 0.5)
 
     assert logits.shape == (4, n_out) and task.shape == (4,)
@@ -146,7 +147,7 @@ def test_examples_of_different_numbers_of_choices_train_as_each_alone(name, lm_c
     rows, _, _ = problem(name)
 
     def losses(which: list[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return packed_losses(model, *rows.packed(np.array(which), share_context, CPU), lm_coef)
+        return packed_losses(model, rows.packed(np.array(which), share_context), rows.targets(np.array(which)), lm_coef)
 
     def gradients(cost: torch.Tensor) -> list[torch.Tensor]:
         model.zero_grad()
@@ -161,9 +162,6 @@ def test_examples_of_different_numbers_of_choices_train_as_each_alone(name, lm_c
         torch.testing.assert_close(lm, torch.cat([rows_lm for _, rows_lm in alone]), rtol=0, atol=1e-10)
         assert len(lm) == sum(len(rows.rows(i)) for i in range(5))
         cost, cost_alone = cost + lm.sum(), cost_alone + sum(rows_lm.sum() for _, rows_lm in alone)
-        mean = task.mean() + lm_coef * lm.mean()
-        found = FineTuning(model, lm_coef)(*rows.packed(np.arange(5), share_context, CPU))
-        torch.testing.assert_close(found, mean, rtol=0, atol=1e-12)  # means over the rows that are choices
     for found, expected in zip(gradients(cost), gradients(cost_alone), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
@@ -197,7 +195,7 @@ def test_similarity_stays_the_same_when_its_texts_are_swapped(n_out, share_conte
     examples = random_examples(4, 6, 2)
     found = []
     for texts in (examples, [pair[::-1] for pair in examples]):
-        packing, _ = make_rows(texts, None, "similarity").packed(np.arange(6), share_context, CPU)
+        packing = make_rows(texts, None, "similarity").packed(np.arange(6), share_context)
         found.append(model.forward_packed(packing)[2])
     assert found[0].shape == (6, n_out) and found[0].std() > 0.1
     torch.testing.assert_close(*found, rtol=0, atol=1e-12)
@@ -206,7 +204,7 @@ def test_similarity_stays_the_same_when_its_texts_are_swapped(n_out, share_conte
 def test_entailment_depends_on_the_order_of_its_texts():
     model, _ = make_model("entailment", 3)
     one, other = (make_rows(texts, None, "entailment") for texts in ([[[1, 2], [3]]], [[[3], [1, 2]]]))
-    logits = [model.forward_packed(rows.packed(np.arange(1), False, CPU)[0])[2] for rows in (one, other)]
+    logits = [model.forward_packed(rows.packed(np.arange(1)))[2] for rows in (one, other)]
     assert (logits[0] - logits[1]).abs().max() > 1e-3
 
 
@@ -216,7 +214,7 @@ def test_choices_in_another_order_have_their_logits_in_that_order():
     order = [2, 0, 3, 1]
     found = []
     for texts in (choices, [choices[k] for k in order]):
-        packing, _ = make_rows([[article, question, *texts]], None, "reading").packed(np.arange(1), True, CPU)
+        packing = make_rows([[article, question, *texts]], None, "reading").packed(np.arange(1), share_context=True)
         found.append(model.forward_packed(packing)[2][0])
     torch.testing.assert_close(found[0][order], found[1], rtol=0, atol=1e-12)
 
@@ -293,20 +291,6 @@ def test_balanced_weights_let_every_label_weigh_the_same():
     assert balanced_weights(np.array([0, 0, 2]), 3).isfinite().all()  # a label without examples
 
 
-@pytest.mark.parametrize("lm_coef", [0, 0.5])
-def test_class_weights_multiply_the_task_loss_and_nothing_else(lm_coef):
-    model, _ = make_model("entailment", 3)
-    rows, y, _ = problem("entailment of 3")
-    weights = torch.tensor([0.5, 1.0, 4.0])
-    packing, labels = rows.packed(np.arange(5), False, CPU)
-    task, lm = packed_losses(model, packing, labels, lm_coef)
-    expected = (weights.numpy()[y] * task.detach().numpy()).mean() + (lm_coef * lm.mean().item() if lm_coef else 0)
-    assert FineTuning(model, lm_coef, weights)(packing, labels).item() == pytest.approx(expected, abs=1e-9)
-    plain = FineTuning(model, lm_coef)(packing, labels).item()
-    assert FineTuning(model, lm_coef, torch.ones(3))(packing, labels).item() == pytest.approx(plain, abs=1e-12)
-    assert plain != pytest.approx(expected, abs=1e-3)
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_targets_are_what_the_loss_takes(name):
     rows, y, _ = problem(name)
@@ -316,7 +300,6 @@ def test_targets_are_what_the_loss_takes(name):
     logits = torch.randn(2, CASES[name][1], dtype=torch.double)
     expected = reference.task_losses(logits.numpy(), y[which])
     np.testing.assert_allclose(task_losses(logits, targets), expected, rtol=0, atol=1e-6)
-    assert make_rows(random_examples(0, 3, 2), None, "entailment").batch(np.array([1]))[2] is None
 
 
 # --- cuts and lengths ------------------------------------------------------------------------------------------------
@@ -330,7 +313,7 @@ def test_only_the_longest_part_is_cut_never_question_or_choice(form):
     n_cut = 0
     for texts in random_examples(6, 400, N_TEXTS[form], longest=12):
         n_ctx = int(rng.integers(6, 30))
-        cut = [list(text) for text in cut_longest(texts, form, n_ctx)]
+        cut = Layout(form, "longest", N_VOCAB, n_ctx).cut_texts(texts)
         assert len(cut) == len(texts)
         for text, kept in zip(texts, cut, strict=True):
             assert kept == text[: len(kept)]  # at its end
@@ -357,15 +340,15 @@ def test_lengths_are_those_of_the_rows(form, cut):
         examples = random_examples(seed, 25, N_TEXTS[form], longest=14)
         n_ctx, which = int(rng.integers(6, 50)), rng.integers(25, size=30)
         for chosen in (None, which, which[:1]):
-            rows = Rows(Encoded.of(examples), None, form, cut, N_VOCAB, n_ctx, which=chosen)
+            rows = Rows(Encoded.of(examples), Layout(form, cut, N_VOCAB, n_ctx), which=chosen)
             assert rows.lengths().tolist() == [max(map(len, rows.rows(i))) for i in range(len(rows))]
             whole = [
                 max(map(len, FORMS[form].rows(rows.encoded.texts(i), special_tokens(N_VOCAB)))) for i in rows.which
             ]
-            assert rows.lengths(cut=False).tolist() == whole
+            assert rows.lengths(is_cut=False).tolist() == whole
         if FORMS[form].has_choices:
             counts = [len(texts) - FORMS[form].n_texts for texts in examples]
-            assert Rows(rows.encoded, None, form, cut, N_VOCAB, n_ctx).n_choices() == max(counts)
+            assert Rows(rows.encoded, Layout(form, cut, N_VOCAB, n_ctx)).n_choices() == max(counts)
             assert rows.n_choices() == counts[which[0]]  # of the chosen ones
 
 

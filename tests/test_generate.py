@@ -84,8 +84,7 @@ def test_a_prompt_is_read_from_a_file(model_dir, capsys, tmp_path):
 
 def test_each_line_of_standard_input_is_a_prompt(model_dir, capsys, monkeypatch):
     flags = ["--model_dir", model_dir, "--n_tokens", 20, "--temperature", 0]
-    lines = b"the cat was in\n\nRed hat.\n"
-    assert command(*flags, text=lines, monkeypatch=monkeypatch) == 0
+    assert command(*flags, text=b"the cat was in\n\nRed hat.\n", monkeypatch=monkeypatch) == 0
     out, err = capsys.readouterr()
     prompts = ("the cat was in", "Red hat.")
     assert out == "".join(expected(model_dir, prompt=p, temperature=0)[0] + "\n" for p in prompts)
@@ -121,10 +120,8 @@ def run_dir(tmp_path_factory) -> Path:
         write_jsonl(folder / f"data/{name}.jsonl", ROWS["classification"])
     with patch.context() as p:
         p.chdir(folder)
-        flags = (
-            "--dataset own --task classification --data_dir data --desc small --model_dir model --n_iter 1 --lr 1e-2"
-        )
-        assert train.main(flags.split()) == 0
+        flags = "--dataset own --task classification --data_dir data --desc small --model_dir model --n_iter 1"
+        assert train.main([*flags.split(), "--lr", "1e-2"]) == 0
     return shutil.move(folder / "save/small", folder / "moved")
 
 

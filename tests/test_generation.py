@@ -55,12 +55,11 @@ def tokens_of(steps) -> list[list[int | None]]:
 
 @torch.no_grad()
 def without_cache(
-    model: LMModel, rows: list[list[int]], n_tokens: int, n_allowed: int, penalty: float = 1.0, **how
+    model: LMModel, prompt: list[int], n_tokens: int, n_allowed: int, n_samples: int = 1, penalty: float = 1.0, **how
 ) -> list[list[int]]:
     """Generate with all tokens of the window computed again for each next one."""
     table, n_ctx = model.transformer.embed.weight, model.transformer.n_ctx
-    rows, windows = [list(row) for row in rows], [list(row) for row in rows]
-    n_prompt = len(rows[0])
+    rows, windows = [[*prompt] for _ in range(n_samples)], [[*prompt] for _ in range(n_samples)]
     for _ in range(n_tokens):
         x = torch.tensor([[[i, len(table) - n_ctx + t] for t, i in enumerate(window)] for window in windows])
         logits = (model.transformer(x)[:, -1] @ table.T)[:, :n_allowed]
@@ -72,37 +71,31 @@ def without_cache(
             window.append(token)
             if len(window) > n_ctx:
                 del window[: -(n_ctx // 2)]
-    return [row[n_prompt:] for row in rows]
+    return [row[len(prompt) :] for row in rows]
 
 
 # --- the cache -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n_prompts", [1, 3])
 @pytest.mark.parametrize(
-    "name, n_tokens", [pytest.param("demo", 200, marks=pytest.mark.slow), ("demo", 80), ("tiny", 50), ("tiny", 200)]
+    "name, n_prompt, n_tokens",
+    [pytest.param("demo", 8, 200, marks=pytest.mark.slow), ("demo", 8, 80), ("tiny", 8, 200), ("tiny", 64, 40)],
 )
-def test_greedy_tokens_are_those_without_a_cache(request, name, n_tokens, n_prompts):
+def test_greedy_tokens_are_those_without_a_cache(request, name, n_prompt, n_tokens):
     model, encoder = request.getfixturevalue(name)
-    n_vocab, n_ctx = len(encoder.encoder), model.transformer.n_ctx
     assert model.transformer.embed.weight.dtype == torch.float32
-    rng = np.random.default_rng(0)
-    prompts = rng.integers(1, n_vocab, (n_prompts, 8)).tolist()
-    notes = []
-    found = tokens_of(generate(model, prompts, n_tokens, temperature=0, note=notes.append))
-    expected = without_cache(model, prompts, n_tokens, n_vocab, temperature=0)
-    assert found == expected
-    assert len({*expected[0]}) > 10
-    assert len(notes) == (8 + n_tokens > n_ctx) == (n_tokens == 200)
-    if n_prompts == 1:
-        assert tokens_of(generate(model, prompts[0], n_tokens, temperature=0)) == expected
+    prompt = np.random.default_rng(0).integers(1, encoder.n_vocab, n_prompt)
+    found = tokens_of(generate(model, prompt, n_tokens, temperature=0))
+    assert found == without_cache(model, prompt.tolist(), n_tokens, encoder.n_vocab, temperature=0)
+    assert len({*found[0]}) > 10
+    assert (n_prompt + n_tokens > model.transformer.n_ctx) == (n_tokens != 80)  # it is refilled, several times for 200
 
 
 @pytest.mark.parametrize("how", [{}, dict(temperature=0.7, top_k=5), dict(top_p=0.8), dict(temperature=0, penalty=1.5)])
 def test_samples_are_those_without_a_cache(tiny, how):
     model, encoder = tiny
-    prompt, n_vocab = [5, 3, 7], len(encoder.encoder)
-    expected = without_cache(model, [prompt] * 4, 100, n_vocab, generator=torch.Generator().manual_seed(3), **how)
+    prompt, n_vocab = [5, 3, 7], encoder.n_vocab
+    expected = without_cache(model, prompt, 100, n_vocab, 4, generator=torch.Generator().manual_seed(3), **how)
     ours = {"repetition_penalty" if name == "penalty" else name: value for name, value in how.items()}
     generator = torch.Generator().manual_seed(3)
     found = tokens_of(generate(model, prompt, 100, n_samples=4, generator=generator, **ours))
@@ -140,24 +133,14 @@ def test_each_token_is_computed_once_and_the_prompt_once_for_all_samples(tiny):
     hook = model.transformer.h[-1].mlp.c_fc.register_forward_hook(lambda _m, inputs, _o: counts.append(len(inputs[0])))
     try:
         list(generate(model, [1] * 10, n_ctx, n_samples=3))
-        list(generate(model, [[1] * 10, [2] * 10], 2, n_samples=2))
     finally:
         hook.remove()
     refilled = n_ctx - 10 + 1  # the step at which n_ctx + 1 tokens are known
     one_each = [3] * (n_ctx - 1)
-    assert counts == [10, *one_each[: refilled - 1], 3 * n_ctx // 2, *one_each[refilled:]] + [40, 4]
+    assert counts == [10, *one_each[: refilled - 1], 3 * n_ctx // 2, *one_each[refilled:]]
 
 
-def test_a_prompt_may_take_all_positions(tiny):
-    model, encoder = tiny
-    n_ctx, notes = model.transformer.n_ctx, []
-    prompt = (np.arange(n_ctx) % 40).tolist()
-    found = tokens_of(generate(model, prompt, 40, temperature=0, note=notes.append))
-    assert found == without_cache(model, [prompt], 40, len(encoder.encoder), temperature=0)
-    assert len(notes) == 1 and f"{n_ctx} tokens" in notes[0] and f"last {n_ctx // 2}" in notes[0]
-
-
-@pytest.mark.parametrize("prompt", [[], [1] * 65, torch.zeros(1, 0)], ids=len)
+@pytest.mark.parametrize("prompt", [[], [1] * 65, torch.zeros(0)], ids=len)
 def test_a_prompt_without_tokens_or_with_too_many_is_an_error(tiny, prompt):
     with pytest.raises(ValueError, match="the model has positions for 1 to 64"):
         next(generate(tiny[0], prompt, 3))
@@ -191,9 +174,7 @@ SAMPLED = {
     "cold": (dict(temperature=0.5), [p**2 for p in P]),
     "nearly greedy": (dict(temperature=1e-30), [0, 1, 0, 0, 0]),
     "greedy": (dict(temperature=0), [0, 1, 0, 0, 0]),
-    "top 1": (dict(top_k=1), [0, 1, 0, 0, 0]),
     "top 2": (dict(top_k=2), [0, 0.4, 0, 0.3, 0]),
-    "top of all": (dict(top_k=5), P),
     "top of more than there are": (dict(top_k=50), P),
     "just below two": (dict(top_p=0.69), [0, 0.4, 0, 0.3, 0]),
     "just above two": (dict(top_p=0.71), [0, 0.4, 0, 0.3, 0.15]),
@@ -273,27 +254,24 @@ def ids_of(encoder: TextEncoder, text: str) -> list[int]:
 
 @pytest.mark.parametrize("words, text", READABLE.items(), ids=READABLE.values())
 def test_words_become_readable_text(words_encoder, words, text):
-    assert words_encoder.readable(ids_of(words_encoder, words)) == text
-    assert words_encoder.readable(torch.tensor(ids_of(words_encoder, words), dtype=torch.long)) == text
+    assert words_encoder.decode(ids_of(words_encoder, words)) == text
 
 
 def test_an_incomplete_word_is_readable_too(words_encoder):
     aa, bb = words_encoder.encoder["aa"], words_encoder.encoder["bb"]
-    ids = [aa, *ids_of(words_encoder, "dog ,"), aa, bb]
-    assert words_encoder.words(ids) == ["aadog", ",", "aabb"]
-    assert words_encoder.readable(ids) == "aadog, aabb"
+    assert words_encoder.decode([aa, *ids_of(words_encoder, "dog ,"), aa, bb]) == "aadog, aabb"
 
 
 def test_an_unknown_token_is_a_sign_that_no_mark_is_attached_to(words_encoder):
     aa, mark, dog = words_encoder.encoder["aa"], *ids_of(words_encoder, ", dog")
-    assert words_encoder.readable([0, mark, aa, 0, dog, 0]) == "◻ , aa◻ dog ◻"
+    assert words_encoder.decode([0, mark, aa, 0, dog, 0]) == "◻ , aa◻ dog ◻"
     assert shown(words_encoder, [aa, 0, mark], []) == ["", "aa◻", " ,"]
 
 
 def test_capitals_end_a_sample_as_other_letters_do(words_encoder):
     ids = ids_of(words_encoder, "dog mr. dog")
     assert shown(words_encoder, ids, []) == ["dog", " Mr.", " dog"]
-    assert "".join(filter(None, shown(words_encoder, ids, ["mr. dog"]))) == "dog "
+    assert "".join(shown(words_encoder, ids, ["mr. dog"])) == "dog "
 
 
 def test_readable_stories_are_encoded_to_the_same_ids(demo):
@@ -301,7 +279,7 @@ def test_readable_stories_are_encoded_to_the_same_ids(demo):
     with open(ROOT / "demo/data" / ROCSTORIES_TEST, newline="") as file:
         stories = [" ".join(row[1:7]) for row in list(csv.reader(file))[1:101]]
     ids = encoder.encode(stories, verbose=False)
-    readable = [encoder.readable(of_story) for of_story in ids]
+    readable = [encoder.decode(of_story) for of_story in ids]
     assert encoder.encode(readable, verbose=False) == ids
     # and look as they were written
     same = [text == story.lower() for text, story in zip(readable, stories, strict=True)]
@@ -311,7 +289,7 @@ def test_readable_stories_are_encoded_to_the_same_ids(demo):
 # --- text in, text out -----------------------------------------------------------------------------------------------
 
 
-def shown(encoder: TextEncoder, ids: list[int | None], stops: list[str], prompt: str = "") -> list[str | None]:
+def shown(encoder: TextEncoder, ids: list[int | None], stops: list[str], prompt: str = "") -> list[str]:
     """Return what a transcript shows at each token, the last of which ends it."""
     transcript = Transcript(encoder, ids_of(encoder, prompt), stops)
     return [transcript.add(i, n == len(ids)) for n, i in enumerate(ids, 1)]
@@ -322,7 +300,7 @@ def test_words_are_shown_when_they_are_complete(words_encoder):
     is_it = ids_of(words_encoder, "is n't it ?")
     assert shown(words_encoder, [aa, *is_it], []) == ["", "aais", "n't", " it", "?"]
     assert shown(words_encoder, [*is_it, aa], []) == ["is", "n't", " it", "?", " aa"]
-    assert shown(words_encoder, [*is_it[:2], aa, None, None], []) == ["is", "n't", "", " aa", None]
+    assert shown(words_encoder, [*is_it[:2], aa, None, None], []) == ["is", "n't", "", " aa", ""]
 
 
 def test_what_comes_first_is_attached_as_the_prompt_wants(words_encoder):
@@ -332,12 +310,12 @@ def test_what_comes_first_is_attached_as_the_prompt_wants(words_encoder):
 
 
 STOPS = {
-    "a word": (["it"], ["is", "n't", " ", None]),
-    "part of a word": (["sn"], ["i", "", None, None]),
-    "across words": (["n't it"], ["is", "", "", None]),
+    "a word": (["it"], ["is", "n't", " ", ""]),
+    "part of a word": (["sn"], ["i", "", "", ""]),
+    "across words": (["n't it"], ["is", "", "", ""]),
     "it would go on otherwise": (["n't we"], ["is", "", "n't it", "?"]),
-    "nothing before it": (["is"], ["", None, None, None]),
-    "the first of two": (["it", "n't"], ["is", "", None, None]),
+    "nothing before it": (["is"], ["", "", "", ""]),
+    "the first of two": (["it", "n't"], ["is", "", "", ""]),
     "at the very end": (["?"], ["is", "n't", " it", ""]),
     "not in it": (["dog"], ["is", "n't", " it", "?"]),
 }
@@ -345,23 +323,16 @@ STOPS = {
 
 @pytest.mark.parametrize("stops, expected", STOPS.values(), ids=STOPS)
 def test_text_ends_before_a_stop_text_and_never_shows_its_beginning(words_encoder, stops, expected):
-    found = shown(words_encoder, ids_of(words_encoder, "is n't it ?"), stops, prompt="is")
-    text = "".join(filter(None, found))
-    whole = "isn't it?"
-    ends = [whole.find(stop) for stop in stops if stop in whole]
-    assert text == whole[: min(ends, default=None)]
-    assert "".join(filter(None, expected)) == text
-    if stops in (["n't it"], ["n't we"], ["dog"]):  # held back until it is known
-        assert found == expected
+    assert shown(words_encoder, ids_of(words_encoder, "is n't it ?"), stops, prompt="is") == expected
 
 
 def test_text_is_what_the_tokens_say(demo):
     model, encoder = demo
     prompt = "Anna wanted to bake a cake. She used salt in place of sugar."
     ids = encoder.encode([prompt], verbose=False)[0]
-    (tokens,) = tokens_of(generate(model, ids, 36, temperature=0, n_allowed=len(encoder.encoder)))
+    (tokens,) = tokens_of(generate(model, ids, 36, temperature=0, n_allowed=encoder.n_vocab))
     (text,) = generate_text(model, encoder, prompt, 36, temperature=0)
-    assert text == encoder.readable(tokens)
+    assert text == encoder.decode(tokens)
     assert "the cake of anna tasted terrible." in text or "nobody could eat the cake of anna." in text
     steps = list(stream_text(model, encoder, prompt, 36, temperature=0))
     assert len(steps) == 36 and "".join(part for (part,) in steps) == text
@@ -370,6 +341,14 @@ def test_text_is_what_the_tokens_say(demo):
     torch.manual_seed(0)
     texts = generate_text(model, encoder, prompt, 36, n_samples=3, temperature=1.5)
     assert len(set(texts)) == 3
+
+
+def test_special_tokens_that_a_user_adds_change_no_text(tiny, monkeypatch):
+    model, encoder = tiny
+    before = generate_text(model, encoder, "the cat", 20, generator=torch.Generator().manual_seed(0))
+    for name in ("_start_", "_delimiter_", "_classify_"):
+        monkeypatch.setitem(encoder.encoder, name, len(encoder.encoder))
+    assert generate_text(model, encoder, "the cat", 20, generator=torch.Generator().manual_seed(0)) == before
 
 
 def test_a_fine_tuned_model_begins_with_start_and_ends_at_delimiter_or_classify(tiny, monkeypatch):
@@ -381,7 +360,7 @@ def test_a_fine_tuned_model_begins_with_start_and_ends_at_delimiter_or_classify(
     script = [encoder.encoder["the</w>"], special.delimiter, special.classify]
     for n in (1, 2):
         scripted = iter([script[0], script[n]])
-        monkeypatch.setattr(generation, "sample", lambda logits, *_, s=scripted: torch.tensor([next(s)]))
+        monkeypatch.setattr(generation, "sample", lambda logits, s=scripted: torch.tensor([next(s)]))
         assert generate_text(model, encoder, "a was", 10) == ["the"]
     first, second = rows[:2]
     ids = [special.start, *encoder.encode(["a was"], verbose=False)[0]]
@@ -390,19 +369,15 @@ def test_a_fine_tuned_model_begins_with_start_and_ends_at_delimiter_or_classify(
 
 
 BAD_PROMPTS = {
-    "empty": ("", "the prompt is empty"),
-    "white space": (" \n\t", "the prompt is empty"),
-    "too long": ("the " * 65, "the prompt has 65 tokens, the model takes at most 64"),
+    "": "the prompt is empty",
+    " \n\t": "the prompt is empty",
+    "the " * 97: "the prompt has 97 tokens, the model takes at most 96",
+    "€ § €\n": "no token of the prompt is in the vocabulary: '€ § €'",
 }
 
 
-@pytest.mark.parametrize("prompt, message", BAD_PROMPTS.values(), ids=BAD_PROMPTS)
-def test_a_prompt_that_cannot_be_continued_is_named_at_once(tiny, prompt, message):
-    with pytest.raises(InputError, match=message):
-        stream_text(*tiny, prompt, 3)
-
-
-def test_a_prompt_of_unknown_tokens_is_named(demo):
-    with pytest.raises(InputError, match="no token of the prompt is in the vocabulary: '€ § €'"):
-        stream_text(*demo, "€ § €\n", 3)
+@pytest.mark.parametrize("prompt", BAD_PROMPTS, ids=repr)
+def test_a_prompt_that_cannot_be_continued_is_named_at_once(demo, prompt):
+    with pytest.raises(InputError, match=BAD_PROMPTS[prompt]):
+        stream_text(*demo, prompt, 3)
     assert encode_prompt(demo[1], "€ cat", 5)[0] == 0

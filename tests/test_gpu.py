@@ -1,27 +1,29 @@
-"""What needs a GPU, `make test-gpu`: golden values, bf16, optimiser, dropout, resume, nccl and the benchmark there."""
+"""What needs a GPU but no text, in `make gpu`: golden values, bf16, the optimiser, dropout, resuming, nccl."""
 
-import json
+import os
 import signal
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import test_golden
 import test_kernels
 import test_opt
-import test_resume
-import test_training
 import torch
 import torch.distributed as dist
-from conftest import write_data, write_model
 from launch import Processes
-from test_training import read_log, train_flags
+from torch import Tensor
 
-import bench
 import loss
-import train
-from running.processes import autocast, pick_precision
+from model_pytorch import Config, DoubleHeadModel
+from opt import OpenAIAdam
+from running.checkpoint import read_checkpoint
+from running.processes import Ranks, Stopped, autocast, join_ranks, make_deterministic, pick_precision
+from running.training import Plan, Run
 from speed import kernels
+from speed.packing import Packing
 
 DEVICE = torch.device("cuda")
 
@@ -34,15 +36,6 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def no_tf32():
     torch.set_float32_matmul_precision("highest")
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory) -> Path:
-    """A folder with a model and examples; 32 are trained on, 9 validated, 13 tested."""
-    folder = tmp_path_factory.mktemp("world")
-    write_model(folder / "model")
-    write_data(folder / "data", n_valid=41, n_test=13)
-    return folder
 
 
 # --- values ----------------------------------------------------------------------------------------------------------
@@ -128,49 +121,79 @@ def test_dropout_of_attention_drops_its_fraction_and_scales_the_rest(masked, dty
 
 # --- whole runs ------------------------------------------------------------------------------------------------------
 
+N_VOCAB = 50
+WITHOUT_DROPOUT = {"embd_pdrop": 0, "attn_pdrop": 0, "resid_pdrop": 0, "clf_pdrop": 0}
+
+
+def fine_tune(
+    folder: Path, n_batch: int, precision: str, resume: bool = False, stop_after: int | None = None, **dropout
+) -> int:
+    """Make 8 updates of 4 examples as train.py does, of random ids; a SIGTERM comes after stop_after of them."""
+    settings = SimpleNamespace(desc="run", save_dir=folder / "save", log_dir=folder / "log", precision=precision)
+    settings.resume, settings.checkpoint_every, settings.tensorboard = resume, 3, False
+    for path in (settings.save_dir / "run", settings.log_dir):
+        path.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    examples = [
+        [[*rng.integers(N_VOCAB, size=n).tolist(), N_VOCAB] for n in rng.integers(1, 12, size=2)] for _ in range(32)
+    ]
+
+    with join_ranks() as ranks:
+        torch.manual_seed(0)
+        cfg = Config(n_embd=64, n_head=2, n_layer=2, **dropout)
+        model = DoubleHeadModel(cfg, N_VOCAB, "multiple_choice", N_VOCAB + 17, 16).to(ranks.device)
+        optimizer = OpenAIAdam(model.parameters(), 1e-3, "warmup_linear", 0.1, 8, l2=0.01, max_grad_norm=1)
+        run = Run(settings, Plan(32, n_batch, 1, ranks.size, 1), model, optimizer, {"t_total": 8}, ranks)
+        losses = run.wrap(loss.PackedLosses(model, 0.5))
+        with run:
+            for of_update in run.updates([np.arange(32)]):
+                optimizer.zero_grad()
+                for part in run.parts(of_update):
+                    packing = Packing.of_rows([examples[i] for i in part], N_VOCAB + 1).to(ranks.device)
+                    with run.autocast:
+                        task, lm = losses(packing, torch.zeros(len(part), dtype=torch.long, device=ranks.device))
+                        cost = task.mean() + 0.5 * lm.mean()
+                    cost.backward()
+                cost = run.mean_cost(cost.detach())
+                optimizer.step()
+                run.count(cost)
+                if run.n_updates == stop_after:
+                    os.kill(os.getpid(), signal.SIGTERM)
+    return 0
+
+
+def newest_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict]:
+    return read_checkpoint(folder / "save/run", Ranks(device=torch.device("cpu")))
+
+
+@pytest.fixture
+def deterministic(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    make_deterministic()
+    yield
+    torch.use_deterministic_algorithms(False)
+
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_stopped_run_goes_on_to_the_same_end_to_the_bit(world, tmp_path, precision):
-    flags = "--deterministic", "--precision", precision
-    unbroken = test_resume.finish(test_resume.command("train", world, *flags), tmp_path / "unbroken")
-    assert f"device   {DEVICE.type}, {precision}," in unbroken.out()
-    stop = partial(test_resume.signal_self, signal.SIGTERM)
-    action = test_resume.command("train", world, *flags)
-    broken = Processes(partial(test_resume.at_call, "training.update", 8, stop, action), tmp_path / "broken")
-    assert broken.wait() == [128 + signal.SIGTERM], broken.err()
-    assert max(test_resume.checkpoints(broken.folder)) == 8
-    resumed = test_resume.finish(test_resume.command("train", world, *flags, "--resume"), broken.folder)
-    assert "8 of them done" in resumed.out()
-    ours, expected = test_resume.outcome(broken.folder), test_resume.outcome(unbroken.folder)
-    assert ours.keys() == expected.keys()
-    assert [path for path in ours if ours[path] != expected[path]] == []
+def test_a_stopped_run_goes_on_to_the_same_end_to_the_bit(deterministic, tmp_path, precision):
+    fine_tune(tmp_path / "unbroken", 4, precision)
+    with pytest.raises(Stopped):
+        fine_tune(tmp_path / "broken", 4, precision, stop_after=5)
+    assert newest_checkpoint(tmp_path / "broken")[1]["updates"] == 5
+    fine_tune(tmp_path / "broken", 4, precision, resume=True)
+    (ours, our_state), (expected, state) = map(newest_checkpoint, (tmp_path / "broken", tmp_path / "unbroken"))
+    assert our_state == state and state["updates"] == 8 and len(state["costs"]) == 8
+    assert ours.keys() == expected.keys() and "random.accelerator" in ours
+    assert [name for name, value in expected.items() if not torch.equal(ours[name], value)] == []
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="torch finds fewer than two CUDA devices")
-def test_two_processes_train_as_one_does(world, tmp_path):
+def test_two_processes_train_as_one_does(tmp_path):
     assert dist.get_default_backend_for_device(DEVICE) == "nccl"
-    logs = []
-    for n_processes, n_batch in ((1, 8), (2, 4)):
-        flags = *test_training.TWENTY_UPDATES, "--precision", "fp32", "--n_batch", n_batch
-        run = Processes(partial(train.main, train_flags(world, *flags)), tmp_path / str(n_processes), n_processes)
+    costs = []
+    for n_processes, n_batch in ((1, 4), (2, 2)):
+        folder = tmp_path / str(n_processes)
+        run = Processes(partial(fine_tune, folder, n_batch, "fp32", **WITHOUT_DROPOUT), folder, n_processes)
         assert run.wait() == [0] * n_processes, run.err()
-        assert f"device   {DEVICE.type}:0, fp32," in run.out() and "20 updates of 8 examples" in run.out()
-        assert ("2 processes," in run.out()) == (n_processes == 2)
-        logs.append(read_log(run.folder)[1:])
-    for together, alone in zip(*reversed(logs), strict=True):
-        assert together == pytest.approx(alone, abs=1e-4, rel=1e-4)
-
-
-def test_the_benchmark_writes_its_table_at_batch_64(world, tmp_path, capsys):
-    out = tmp_path / "speed"
-    flags = ["--model_dir", world / "model", "--data_dir", world / "data", "--what", "train", "--share_context"]
-    flags += ["--n_batch", 64, "--precision", "fp32", "bf16", "--updates", 2, "--warm_up", 1, "--out", out]
-    assert bench.main(list(map(str, flags))) == 0
-    table = out.with_suffix(".md").read_text()
-    assert table == capsys.readouterr().out
-    report = json.loads(out.with_suffix(".json").read_text())
-    assert report["conditions"]["device"].startswith(DEVICE.type)
-    assert [row["precision"] for row in report["rows"]] == ["fp32", "fp32", "bf16", "bf16"]
-    for row in report["rows"]:
-        assert f"| {row['what']} | {row['precision']} | 64 |" in table
-        assert row["ms"] > 0 and row["peak_bytes"] > 0
+        costs.append(newest_checkpoint(folder)[1]["costs"])
+    assert len(costs[0]) == 8 and costs[1] == pytest.approx(costs[0], abs=1e-4, rel=1e-4)

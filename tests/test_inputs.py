@@ -13,12 +13,14 @@ from reading.encoding import Encoded
 from reading.rows import (
     CUTS,
     FORMS,
+    Layout,
     Rows,
     classification_rows,
     cut_halves,
     cut_longest,
     entailment_rows,
     multiple_choice_rows,
+    pad_rows,
     reading_rows,
     similarity_rows,
     special_tokens,
@@ -81,10 +83,20 @@ def test_the_example_in_each_docstring_is_what_the_function_returns(form, n_text
 # --- examples too long for the network -------------------------------------------------------------------------------
 
 
+def cut_to(cut, texts: list[list[int]], form: str, n_ctx: int) -> list[list[int]]:
+    return [text[:n] for text, n in zip(texts, cut([len(text) for text in texts], form, n_ctx), strict=True)]
+
+
+def batch(rows: Rows, which: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the packed rows of some examples as a padded batch, tokens (B*K, T, 2) and mask (B*K, T)."""
+    packing = rows.packed(which)
+    return packing.unpack(packing.tokens), packing.unpack(torch.ones(len(packing.tokens)))
+
+
 def test_the_authors_cut_each_text_to_half_of_the_row():
     texts = [list(range(300)), list(range(254)), [1, 2], []]
-    assert cut_halves(texts, "multiple_choice", 512) == [list(range(254)), list(range(254)), [1, 2], []]
-    assert cut_halves([[1, 2, 3, 4], [5]], "multiple_choice", 10) == [[1, 2, 3], [5]]
+    assert cut_to(cut_halves, texts, "multiple_choice", 512) == [list(range(254)), list(range(254)), [1, 2], []]
+    assert cut_to(cut_halves, [[1, 2, 3, 4], [5]], "multiple_choice", 10) == [[1, 2, 3], [5]]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +118,7 @@ def test_the_authors_cut_each_text_to_half_of_the_row():
     ],
 )
 def test_the_longest_text_is_cut_at_its_end(form, texts, n_ctx, expected):
-    assert [list(text) for text in cut_longest(texts, form, n_ctx)] == expected
+    assert [list(text) for text in cut_to(cut_longest, texts, form, n_ctx)] == expected
 
 
 @pytest.mark.parametrize("form, n_before", [("multiple_choice", 1), ("reading", 2)])
@@ -116,7 +128,7 @@ def test_every_multiple_choice_is_cut_to_fit(form, n_before):
         n_ctx = rng.randint(6, 20)
         texts = [[rng.randrange(100)] * rng.randint(0, 15) for _ in range(n_before + 3)]
         (context, *question), choices = texts[:n_before], texts[n_before:]
-        kept, *others = cut_longest(texts, form, n_ctx)
+        kept, *others = cut_to(cut_longest, texts, form, n_ctx)
         assert others == [*question, *choices]  # only the context is cut, at its end
         assert kept == context[: len(kept)]
         n_rest = sum(map(len, question)) + max(map(len, choices)) + 3
@@ -130,7 +142,7 @@ def test_what_was_cut_fits_and_nothing_is_cut_without_need(form, n_texts):
     for _ in range(300):
         n_ctx = rng.randint(6, 20)
         texts = [[1] * rng.randint(0, 15) for _ in range(n_texts)]
-        cut = cut_longest(texts, form, n_ctx)
+        cut = cut_to(cut_longest, texts, form, n_ctx)
         n_tokens = sum(map(len, cut)) + FORMS[form].n_special
         assert n_tokens == min(n_ctx, sum(map(len, texts)) + FORMS[form].n_special)
         for text, kept in zip(texts, cut, strict=True):
@@ -152,7 +164,7 @@ def test_a_special_id_inside_a_story_is_refused():
     with pytest.raises(ValueError, match="example 1: .* 102"):
         train.transform_roc([[1], [1, 102]], [[2], [2]], [[3], [3]], n_vocab=102, n_ctx=9, max_len=3)
     with pytest.raises(ValueError, match="102 or more"):
-        Rows(Encoded.of([([1, 102], [2], [3])]), None, "multiple_choice", "halves", 102, 9)
+        Rows(Encoded.of([([1, 102], [2], [3])]), Layout("multiple_choice", "halves", 102, 9))
 
 
 def test_a_row_longer_than_the_input_is_refused():
@@ -163,7 +175,7 @@ def test_a_row_longer_than_the_input_is_refused():
 def test_longest_row_counts_the_longer_ending_and_cuts():
     encoded = Encoded.of([([1] * 10, [2], [3] * 2), ([1], [2] * 4, [3])])
     for max_len, expected in ((254, 10 + 2 + 3), (3, 3 + 3 + 3 - 1)):
-        rows = Rows(encoded, None, "multiple_choice", "halves", 100, n_ctx=2 * (max_len + 2))
+        rows = Rows(encoded, Layout("multiple_choice", "halves", 100, n_ctx=2 * (max_len + 2)))
         assert rows.lengths().max() == expected
 
 
@@ -176,18 +188,17 @@ def random_texts(rng: random.Random, n: int, n_texts: int, longest: int = 9) -> 
 @pytest.mark.parametrize("n_ctx", [10, 12, 64])
 def test_transform_roc_and_a_batch_have_the_same_layout(n_ctx):
     texts, y = random_texts(random.Random(0), 20, 3), np.arange(20) % 2
-    rows = Rows(Encoded.of(texts), y, "multiple_choice", "halves", 100, n_ctx)
+    rows = Rows(Encoded.of(texts), Layout("multiple_choice", "halves", 100, n_ctx), y)
     which = np.array([7, 3, 19, 0])
-    x, m, labels = rows.batch(which)
-    chosen = [texts[i] for i in which]
-    columns = map(list, zip(*chosen, strict=True))
-    expected_x, expected_m = train.transform_roc(*columns, 100, x.size(2), n_ctx // 2 - 2)
-    assert (x.dtype, m.dtype) == (torch.int64, torch.float32)
-    np.testing.assert_array_equal(x, expected_x)
-    np.testing.assert_array_equal(m, expected_m)
-    assert labels.tolist() == y[which].tolist()
-    assert m.any(dim=1).any(dim=0).all()  # padded to the longest row, not beyond
-    assert rows.lengths().tolist() == [rows.batch(np.array([i]))[0].size(2) for i in range(20)]
+    x, m = batch(rows, which)
+    columns = map(list, zip(*(texts[i] for i in which), strict=True))
+    expected_x, expected_m = train.transform_roc(*columns, 100, x.size(1), n_ctx // 2 - 2)
+    assert expected_x.dtype == np.int64 and expected_m.dtype == np.float32
+    np.testing.assert_array_equal(m, expected_m.reshape(8, -1))
+    np.testing.assert_array_equal(x, expected_x.reshape(8, -1, 2) * expected_m.reshape(8, -1, 1))
+    assert rows.targets(which).tolist() == y[which].tolist()
+    assert m.any(dim=0).all()  # as long as the longest row, not longer
+    assert rows.lengths().tolist() == [batch(rows, np.array([i]))[0].size(1) for i in range(20)]
     assert rows.lengths().max() <= n_ctx
 
 
@@ -197,31 +208,33 @@ def test_transform_roc_and_a_batch_have_the_same_layout(n_ctx):
 @pytest.mark.parametrize("cut", CUTS)
 def test_every_form_makes_batches(form, n_texts, n_rows, cut):
     texts = random_texts(random.Random(1), 9, n_texts)
-    rows = Rows(Encoded.of(texts), None, form, cut, 100, 12)
-    x, m, y = rows.batch(np.arange(9))
-    assert x.shape[:2] == (9, n_rows) and x.size(2) == rows.lengths().max() <= 12 and y is None
+    rows = Rows(Encoded.of(texts), Layout(form, cut, 100, 12))
+    x, m = batch(rows, np.arange(9))
+    assert len(x) == 9 * n_rows and x.size(1) == rows.lengths().max() <= 12
     for i, example in enumerate(texts):
-        expected = FORMS[form].rows(CUTS[cut](example, form, 12), SPECIAL)
-        assert [x[i, k, : int(m[i, k].sum()), 0].tolist() for k in range(n_rows)] == expected
+        expected = FORMS[form].rows(cut_to(CUTS[cut], example, form, 12), SPECIAL)
+        found = range(i * n_rows, (i + 1) * n_rows)
+        assert [x[k, : int(m[k].sum()), 0].tolist() for k in found] == expected
         assert all(row[-1] == SPECIAL.classify for row in expected)
-    assert (x[..., 1] == 103 + torch.arange(x.size(2))).all() and (x[..., 0][m == 0] == 0).all()
+    positions = (103 + torch.arange(x.size(1))).expand_as(m)
+    assert torch.equal(x[..., 1], positions * m.long())
 
 
-def test_a_packed_batch_is_the_packing_of_the_batch():
-    rows = Rows(Encoded.of(random_texts(random.Random(2), 9, 3)), np.arange(9), "multiple_choice", "halves", 100, 16)
-    which, device = np.array([2, 8]), torch.device("cpu")
-    for share_context in (False, True):
-        packing, y = rows.packed(which, share_context, device)
-        expected = vars(Packing(*rows.batch(which)[:2], share_context))
-        assert y.tolist() == [2, 8] and vars(packing).keys() == expected.keys()
-        for name, value in vars(packing).items():
-            same = torch.equal(value, expected[name]) if isinstance(value, torch.Tensor) else value == expected[name]
-            assert same, name
+@pytest.mark.parametrize("share_context", [False, True])
+def test_packed_rows_are_those_of_the_padded_batch(share_context):
+    rows = Rows(Encoded.of(random_texts(random.Random(2), 9, 3)), Layout("multiple_choice", "halves", 100, 16))
+    which = np.array([2, 8])
+    x, m = (torch.from_numpy(a) for a in pad_rows([rows.rows(i) for i in which], 100, rows.lengths()[which].max()))
+    expected = Packing.of_padded(x, m, share_context, clf_token=SPECIAL.classify)
+    found = rows.packed(which, share_context)
+    for name, value in vars(expected).items():
+        ours = getattr(found, name)
+        assert torch.equal(ours, value) if isinstance(value, torch.Tensor) else ours == value, name
 
 
 def test_the_first_examples_keep_texts_and_labels():
     texts = random_texts(random.Random(3), 9, 2)
-    rows = Rows(Encoded.of(texts), np.arange(9), "entailment", "longest", 100, 16)
+    rows = Rows(Encoded.of(texts), Layout("entailment", "longest", 100, 16), np.arange(9))
     for n in (1, 4, 9, 12):
         first = rows.first(n)
         assert len(first) == min(n, 9) and first.labels.tolist() == list(range(min(n, 9)))
@@ -231,14 +244,14 @@ def test_the_first_examples_keep_texts_and_labels():
 
 def test_rows_of_chosen_examples_are_those_of_all():
     texts, which = random_texts(random.Random(3), 9, 3), np.array([7, 2, 2, 0])
-    rows = Rows(Encoded.of(texts), np.arange(9), "multiple_choice", "halves", 100, 16)
-    chosen = Rows(rows.encoded, np.arange(9)[which], "multiple_choice", "halves", 100, 16, which=which)
+    rows = Rows(Encoded.of(texts), Layout("multiple_choice", "halves", 100, 16), np.arange(9))
+    chosen = rows.chosen(which)
     assert len(chosen) == 4 and [chosen.rows(i) for i in range(4)] == [rows.rows(i) for i in which]
     assert chosen.lengths().tolist() == rows.lengths()[which].tolist()
     for n in (2, 4):
-        *found, y = chosen.first(n).batch(np.arange(n))
-        *expected, _ = rows.batch(which[:n])
-        assert all(map(torch.equal, found, expected)) and y.tolist() == which[:n].tolist()
+        assert all(map(torch.equal, batch(chosen.first(n), np.arange(n)), batch(rows, which[:n])))
+        assert chosen.first(n).targets(np.arange(n)).tolist() == which[:n].tolist()
+    assert chosen.chosen(np.array([3, 0])).targets(np.arange(2)).tolist() == [0, 7]
 
 
 def test_encoded_texts_come_back_as_they_were():

@@ -161,8 +161,8 @@ def test_attention_that_drops_is_the_plain_one_under_its_mask(monkeypatch, p, ma
 def test_attention_written_out_for_drop_out_is_torchs(monkeypatch, share_context):
     model, _ = make(attn_pdrop=0.5)
     x, m = (torch.tensor(a) for a in reference.batch(2, N_VOCAB, 3, 2, T))
-    packing = Packing(x, m, share_context)
-    assert not packing.is_dense
+    packing = Packing.of_padded(x, m, share_context)
+    assert packing.slots is not None
     monkeypatch.setattr(Dropout, "forward", lambda self, x: x)  # drops nothing
     monkeypatch.setattr(kernels._Dropout, "sample", lambda x, n_dropped: (x / 2, torch.ones_like(x)))  # doubled again
     written_out, torchs = (model.train(training).transformer(packing) for training in (True, False))

@@ -29,6 +29,11 @@ def requests(*arguments: tuple) -> list[SimpleNamespace]:
     return [SimpleNamespace(args=args) for args in arguments]
 
 
+def answers(adapter: Adapter, *pairs: tuple[str, str]) -> list[tuple[float, bool]]:
+    """Return what the adapter says of continuations of contexts."""
+    return adapter.loglikelihood(requests(*pairs))
+
+
 def logs_of(adapter: Adapter, text: str) -> list[float]:
     """Return the log-probability of each token but the first, by --score's own function."""
     return score(adapter.model, adapter.encoder, text).log_probabilities[1:].tolist()
@@ -39,7 +44,7 @@ def logs_of(adapter: Adapter, text: str) -> list[float]:
 
 def test_the_log_probability_of_a_continuation_is_that_of_its_tokens_in_the_whole_text(adapter):
     context, endings = STORY, [" She knew every answer.", " It rained.", "", " In the end, she was glad."]
-    found = adapter.loglikelihood(requests(*((context, ending) for ending in endings)))
+    found = answers(adapter, *((context, ending) for ending in endings))
     n_context = len(adapter.encoder.encode([context], verbose=False)[0])
     expected = [sum(logs_of(adapter, context + ending)[n_context - 1 :]) for ending in endings]
     assert [log for log, _ in found] == pytest.approx(expected, abs=1e-4)
@@ -47,7 +52,7 @@ def test_the_log_probability_of_a_continuation_is_that_of_its_tokens_in_the_whol
 
 
 def test_context_and_continuation_are_encoded_together(adapter):
-    (log, _), (apart, _) = adapter.loglikelihood(requests(("Anna did", "n't know."), ("Anna did", " n't know.")))
+    (log, _), (apart, _) = answers(adapter, ("Anna did", "n't know."), ("Anna did", " n't know."))
     assert adapter.encode("Anna did", "n't know.")[0] == adapter.encoder.encode(["Anna didn't know."], verbose=False)[0]
     assert log == apart  # the encoder splits n't off again
     ids, n = adapter.encode("Anna was so gla", "d.")  # the last word of the context becomes another one
@@ -58,19 +63,15 @@ def test_context_and_continuation_are_encoded_together(adapter):
 def test_without_context_a_newline_stands_before_the_text(adapter):
     ids, n = adapter.encode("", STORY)
     assert adapter.encoder.decoder[ids[0]] == "\n</w>" and n == len(ids) - 1
-    (log, _), (rolling,) = (
-        adapter.loglikelihood(requests(("", STORY)))[0],
-        adapter.loglikelihood_rolling(requests((STORY,))),
-    )
+    ((log, _),) = answers(adapter, ("", STORY))
+    (rolling,) = adapter.loglikelihood_rolling(requests((STORY,)))
     assert log == pytest.approx(rolling, abs=1e-4)
     assert log < sum(logs_of(adapter, STORY)) < 0  # which does not score the first token
 
 
 def test_a_continuation_is_the_most_probable_one_if_greedy_generation_gives_it(adapter):
     (greedy,) = generate_text(adapter.model, adapter.encoder, STORY, 8, temperature=0)
-    (_, is_best), (_, other_is) = adapter.loglikelihood(
-        requests((STORY, " " + greedy), (STORY, f" {greedy} cake cake"))
-    )
+    (_, is_best), (_, other_is) = answers(adapter, (STORY, " " + greedy), (STORY, f" {greedy} cake cake"))
     assert is_best and not other_is
 
 
@@ -78,17 +79,16 @@ def test_a_long_context_is_cut_from_the_left(adapter):
     long = " ".join([STORY] * 20)
     ids = adapter.encoder.encode([long], verbose=False)[0]
     assert len(ids) > adapter.n_ctx
-    _, n = adapter.encode(long, " She was glad.")
-    (log, _), (unlike, _) = adapter.loglikelihood(
-        requests((long, " She was glad."), ("Bob gave Ida a hat.", " She was glad."))
-    )
+    ending = " She was glad."
+    _, n = adapter.encode(long, ending)
+    (log, _), (unlike, _) = answers(adapter, (long, ending), ("Bob gave Ida a hat.", ending))
     window = ids[-(adapter.n_ctx - n) :]
     cut = adapter.encoder.decode(window)
     assert adapter.encoder.encode([cut], verbose=False)[0] == window
-    assert log == pytest.approx(sum(logs_of(adapter, f"{cut} She was glad.")[-n:]), abs=1e-4)
+    assert log == pytest.approx(sum(logs_of(adapter, cut + ending)[-n:]), abs=1e-4)
     assert log != pytest.approx(unlike, abs=0.1)
     with pytest.raises(InputError, match=f"the model takes {adapter.n_ctx - 1}. Leave it out"):
-        adapter.loglikelihood(requests(("Anna", " " + long)))
+        answers(adapter, ("Anna", " " + long))
 
 
 def test_the_tokens_of_a_text_of_any_length_are_scored_once(adapter):
@@ -102,15 +102,14 @@ def test_the_tokens_of_a_text_of_any_length_are_scored_once(adapter):
 def test_text_is_generated_greedily_up_to_a_stop(adapter):
     whole = generate_text(adapter.model, adapter.encoder, STORY, 12, temperature=0)[0]
     word = whole.split()[3]
-    found = adapter.generate_until(
-        requests(
-            (STORY, {"until": [], "max_gen_toks": 12}),
-            (STORY, {"until": word.upper(), "max_gen_toks": 12}),
-            (STORY, {"until": ["\n\n"], "max_gen_toks": 12, "do_sample": False, "temperature": 1.0}),
-            (" ".join([STORY] * 20), {"max_gen_toks": 4}),
-            ("", {"max_gen_toks": 4}),
-        )
-    )
+    asked = [
+        (STORY, {"until": [], "max_gen_toks": 12}),
+        (STORY, {"until": word.upper(), "max_gen_toks": 12}),
+        (STORY, {"until": ["\n\n"], "max_gen_toks": 12, "do_sample": False, "temperature": 1.0}),
+        (" ".join([STORY] * 20), {"max_gen_toks": 4}),
+        ("", {"max_gen_toks": 4}),
+    ]
+    found = adapter.generate_until(requests(*asked))
     assert found[0] == found[2] == whole
     assert found[1] == whole[: whole.index(word)]
     assert found[3] and found[4]
@@ -118,39 +117,40 @@ def test_text_is_generated_greedily_up_to_a_stop(adapter):
 
 # --- in the harness --------------------------------------------------------------------------------------------------
 
+# name -> type of output, metric, how it is averaged, whether higher is better, and what else the task says
 TASKS = {
-    "own_choice": """
-output_type: multiple_choice
-doc_to_text: "{{story}}"
-doc_to_choice: "{{choices}}"
-doc_to_target: right
-metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
-""",
-    "own_continuation": """
-output_type: generate_until
-doc_to_text: "{{story}}"
-doc_to_target: "{{next}}"
-generation_kwargs: {until: ["."], max_gen_toks: 20}
-metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
-""",
-    "own_perplexity": """
-output_type: loglikelihood_rolling
-doc_to_text: ""
-doc_to_target: "{{story}}"
-metric_list: [{metric: word_perplexity, aggregation: weighted_perplexity, higher_is_better: false}]
-""",
+    "own_choice": ("multiple_choice", "acc", "mean", True, 'doc_to_choice: "{{choices}}"\ndoc_to_target: right'),
+    "own_continuation": (
+        "generate_until",
+        "exact_match",
+        "mean",
+        True,
+        'doc_to_target: "{{next}}"\ngeneration_kwargs: {until: ["."], max_gen_toks: 20}',
+    ),
+    "own_perplexity": (
+        "loglikelihood_rolling",
+        "word_perplexity",
+        "weighted_perplexity",
+        False,
+        'doc_to_target: "{{story}}"',
+    ),
 }
+
+
+def write_tasks(folder: Path) -> None:
+    """Write the tasks, on own.jsonl in the same folder."""
+    for name, (output, metric, average, is_better, more) in TASKS.items():
+        text = "" if output == "loglikelihood_rolling" else "{{story}}"
+        lines = [f"task: {name}", f"output_type: {output}", f'doc_to_text: "{text}"', more]
+        lines += ["dataset_path: json", f"dataset_kwargs: {{data_files: {folder}/own.jsonl}}", "test_split: train"]
+        lines += [f"metric_list: [{{metric: {metric}, aggregation: {average}, higher_is_better: {is_better}}}]"]
+        (folder / f"{name}.yaml").write_text("\n".join(lines) + "\n")
 
 
 def harness(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / "lm_eval_adapter.py"), "--model", "gpt1", *arguments]
-    offline = {
-        "HF_DATASETS_OFFLINE": "1",
-        "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(folder / "cache"),
-        "OMP_NUM_THREADS": "1",
-    }
-    return subprocess.run(command, cwd=folder, env=os.environ | offline, capture_output=True, text=True)
+    offline = dict(HF_DATASETS_OFFLINE="1", HF_HUB_OFFLINE="1", HF_HOME=str(folder / "cache"), OMP_NUM_THREADS="1")
+    return subprocess.run(command, cwd=ROOT, env=os.environ | offline, capture_output=True, text=True)
 
 
 def test_the_harness_runs_tasks_of_our_own(adapter, tmp_path):
@@ -162,28 +162,20 @@ def test_the_harness_runs_tasks_of_our_own(adapter, tmp_path):
     keys = ("story", "choices", "right", "next")
     lines = [json.dumps(dict(zip(keys, record, strict=True))) for record in records]
     (tmp_path / "own.jsonl").write_text("\n".join(lines) + "\n")
-    for name, task in TASKS.items():
-        data = (
-            f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {tmp_path}/own.jsonl}}\ntest_split: train"
-        )
-        (tmp_path / f"{name}.yaml").write_text(data + task)
+    write_tasks(tmp_path)
     chosen = ["--tasks", ",".join(TASKS), "--include_path", str(tmp_path), "--output_path", str(tmp_path / "out")]
     done = harness(tmp_path, "--model_args", f"model_dir={ROOT}/demo/model", *chosen, "--batch_size", "2")
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "out").glob("*/results_*.json")
     results = json.loads(path.read_text())["results"]
 
-    logs = [
-        adapter.loglikelihood(requests(*((s, " " + c) for c in pair))) for s, pair in zip(stories, choices, strict=True)
-    ]
+    logs = [answers(adapter, *((s, " " + c) for c in pair)) for s, pair in zip(stories, choices, strict=True)]
     n_right = sum(pair[right] == max(pair) for pair, right in zip(logs, (1, 0), strict=True))
     assert results["own_choice"]["acc,none"] == n_right / 2
     assert results["own_continuation"]["exact_match,none"] == 0.5
-    total, n_words = (
-        sum(adapter.loglikelihood_rolling(requests(*((s,) for s in stories)))),
-        len(" ".join(stories).split()),
-    )
-    assert results["own_perplexity"]["word_perplexity,none"] == pytest.approx(math.exp(-total / n_words), rel=1e-4)
+    total = sum(adapter.loglikelihood_rolling(requests(*((s,) for s in stories))))
+    perplexity = math.exp(-total / len(" ".join(stories).split()))
+    assert results["own_perplexity"]["word_perplexity,none"] == pytest.approx(perplexity, rel=1e-4)
 
     wrong = harness(tmp_path, "--model_args", "model_dir=nowhere", *chosen)
     assert wrong.returncode == 2 and "nowhere" in wrong.stderr.splitlines()[-1]
@@ -198,7 +190,3 @@ def test_without_the_harness_one_line_says_what_to_install(tmp_path):
         "lm_eval_adapter.py: error: lm_eval is missing (No module named 'lm_eval'). "
         "Run pip install -r requirements-lm-eval.txt."
     ]
-
-
-def test_the_adapter_is_short():
-    assert len((ROOT / "lm_eval_adapter.py").read_text(encoding="utf-8").splitlines()) <= 80

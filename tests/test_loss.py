@@ -159,7 +159,7 @@ def test_language_model_losses_and_gradients_are_those_of_all_logits(monkeypatch
     rng = torch.Generator().manual_seed(0)
     values = [torch.randn(n, 5, dtype=torch.double, generator=rng) for n in (int(m.sum()), V)]
     ours, theirs = ([value.clone().requires_grad_() for value in values] for _ in range(2))
-    lm, expected = loss.lm_losses(*ours, Packing(x, m)), full_losses(*theirs, x, m)
+    lm, expected = loss.lm_losses(*ours, Packing.of_padded(x, m)), full_losses(*theirs, x, m)
     assert lm.shape == (6,)
     function(lm).backward()
     function(expected).backward()
@@ -172,7 +172,8 @@ def test_a_next_token_of_several_rows_counts_in_each(monkeypatch, function):
     model, _ = make()
     x, m = rows_of(SHARED["several different examples"][0][1:])
     found = []
-    for packing in (Packing(x, m), Packing(x, m, share_context=True)):
+    for share_context in (False, True):
+        packing = Packing.of_padded(x, m, share_context, CLASSIFY)
         model.zero_grad()
         _, lm = loss.packed_losses(model, packing, torch.tensor([0, 1, 1]), 0.5)
         function(lm).backward()
@@ -199,7 +200,7 @@ def test_losses_are_float32_under_autocast_and_near_the_exact_ones(function, sha
     for is_rounded in (False, True):
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=is_rounded):
-            packing = Packing(x, m, share_context)
+            packing = Packing.of_padded(x, m, share_context, CLASSIFY)
             task, lm = loss.packed_losses(model, packing, torch.tensor([0, 1, 1]), 0.5)
             cost = task.mean() + function(lm)
         cost.backward()

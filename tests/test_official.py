@@ -12,9 +12,10 @@ import pytest
 from official import GLUE, OTHERS, Files, N
 
 import train
-from reading.encoding import good_examples
-from reading.splits import Splits, read_splits
-from reading.tasks import TASKS, Task
+from reading.encoding import SplitFiles
+from reading.splits import Limits, Splits, read_splits
+from reading.tasks import TASKS, Task, find_task
+from running.predictions import read_predictions
 from text_utils import TextEncoder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,15 +84,14 @@ def read(task: Task, folder: Path) -> dict[str, list[tuple[list, list[str]]]]:
         found[split] = []
         for source in getattr(task, split):
             bad = []
-            examples = [(e.texts, e.label) for e in good_examples(source, folder, task.labels, False, bad)]
-            found[split].append((examples, bad))
+            files = SplitFiles([source], folder, task.labels)
+            found[split].append(([(e.texts, e.label) for e in files.examples(source, bad)], bad))
     return found
 
 
 def encode(task: Task, folder: Path, model_dir: Path, **more) -> tuple[Splits, TextEncoder]:
-    vocabulary = (str(model_dir / "encoder_bpe_40000.json"), str(model_dir / "vocab_40000.bpe"))
-    encoder = TextEncoder(*vocabulary)
-    return read_splits(task, folder, encoder, vocabulary, **{"n_valid": 8, "seed": 0, "n_ctx": 64} | more), encoder
+    encoder = TextEncoder(model_dir / "encoder_bpe_40000.json", model_dir / "vocab_40000.bpe")
+    return read_splits(task, folder, encoder, Limits(**{"n_valid": 8, "seed": 0, "n_ctx": 64} | more)), encoder
 
 
 @pytest.fixture
@@ -108,16 +108,16 @@ def command(tmp_path, monkeypatch, model_dir):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_text_and_label_is_as_the_file_has_it(tmp_path, name):
     written = LAYOUTS[name](tmp_path)
-    task = TASKS[name.split(",")[0]]
-    folder = task.find(tmp_path if name not in ("rocstories", "rocstories_2018") else tmp_path / "rocstories")
-    found = read(task.in_layout_of(folder), folder)
+    data_dir = tmp_path / "rocstories" if name.startswith("rocstories") else tmp_path
+    task = find_task(name.split(",")[0], data_dir)
+    found = read(task, task.find(data_dir))
     assert {split for split in found if found[split]} == set(written)
     for split, files in written.items():
         assert len(files) == len(found[split])
         for file, (examples, bad) in zip(files, found[split], strict=True):
             assert examples == file.examples and len(examples) >= 20
             for where, line in zip(file.bad, bad, strict=True):
-                assert re.search(rf"/{re.escape(where)}: \w.+", line)
+                assert re.fullmatch(rf"(\S*/)?{re.escape(where)}: \w.+", line)
 
 
 def first_texts(root: Path, name: str, split: str, part: int = 0, n: int = 12) -> list[tuple[str, ...]]:
@@ -158,7 +158,7 @@ def test_articles_of_race_are_in_the_order_of_their_names_and_keep_the_blank(tmp
 
 def test_the_two_halves_of_mrpc_are_told_apart_by_pairs_of_ids(tmp_path):
     official.mrpc_of_microsoft(tmp_path)
-    found = read(TASKS["mrpc"].in_layout_of(tmp_path / "MRPC"), tmp_path / "MRPC")
+    found = read(find_task("mrpc", tmp_path), tmp_path / "MRPC")
     ((valid, _),), ((trained, _),) = found["valid"], found["train"]
     assert valid[-2:] == [(("the cat 66", "the hat"), "0"), (("the cat 69", "the hat"), "1")]
     assert (len(trained), len(valid)) == (46, 24)
@@ -166,14 +166,15 @@ def test_the_two_halves_of_mrpc_are_told_apart_by_pairs_of_ids(tmp_path):
 
 def test_mrpc_without_the_list_of_ids_holds_examples_out_by_seed(tmp_path, model_dir):
     official.mrpc_of_microsoft(tmp_path, with_ids=False)
-    held_out = [encode(TASKS["mrpc"], tmp_path, model_dir, seed=seed)[0].valid.which.tolist() for seed in (0, 0, 1)]
+    task = find_task("mrpc", tmp_path)
+    held_out = [encode(task, tmp_path, model_dir, seed=seed)[0].valid.which.tolist() for seed in (0, 0, 1)]
     assert held_out[0] == held_out[1] != held_out[2] and len(held_out[0]) == 7
 
 
 def test_glues_files_of_mrpc_are_preferred_to_microsofts(tmp_path):
     official.mrpc_of_microsoft(tmp_path)
     official.mrpc(tmp_path)
-    assert TASKS["mrpc"].in_layout_of(tmp_path / "MRPC") is TASKS["mrpc"]
+    assert find_task("mrpc", tmp_path) is TASKS["mrpc"]
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -213,7 +214,7 @@ def test_only_the_article_of_a_long_race_example_is_cut(tmp_path, model_dir):
     _, question, *options = (
         encoder.encode([text], verbose=False)[0] for text in first_texts(tmp_path, "race", "train")[0]
     )
-    start, delimiter, classify = (splits.train.n_vocab + i for i in range(3))
+    start, delimiter, classify = (splits.train.layout.n_vocab + i for i in range(3))
     assert max(map(len, rows)) == 64
     for row, option in zip(rows, options, strict=True):
         end = [*question, delimiter, *option, classify]
@@ -226,7 +227,9 @@ def test_only_the_article_of_a_long_race_example_is_cut(tmp_path, model_dir):
 
 def check_hand_in(desc: str, files: dict[str, tuple[tuple[str, ...] | None, int]]) -> None:
     """Assert that files of predictions say what the probabilities of the test set say, byte by byte."""
-    probabilities, first = np.load(f"log/{desc}.test.npy").astype(np.float64), 0
+    predicted = read_predictions(Path(f"log/{desc}.predictions.jsonl"))
+    probabilities = np.array([example.probabilities for example in predicted if example.split == "test"])
+    first = 0
     assert sorted(path.name for path in Path("submission").iterdir()) == sorted(files)
     for name, (words, n) in files.items():
         part, first = probabilities[first : first + n], first + n
@@ -326,7 +329,7 @@ def test_make_glue_trains_the_nine_tasks_with_the_papers_settings(tmp_path):
     output = make_glue(tmp_path, "-n").stdout
     assert sorted(trained(output)) == sorted(NINE)
     assert output.count("--n_batch 8 --accumulate 4 --submit --analysis --resume") == 9
-    defaults = train.Settings()
+    defaults = train.FineTuningFlags()
     assert (defaults.n_iter, defaults.lr, defaults.lr_warmup, defaults.lm_coef) == (3, 6.25e-5, 0.002, 0.5)
     assert defaults.clf_pdrop == 0.1
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import train
-from finetuning import Settings, balanced_weights, fit
+from finetuning import fit
 from formats.files import InputError
 from weights import open_run
 
@@ -124,67 +124,56 @@ def test_choices_are_named_by_number_or_by_their_text(command):
     assert [list(p.probabilities) for p in found] == [["1", "2"], ["1", "2", "3", "4", "5"]]
 
 
-BAD = {
-    "an empty text": ("train.csv", "text,label\nthe cat,yes\n,no\n", "line 3: an empty text"),
-    "no label": ("train.csv", "text,label\nthe cat,yes\nthe hat,\n", "line 3: no label"),
-    "a missing column": ("train.csv", "texts,label\nthe cat,yes\n", "line 1: no column 'text'"),
-    "a short line": ("train.tsv", "text\tlabel\nthe cat\tyes\nthe hat\n", "line 3: 1 columns, 2 are needed"),
-    "an open quote": ("train.csv", 'text,label\n"the cat,yes\n', "not CSV"),
-    "no JSON": ("train.jsonl", '{"text": "a", "label": 1}\n{"text"\n', "line 2: not JSON"),
-    "no object": ("train.jsonl", "3\n", "line 1: not a JSON object"),
-    "a missing field": ("train.jsonl", '{"text": "a"}\n', "line 1: no label"),
-    "Latin-1": ("train.csv", b"text,label\ncaf\xe9,yes\n", "line 2: not UTF-8"),
-    "a NUL byte": ("train.tsv", b"text\tlabel\nthe\0cat\tyes\n", "line 2: a NUL byte"),
-    "one label": ("train.csv", "text,label\nthe cat,yes\nthe hat,yes\n", "every label is 'yes'"),
-    "nothing": ("train.csv", "text,label\n", "holds no examples"),
+ONE = "text,label\nthe cat,yes\n"
+MANY = "text,label\n" + "".join(f"{text},{label}\n" for text, label in texts(40))
+CHOICES = "context,choice_1,choice_2,choice_3,label\nthe cat,red,hat,in,1\n"
+SCORES = "text_a,text_b,label\na,b,2\n"
+BAD = {  # form, files and what is said of the last one
+    "an empty text": ("classification", {"train.csv": ONE + ",no\n"}, "line 3: an empty text"),
+    "no label": ("classification", {"train.csv": ONE + "the hat,\n"}, "line 3: no label"),
+    "a missing column": ("classification", {"train.csv": "texts,label\nthe cat,yes\n"}, "line 1: no column 'text'"),
+    "a short line": ("classification", {"train.tsv": "text\tlabel\nthe hat\n"}, "line 2: 1 columns, 2 are needed"),
+    "an open quote": ("classification", {"train.csv": 'text,label\n"the cat,yes\n'}, "not CSV"),
+    "no JSON": ("classification", {"train.jsonl": '{"text": "a", "label": 1}\n{"text"\n'}, "line 2: not JSON"),
+    "no object": ("classification", {"train.jsonl": "3\n"}, "line 1: not a JSON object"),
+    "a missing field": ("classification", {"train.jsonl": '{"text": "a"}\n'}, "line 1: no label"),
+    "Latin-1": ("classification", {"train.csv": "text,label\ncaf\xe9,yes\n"}, "line 2: not UTF-8"),
+    "a NUL byte": ("classification", {"train.tsv": "text\tlabel\nthe\0cat\tyes\n"}, "line 2: a NUL byte"),
+    "one label": ("classification", {"train.csv": ONE + "the hat,yes\n"}, "every label is 'yes'"),
+    "nothing": ("classification", {"train.csv": "text,label\n"}, "holds no examples"),
+    "no file": ("classification", {}, "holds none of train.csv, train.tsv and train.jsonl"),
+    "two files": ("classification", {"train.tsv": ONE, "train.csv": ONE}, "holds train.csv and train.tsv. Keep one"),
+    "a label that train lacks": (
+        "classification",
+        {"train.csv": MANY, "valid.csv": ONE + "the hat,perhaps\n"},
+        "line 3: the label 'perhaps' is not one of no, yes",
+    ),
+    "a score that is no number": (
+        "similarity",
+        {"train.csv": SCORES + "a,b,1\na,b,3\n", "valid.csv": SCORES + "a,b,x\n"},
+        "line 3: the label 'x' is not a number, as the others are",
+    ),
+    "too long choices": (
+        "multiple_choice",
+        {"train.csv": CHOICES + f"the cat,{'the cat was in ' * 9},a,b,1\n"},
+        "line 3: 66 tokens without its context, which is all that may be cut; n_ctx is 16",
+    ),
 }
+for bad_label in ("0", "4", "x"):
+    said = f"line 3: the label {bad_label!r} is neither a number from 1 to 3"
+    BAD[f"no choice: {bad_label}"] = ("multiple_choice", {"train.csv": CHOICES + f"a,red,hat,in,{bad_label}\n"}, said)
 
 
 @pytest.mark.parametrize("what", BAD)
 def test_malformed_own_data_stops_with_file_and_line(command, capsys, what):
-    name, content, message = BAD[what]
+    form, files, message = BAD[what]
     Path("data").mkdir()
-    Path("data", name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert command("classification") == 2
+    for name, content in files.items():
+        Path("data", name).write_text(content, encoding="latin-1")
+    assert command(form, "--n_ctx", 16) == 2
     (error,) = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if "error" in line]
-    assert error.startswith("train.py: error: ") and name in error and message in error
+    assert error.startswith("train.py: error: data") and list(files or ["data"])[-1] in error and message in error
     assert not Path("save/own/best_params").exists()
-
-
-def test_a_label_that_train_lacks_is_named(command, capsys):
-    write(Path("data/train.csv"), ["text", "label"], texts(40))
-    write(Path("data/valid.csv"), ["text", "label"], [["the cat", "yes"], ["the hat", "perhaps"]])
-    assert command("classification") == 2
-    assert "valid.csv, line 3: the label 'perhaps' is not one of no, yes" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("label", ["0", "4", "x"])
-def test_a_label_that_is_no_choice_is_named(command, capsys, label):
-    names = ["context", "choice_1", "choice_2", "choice_3", "label"]
-    write(Path("data/train.csv"), names, [["the cat", "red", "hat", "in", 1], ["the cat", "red", "hat", "in", label]])
-    assert command("multiple_choice") == 2
-    assert f"train.csv, line 3: the label {label!r} is neither a number from 1 to 3" in capsys.readouterr().err
-
-
-def test_files_that_are_missing_or_double_are_named(command, capsys):
-    Path("data").mkdir()
-    assert command("classification") == 2
-    write(Path("data/train.csv"), ["text", "label"], texts(8))
-    write(Path("data/train.tsv"), ["text", "label"], texts(8))
-    assert command("classification") == 2
-    missing, double = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
-    assert "holds none of train.csv, train.tsv and train.jsonl" in missing
-    assert "holds train.csv and train.tsv. Keep one of them" in double
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [["--dataset", "own"], ["--task", "classification"], ["--columns", "text=a"], ["--dataset", "own", "--task", "x"]]
-    + [["--dataset", "own", "--task", "entailment", "--columns", "premise"]],
-)
-def test_flags_that_do_not_fit_together_are_refused(flags):
-    with pytest.raises(SystemExit, match="2"):
-        train.main(flags)
 
 
 def test_a_dry_run_reads_a_few_examples(command, capsys):
@@ -194,7 +183,6 @@ def test_a_dry_run_reads_a_few_examples(command, capsys):
 
 
 def test_balanced_weights_make_labels_weigh_the_same(command):
-    assert balanced_weights(np.array([0, 0, 0, 1]), 2).tolist() == pytest.approx([2 / 3, 2])
     write(Path("data/train.csv"), ["text", "label"], texts(40))
     assert command("classification", "--class_weights", "balanced") == 0
     balanced = Path("save/own/best_params").read_bytes()
@@ -219,15 +207,6 @@ def test_long_texts_are_cut_and_counted(command, capsys):
     assert "n_ctx 16" in out and "1 examples are cut" in out
 
 
-def test_choices_that_do_not_fit_are_refused(command, capsys):
-    names = ["context", "choice_1", "choice_2", "label"]
-    write(
-        Path("data/train.csv"), names, [["the cat", "red", "hat", 1]] * 5 + [["the cat", "the cat was in " * 9, "a", 1]]
-    )
-    assert command("multiple_choice", "--n_ctx", 16) == 2
-    assert "tokens without its context, which is all that may be cut; n_ctx is 16" in capsys.readouterr().err
-
-
 def test_three_lines_of_python_fit_predict_and_save(tmp_path, monkeypatch, model_dir):
     monkeypatch.chdir(tmp_path)
     sentences = [f"the {w} was in" for w in WORDS] * 8
@@ -244,10 +223,17 @@ def test_three_lines_of_python_fit_predict_and_save(tmp_path, monkeypatch, model
     assert fit(choices, np.array([1, 3] * 10), "multiple_choice", model_dir=str(model_dir), n_iter=1).predict(
         choices[:1]
     )
-    with pytest.raises(InputError, match="2 texts; a classification example has 1"):
-        fit([("a", "b")], ["x"], model_dir=str(model_dir))
 
 
-def test_unknown_settings_are_refused():
-    with pytest.raises(TypeError, match="learning_rate"):
-        Settings(learning_rate=1)
+@pytest.mark.parametrize(
+    "example, settings, message",
+    [
+        (("a", "b"), {}, "2 texts; a classification example has 1"),
+        ("a", {"task": "poetry"}, "task 'poetry' is not one of"),
+        ("a", {"learning_rate": 1}, "learning_rate"),
+        ("a", {"n_iter": 0}, "n_iter: 0 is not 1 or more"),
+    ],
+)
+def test_what_cannot_be_fitted_is_an_error_of_the_input(example, settings, message):
+    with pytest.raises(InputError, match=message):
+        fit([example], ["x"], **settings)

@@ -15,35 +15,37 @@ EXAMPLE = [[1, 5, 6, 2, 7, 3], [1, 5, 6, 2, 8, 9, 3]]
 
 
 def example(share_context: bool) -> Packing:
-    """Return the docstring's two rows, the first padded with one token; position-row ids count up from 0."""
+    """Return the docstring's two rows; position ids count up from 0."""
+    return Packing.of_rows([EXAMPLE], 0, share_context)
+
+
+def padded_example(share_context: bool) -> Packing:
+    """Return the same of the two rows as a padded batch."""
     ids = torch.tensor([[row + [0] * (7 - len(row)) for row in EXAMPLE]])
     m = torch.tensor([[[1.0] * len(row) + [0.0] * (7 - len(row)) for row in EXAMPLE]])
-    return Packing(torch.stack([ids, torch.arange(7).expand_as(ids)], -1), m, share_context)
+    return Packing.of_padded(torch.stack([ids, torch.arange(7).expand_as(ids)], -1), m, share_context, clf_token=3)
 
 
 def test_the_worked_example_with_each_row_by_itself():
     packing = example(share_context=False)
     assert packing.shape == (2, 7)
     assert packing.sequences == (2, 7)
-    assert not packing.is_dense
     assert packing.mask is None  # causal
-    # 13 tokens, then one dummy in the only free slot, behind the first row
-    assert packing.tokens[:, 0].tolist() == [1, 5, 6, 2, 7, 3, 1, 5, 6, 2, 8, 9, 3] + [0]
-    assert packing.tokens[:, 1].tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5, 6] + [0]
-    assert packing.slots.tolist() == [0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12, 13] + [6]
-    assert packing.source.tolist() == [[0, 1, 2, 3, 4, 5, 14], [6, 7, 8, 9, 10, 11, 12]]  # 14: padding
-    # 11 predictions, padded to 12
-    assert packing.predictors.tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11] + [0]
-    assert packing.targets.tolist() == [5, 6, 2, 7, 3, 5, 6, 2, 8, 9, 3] + [0]
-    assert packing.predictions.tolist() == [[0, 1, 2, 3, 4, 12], [5, 6, 7, 8, 9, 10]]  # 12: none
+    assert packing.tokens[:, 0].tolist() == [1, 5, 6, 2, 7, 3, 1, 5, 6, 2, 8, 9, 3]
+    assert packing.tokens[:, 1].tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5, 6]
+    assert packing.slots.tolist() == [0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12, 13]
+    assert packing.source.tolist() == [[0, 1, 2, 3, 4, 5, 13], [6, 7, 8, 9, 10, 11, 12]]  # 13: padding
+    assert packing.predictors.tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+    assert packing.targets.tolist() == [5, 6, 2, 7, 3, 5, 6, 2, 8, 9, 3]
+    assert packing.predictions.tolist() == [[0, 1, 2, 3, 4, 11], [5, 6, 7, 8, 9, 10]]  # 11: none
+    assert packing.read.tolist() == [[5, 12]]
 
 
 def test_the_worked_example_with_a_shared_context():
     packing = example(share_context=True)
     assert packing.shape == (2, 7)
     assert packing.sequences == (1, 9)  # S, L
-    assert packing.is_dense
-    assert packing.slots.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert packing.slots is None
     assert packing.tokens[:, 0].tolist() == [1, 5, 6, 2, 7, 3, 8, 9, 3]
     assert packing.tokens[:, 1].tolist() == [0, 1, 2, 3, 4, 5, 4, 5, 6]
     assert packing.source.tolist() == [[0, 1, 2, 3, 4, 5, 9], [0, 1, 2, 3, 6, 7, 8]]  # 9: padding
@@ -63,6 +65,7 @@ def test_the_worked_example_with_a_shared_context():
     assert packing.predictors.tolist() == [0, 1, 2, 3, 4, 3, 6, 7]
     assert packing.targets.tolist() == [5, 6, 2, 7, 3, 8, 9, 3]
     assert packing.predictions.tolist() == [[0, 1, 2, 3, 4, 8], [0, 1, 2, 5, 6, 7]]  # 8: none
+    assert packing.read.tolist() == [[5, 8]]
 
 
 @pytest.mark.parametrize("share_context", [False, True])
@@ -73,6 +76,30 @@ def test_the_worked_example_in_sequences_and_back(share_context):
     assert packing.to_sequences(tokens)[..., 0].tolist() == in_sequences
     assert torch.equal(packing.to_tokens(packing.to_sequences(tokens)), tokens)
     assert packing.unpack(tokens)[..., 0].tolist() == [[*EXAMPLE[0], 0], EXAMPLE[1]]
+
+
+def assert_equal(ours: Packing, expected: Packing) -> None:
+    for name, value in vars(expected).items():
+        found = getattr(ours, name)
+        assert torch.equal(found, value) if isinstance(value, torch.Tensor) else found == value, name
+
+
+@pytest.mark.parametrize("share_context", [False, True])
+def test_a_padded_batch_is_packed_as_its_rows(share_context):
+    assert_equal(padded_example(share_context), example(share_context))
+
+
+def test_examples_with_different_numbers_of_choices():
+    packing = Packing.of_rows([EXAMPLE, EXAMPLE[:1]], 0)
+    assert packing.is_choice.tolist() == [[True, True], [True, False]]
+    assert packing.read.tolist() == [[5, 12], [18, 0]]
+    assert packing.shape == (3, 7)  # only real rows
+
+
+@pytest.mark.parametrize("mask", [[0.0, 1, 1], [1, 0, 1], [0, 0, 1]])
+def test_padding_before_a_token_is_refused_with_the_row(mask):
+    with pytest.raises(ValueError, match="row 1 of the mask has a 0 before a 1"):
+        Packing.of_padded(torch.zeros(2, 1, 3, 2, dtype=torch.long), torch.tensor([[[1.0, 1, 0]], [mask]]))
 
 
 # --- only the tokens that must be computed are -----------------------------------------------------------------------
@@ -117,12 +144,6 @@ def rows_of(examples: list[list[list[int]]], n_tokens: int = T) -> tuple[torch.T
     return torch.stack([ids, positions], -1), (torch.arange(n_tokens) < lengths[..., None]).float()
 
 
-def filled(n: int, packing: Packing) -> int:
-    """Return n padded to a multiple of 4, as far as there are free slots."""
-    n_slots = packing.sequences[0] * packing.sequences[1]
-    return min(-(-n // 4) * 4, n_slots)
-
-
 S, D, C = N_VOCAB, N_VOCAB + 1, CLASSIFY
 
 
@@ -141,9 +162,12 @@ def test_no_work_at_padding_gives_the_losses_and_gradients_of_the_padded_computa
     y = torch.arange(len(x)) % 2
     expected = results(model, *padded_losses(model, x, m, y))
     assert_all_close(results(model, *loss.compute_losses(model, x, m, y, 0.5)), expected, 1e-12)
-    assert len(Packing(x, m).tokens) == filled(int(m.sum()), Packing(x, m))
-    assert Packing(x, m).sequences == (m.numel() // T, int(m.sum(2).max()))  # attention is cut to the longest row
-    h = states(model, Packing(x, m))
+    assert len(Packing.of_padded(x, m).tokens) == int(m.sum())
+    assert Packing.of_padded(x, m).sequences == (
+        m.numel() // T,
+        int(m.sum(2).max()),
+    )  # attention is cut to the longest row
+    h = states(model, Packing.of_padded(x, m))
     assert (h[m.flatten(0, 1) == 0] == 0).all()
     real = m.flatten(0, 1) == 1
     torch.testing.assert_close(h[real], model.transformer(x)[real], rtol=0, atol=1e-12)
@@ -184,29 +208,25 @@ def test_a_shared_context_changes_neither_losses_nor_gradients(examples, n_disti
     model, _ = make()
     x, m = rows_of(examples)
     y = torch.arange(len(x)) % x.size(1)
-    packing = Packing(x, m, share_context=True)
-    assert len(packing.slots) == len(packing.tokens) == filled(n_distinct, packing)
+    packing = Packing.of_padded(x, m, share_context=True, clf_token=CLASSIFY)
+    assert len(packing.tokens) == n_distinct
     shared = results(model, *loss.packed_losses(model, packing, y, 0.5))
     assert_all_close(shared, results(model, *loss.compute_losses(model, x, m, y, 0.5)), 1e-10)
     if (m.sum(2) > 1).all():  # a row of one token has no next tokens to average
         assert_all_close(shared, results(model, *padded_losses(model, x, m, y)), 1e-10)
 
     h = states(model, packing)
-    torch.testing.assert_close(h, states(model, Packing(x, m)), rtol=0, atol=1e-10)
+    torch.testing.assert_close(h, states(model, Packing.of_padded(x, m)), rtol=0, atol=1e-10)
     torch.testing.assert_close(model.task_head(h, x), model.task_head(model.transformer(x), x), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("n_choices", [None, 1, 3])
 def test_a_full_batch_is_packed_as_one_whose_mask_says_so(n_choices):
-    shape = (2, 5) if n_choices is None else (2, n_choices, 5)  # 8, 8 and 24 predictions
-    for n_tokens in (1, 4, 5):  # of 4 tokens: 6, 6 and 18 predictions, padded to a multiple of 4
+    shape = (2, 5) if n_choices is None else (2, n_choices, 5)
+    for n_tokens in (1, 4, 5):
         x = torch.randint(N_VOCAB, (*shape, 2), generator=torch.Generator().manual_seed(1))[..., :n_tokens, :]
-        full, masked = Packing(x), Packing(x, torch.ones(x.shape[:-1]))
-        assert full.is_full and not masked.is_full
-        for name, value in vars(masked).items():
-            if name != "is_full":
-                ours = getattr(full, name)
-                assert torch.equal(ours, value) if isinstance(value, torch.Tensor) else ours == value, name
+        assert_equal(Packing.full(x), Packing.of_padded(x, torch.ones(x.shape[:-1])))
+        assert Packing.full(x).is_full
 
 
 def test_sharing_without_choices_or_mask_changes_nothing():
@@ -214,9 +234,10 @@ def test_sharing_without_choices_or_mask_changes_nothing():
     x, m = rows_of([[[S, 1, 2, D, 3, C]], [[S, 1, 2, D, 4, 5, 6, 7, C]]])
     for x_, m_ in ((x, m), (x[:, 0], m[:, 0]), (x[:, 0], None)):
         plain, shared = (
-            model.transformer(packing) for packing in (Packing(x_, m_), Packing(x_, m_, share_context=True))
+            model.transformer(packing)
+            for packing in (Packing.of_padded(x_, m_), Packing.of_padded(x_, m_, share_context=True))
         )
         torch.testing.assert_close(shared, plain, rtol=0, atol=1e-12)
     choices, _ = rows_of(SHARED["no padding"][0])
-    h = states(model, Packing(choices, None, share_context=True))
+    h = states(model, Packing.of_padded(choices, None, share_context=True))
     torch.testing.assert_close(h, model.transformer(choices), rtol=0, atol=1e-12)

@@ -1,12 +1,10 @@
-"""The paper in miniature on tiny data: every run once, the tables, the figure; the LSTM; the worker processes."""
+"""The paper in miniature on tiny data: every run once, the tables, the figure; the LSTM."""
 
-import atexit
 import contextlib
 import io
 import json
 import random
-import signal
-import time
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +12,6 @@ import pytest
 import torch
 
 from demo import lstm, paper
-from demo.workers import Job, run_jobs
 from formats.files import InputError
 from loss import sequence_losses
 from model_pytorch import Config, LMModel
@@ -34,7 +31,7 @@ def models(**sizes) -> tuple[LMModel, LMModel]:
 @pytest.mark.parametrize("n_embd, n_layer", [(16, 1), (96, 4), (96, 6), (768, 12)])
 def test_the_lstm_has_as_many_parameters_as_the_blocks(n_embd, n_layer):
     n_blocks = n_layer * (12 * n_embd**2 + 13 * n_embd)
-    n = sum(p.numel() for p in lstm.LSTM(n_embd, lstm.n_hidden(n_embd, n_blocks)).parameters())
+    n = sum(p.numel() for p in lstm.LSTM(n_embd, lstm.hidden_size(n_embd, n_blocks)).parameters())
     assert n == pytest.approx(n_blocks, rel=0.05 if n_embd == 16 else 0.01)
 
 
@@ -54,11 +51,12 @@ def rows(*lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_rows_of_different_lengths_do_not_influence_each_other():
     _, model = models(n_embd=16, n_head=2, n_layer=1)
     x, m = rows(8, 3, 5)
-    together = model.transformer(packed := Packing(x, m))
+    packed = Packing.of_padded(x, m)
+    together = packed.unpack(model.transformer(packed))
     for i, n in enumerate((8, 3, 5)):
         alone = model.transformer(x[i : i + 1, :n])[0]
-        torch.testing.assert_close(packed.unpack(together)[i, :n], alone)
-    full = model.transformer(Packing(x[:1]))  # without padding: nothing is packed
+        torch.testing.assert_close(together[i, :n], alone)
+    full = model.transformer(Packing.full(x[:1]))  # without padding: nothing is packed
     torch.testing.assert_close(full, model.transformer(x[:1])[0])
 
 
@@ -67,7 +65,9 @@ def test_no_token_sees_a_later_one():
     x, m = rows(8, 6)
     changed = x.clone()
     changed[0, 5, 0] = (x[0, 5, 0] + 1) % 20
-    before, after = (packed.unpack(model.transformer(packed)) for packed in (Packing(x, m), Packing(changed, m)))
+    before, after = (
+        packed.unpack(model.transformer(packed)) for packed in (Packing.of_padded(x, m), Packing.of_padded(changed, m))
+    )
     torch.testing.assert_close(after[0, :5], before[0, :5])
     torch.testing.assert_close(after[1], before[1])
     assert not torch.allclose(after[0, 5:8], before[0, 5:8])
@@ -78,13 +78,13 @@ def test_a_shared_context_changes_nothing():
     x, m = rows(7, 8)
     x[1, :4] = x[0, :4]
     x, m = x[None], m[None]
-    found = [packed.unpack(model.transformer(packed)) for packed in (Packing(x, m), Packing(x, m, share_context=True))]
-    torch.testing.assert_close(*found)
+    packings = [Packing.of_padded(x, m, share_context) for share_context in (False, True)]
+    torch.testing.assert_close(*(packed.unpack(model.transformer(packed)) for packed in packings))
 
 
 def test_the_lstm_learns_from_its_loss():
     _, model = models(n_embd=16, n_head=2, n_layer=1)
-    sequence_losses(model, Packing(*rows(8, 3))).mean().backward()
+    sequence_losses(model, Packing.of_padded(*rows(8, 3))).mean().backward()
     assert all(p.grad.abs().sum() > 0 for p in model.parameters())
 
 
@@ -121,14 +121,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "choices": ["--dataset=own", "--task=multiple_choice", "--data_dir={work}/tasks/choice"],
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paper, "DATA", {})
         patch.setattr(paper, "TASKS", tasks)
         patch.setattr(paper, "PROBES", {"choice:own:{work}/tasks/choice": ("choices", 50.0)})
+        patch.setattr(paper, "N_LAYER", 1)
         patch.setattr(paper, "PRE_TRAINING", SIZES.split())
         patch.setattr(paper, "FINE_TUNING", ["--n_iter=1", "--n_batch=8", "--lr=1e-3"])
-        for name in ("README", "BENCHMARKS"):
-            patch.setattr(paper, name, folder / f"{name}.md")
-            (folder / f"{name}.md").write_text("before\n<!-- paper:begin -->\nold\n<!-- paper:end -->\nafter\n")
+        patch.setattr(paper, "README", folder / "README.md")
+        (folder / "README.md").write_text("before\n<!-- paper:begin -->\nold\n<!-- paper:end -->\nafter\n")
         yield folder
 
 
@@ -164,10 +163,11 @@ def finished(folder: Path) -> tuple[Path, str, dict[tuple, float], str]:
 
 def test_a_stopped_paper_goes_on_and_repeats_no_run(finished):
     path, first, kept, second = finished
-    assert "pre-training, LSTM: update" in first and "run 1 of 10" in first and "run 3 of 10" not in first
+    assert re.search(r"pre-training, LSTM: \d+ updates, held-out perplexity \d", first)
+    assert "run 1 of 10" in first and "run 3 of 10" not in first
     assert len(kept) == 3
-    assert ": update" not in second
-    ends = [line.split(",")[0] for line in second.splitlines() if line.startswith("run ")]
+    assert "updates" not in second
+    ends = [line.split(":")[0] for line in second.splitlines() if line.startswith("run ")]
     assert ends == [f"run {i} of 10" for i in range(4, 11)]
     found = accuracies(path)
     assert kept.items() <= found.items() and len(found) == 10
@@ -175,10 +175,10 @@ def test_a_stopped_paper_goes_on_and_repeats_no_run(finished):
 
 def test_figure_and_tables_are_made(finished, folder):
     assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
-    assert "| LSTM with auxiliary LM | " in (folder / "README.md").read_text()
-    assert "| 0 blocks | " in (folder / "BENCHMARKS.md").read_text()
+    filled_in = (folder / "README.md").read_text()
+    assert "| LSTM with auxiliary LM | " in filled_in and "| 0 blocks | " in filled_in
     log = json.loads(finished[0].read_text())["pre_training"]["LSTM"]["log"]
-    assert log[-1]["choice_own"] >= 0 and log[-1]["n_updates"] > 5
+    assert log[-1].keys() == {"n_epochs", "n_updates", "tr_ppl", "va_ppl", "choice_own"}
 
 
 def without_runs(finished, path: Path, **more) -> Path:
@@ -220,52 +220,13 @@ def test_another_file_is_refused(folder, tmp_path, capsys):
     assert "does not hold results of paper.py" in capsys.readouterr().err
 
 
-# --- workers ---------------------------------------------------------------------------------------------------------
-
-
-def test_jobs_end_with_their_results_or_one_message(tmp_path):
-    jobs = [Job(f"job {i}", divmod, (7, 2 - i), tmp_path / f"{i}.txt") for i in range(4)]
-    found = []
-    with pytest.raises(InputError, match=r"job 2 failed: ZeroDivisionError: .*\n(.*\n)*.*ZeroDivisionError"):
-        for job, result in run_jobs(jobs, 1):
-            found.append((job.name, result))
-    assert found == [("job 0", (3, 1)), ("job 1", (7, 0))]
-
-
-def outlast_the_signal(started: Path) -> None:
-    """Do what a training run does that is asked to stop after its last update: end as if nothing had happened."""
-    earlier = signal.signal(signal.SIGTERM, lambda *_: None)
-    started.touch()
-    time.sleep(1)
-    signal.signal(signal.SIGTERM, earlier)
-
-
-def wait_for(started: Path) -> None:
-    while not started.exists():
-        time.sleep(0.01)
-
-
-def test_a_job_that_outlasts_the_signal_is_the_last_of_its_worker(tmp_path):
-    started = tmp_path / "started"
-    calls = enumerate((outlast_the_signal, wait_for))
-    jobs = run_jobs([Job(f"job {i}", call, (started,), tmp_path / f"{i}.txt") for i, call in calls], 2)
-    assert next(jobs)[0].name == "job 1"
-    jobs.close()  # as when the caller is stopped
-
-
-def test_a_worker_without_work_ends_in_order(tmp_path):
-    at_exit = Job("job", atexit.register, ((tmp_path / "left").touch,), tmp_path / "log.txt")
-    assert len(list(run_jobs([at_exit], 1))) == 1
-    assert (tmp_path / "left").exists()  # a killed process would leave no mark, and its locks to others
-
-
 # --- the report ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def results(monkeypatch: pytest.MonkeyPatch) -> dict:
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> paper.Results:
     monkeypatch.setattr(paper, "TASKS", {"A": [], "B": []})
-    monkeypatch.setattr(paper, "PRE_TRAINING", ["--n_layer=1"])
+    monkeypatch.setattr(paper, "N_LAYER", 1)
     monkeypatch.setattr(paper, "PROBES", {"choice:own:x": ("A", 25.0)})
     runs = [
         {"task": task, "variant": variant, "seed": seed, "test": 50.0 + i + 10 * seed + (task == "B")}
@@ -274,24 +235,23 @@ def results(monkeypatch: pytest.MonkeyPatch) -> dict:
         for task in "AB"
     ]
     log = [{"n_updates": n, "va_ppl": 9.0 - n, "choice_own": 25.0 + 25 * n} for n in (0, 1, 2)]
-    return {
-        "made_with": {},
-        "pre_training": {"transformer": {"log": log}},
-        "baselines": {task: {"always the most frequent label": 50.0} for task in "AB"},
-        "runs": runs,
-    }
+    results = paper.Results(tmp_path / "results.json")
+    results.pre_training["transformer"] = {"log": log}
+    results.baselines.update({task: {"always the most frequent label": 50.0} for task in "AB"})
+    results.runs.extend(runs)
+    return results
 
 
 def test_tables(results):
-    results["baselines"]["B"]["length"] = 49.0
-    lines = paper.table(results, list(paper.TABLE), "fine-tuning", None).splitlines()
+    results.baselines["B"]["length"] = 49.0
+    lines = paper.accuracy_table(results, list(paper.TABLE), "fine-tuning").splitlines()
     assert lines[0] == "| fine-tuning: test accuracy in %, mean ± s.d. of 2 seeds | A | B | average |"
     assert lines[2] == f"| {paper.FULL} | 65.0 ± 7.1 | 66.0 ± 7.1 | 65.5 ± 7.1 |"
     assert lines[-2] == "| always the most frequent label | 50.0 | 50.0 | 50.0 |" and len(lines) == 8
     assert lines[-1] == "| length | - | 49.0 | - |"
-    assert paper.table(results, list(paper.TABLE), "fine-tuning", 1).splitlines() == lines[:-1]
-    results["runs"] = results["runs"][:2]
-    lines = paper.table(results, list(paper.transfer_names().values()), "transferred", 0).splitlines()
+    assert paper.accuracy_table(results, list(paper.TABLE), "fine-tuning", 1).splitlines() == lines[:-1]
+    del results.runs[2:]
+    lines = paper.accuracy_table(results, list(paper.transfer_names().values()), "transferred", 0).splitlines()
     assert lines[0] == "| transferred: test accuracy in % of 1 seed | A | B | average |"
     assert lines[2:] == [
         f"| {paper.NOT_PRE_TRAINED} | - | - | - |",
@@ -303,7 +263,7 @@ def test_tables(results):
 def test_panels(results, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(paper.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
-    paper.draw(results, tmp_path / "figure.png")
+    paper.draw_panels(results, tmp_path / "figure.png")
     left, right = drawn[0].axes
     assert [label.get_text() for label in left.get_xticklabels()] == ["none", "0", "1"]
     by_blocks, not_pre_trained = (container.lines[0] for container in left.containers[:2])
@@ -327,29 +287,18 @@ def test_a_text_is_filled_in_between_the_marks(tmp_path):
 
 
 def test_report_needs_only_the_file_of_results(results, tmp_path, monkeypatch, capsys):
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    for name in ("README", "BENCHMARKS"):
-        monkeypatch.setattr(paper, name, tmp_path / f"{name}.md")
-        (tmp_path / f"{name}.md").write_text("<!-- paper:begin -->\n<!-- paper:end -->")
+    results.save()
+    monkeypatch.setattr(paper, "README", tmp_path / "README.md")
+    paper.README.write_text("<!-- paper:begin -->\n<!-- paper:end -->")
     flags = ["--report", "--results", str(tmp_path / "results.json"), "--figure", str(tmp_path / "new/figure.png")]
     assert paper.main(flags) == 0
     assert f"| {paper.FULL} | 65.0 ± 7.1 |" in capsys.readouterr().out
-    assert "transformer 7.000" in (tmp_path / "BENCHMARKS.md").read_text()
+    assert "transformer 7.000" in paper.README.read_text()
     assert (tmp_path / "new/figure.png").read_bytes().startswith(b"\x89PNG")
     assert paper.main([*flags, "--results", str(tmp_path / "none.json")]) == 2
     assert "holds no results" in capsys.readouterr().err
 
 
-def test_minutes_left():
-    runs = [{"task": task, "seconds": seconds} for task, seconds in (("A", 60), ("A", 120), ("B", 30))]
-    assert paper.minutes_left(runs, ["A", "A", "B", "C"]) == pytest.approx((90 + 90 + 30 + 60) / 60)
-
-
-def test_the_readme_has_room_for_its_table():
-    """The table must fit the limit of test_readme once it is filled in."""
-    results = {"runs": [], "baselines": dict.fromkeys(paper.TASKS, {"bag of words": 50.0, "majority": 50.0})}
-    head, _, rest = (paper.ROOT / "README.md").read_text(encoding="utf-8").partition("<!-- paper:begin -->\n")
-    _, found, tail = rest.partition("<!-- paper:end -->")
-    text = paper.table(results, list(paper.TABLE), "fine-tuning", 2)
-    assert found and len(f"{head}\n{text}\n{found}{tail}".splitlines()) <= 150
-    assert "<!-- paper:begin -->\n" in (paper.ROOT / "BENCHMARKS.md").read_text(encoding="utf-8")
+def test_the_page_on_the_demo_has_room_for_the_tables():
+    text = (paper.FOLDER / "README.md").read_text(encoding="utf-8")
+    assert text.count("<!-- paper:begin -->\n") == text.count("\n<!-- paper:end -->") == 1

@@ -7,10 +7,13 @@ import shutil
 import sys
 from pathlib import Path
 
+import official
 import pytest
 
 import predict
 import train
+from formats.examples import Example
+from formats.files import InputError
 from reading.tasks import ROCSTORIES_TEST
 from weights import open_run
 
@@ -68,7 +71,7 @@ def test_predictions_are_those_of_train(trained, form):
     trained(form)
     test = f"{form}/test.jsonl"
     assert command("--desc", form, "--input", test, "--output", "out.tsv") == 0
-    assert Path("out.tsv").read_bytes() == Path(f"log/{form}.tsv").read_bytes()
+    assert Path("out.tsv").read_bytes() == Path("submission/own.tsv").read_bytes()
     for n_batch in (1, 7, 32):
         assert command("--desc", form, "--input", test, "--output", f"{n_batch}.jsonl", "--n_batch", n_batch) == 0
     one, seven, many = (answers(Path(f"{n}.jsonl")) for n in (1, 7, 32))
@@ -92,12 +95,41 @@ def test_predictions_do_not_depend_on_the_order(trained):
         assert a["label"] == b["label"] and a["probabilities"] == pytest.approx(b["probabilities"], abs=2e-6)
 
 
-def test_a_file_of_the_data_set_is_read_as_such(tmp_path, monkeypatch, model_dir, data_dir):
+def test_a_file_of_the_data_set_is_read_as_such_where_the_flag_says_so(tmp_path, monkeypatch, model_dir, data_dir):
     monkeypatch.chdir(tmp_path)
     flags = ["--data_dir", str(data_dir), "--model_dir", str(model_dir), "--n_valid", "10", "--n_batch", "4"]
     assert train.main([*flags, "--n_iter", "1", "--submit"]) == 0
-    assert command("--input", data_dir / ROCSTORIES_TEST, "--output", "out.tsv") == 0
-    assert Path("out.tsv").read_bytes() == Path("submission/ROCStories.tsv").read_bytes()
+    assert command("--official", "--input", data_dir / ROCSTORIES_TEST, "--output", "out.tsv") == 0
+    # the hand-in counts endings from 0, as the authors do; predictions from 1, as the files do
+    handed_in = [line.split("\t") for line in Path("submission/ROCStories.tsv").read_text().splitlines()[1:]]
+    expected = [f"{i}\t{int(ending) + 1}" for i, ending in handed_in]
+    assert Path("out.tsv").read_text().splitlines() == ["index\tprediction", *expected]
+
+
+@pytest.mark.parametrize("dataset", ["race", "mnli", "rocstories"])
+def test_a_path_of_a_data_set_is_taken_as_a_whole(tmp_path, monkeypatch, dataset):
+    for files in getattr(official, dataset)(tmp_path).values():
+        for file in files:
+            monkeypatch.chdir(file.path.parent)
+            for path in (file.path, Path(file.path.name)):  # dev/middle is not test/middle, also when named from dev
+                examples = list(predict.read_official(path, dataset))
+                good = [example.texts for example in examples if isinstance(example, Example)]
+                assert good == [texts for texts, _ in file.examples if any(texts)]
+                assert len(examples) - len(good) == len(file.bad)
+    with pytest.raises(InputError, match="other.tsv is not a file of cola: train.tsv, dev.tsv, test.tsv"):
+        predict.read_official(tmp_path / "other.tsv", "cola")
+    with pytest.raises(InputError, match="own data"):
+        predict.read_official(tmp_path / "test.tsv", "own")
+
+
+def test_a_file_of_ones_own_may_have_the_name_of_the_data_sets(trained, monkeypatch):
+    trained("classification")
+    settings = json.loads(Path("save/classification/settings.json").read_text())
+    Path("save/classification/settings.json").write_text(json.dumps(settings | {"dataset": "sst2"}))
+    Path("test.tsv").write_text("text\nthe cat\nthe hat\n")
+    monkeypatch.setenv("TQDM_DISABLE", "1")  # a bar that is off counts nothing
+    assert command("--desc", "classification", "--input", "test.tsv", "--output", "out.tsv") == 0
+    assert len(Path("out.tsv").read_text().splitlines()) == 3
 
 
 def test_a_run_alone_suffices_also_when_moved(trained, tmp_path, model_dir, monkeypatch, capfd):

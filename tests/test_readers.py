@@ -10,11 +10,12 @@ from formats.examples import (
     Example,
     as_number,
     json_lines,
+    numbered_lines,
+    paraphrases,
     race,
     read_csv,
-    read_lines,
-    read_pairs,
     read_tsv,
+    scored_table,
     table,
 )
 from formats.files import InputError
@@ -38,7 +39,7 @@ def found(examples) -> list[tuple[str, ...]]:
 
 def test_lines_keep_their_ends_and_say_what_is_wrong_with_them(tmp_path):
     path = write(tmp_path / "t", "\ufeffa\r\nb\u2028\x0b\r c\n\n".encode() + b"caf\xe9\nd\0\ne")
-    assert list(read_lines(path)) == [
+    assert list(numbered_lines(path)) == [
         (1, "a\r\n", ""),
         (2, "b\u2028\x0b\r c\n", ""),  # none of these three ends a line
         (3, "\n", ""),
@@ -51,10 +52,10 @@ def test_lines_keep_their_ends_and_say_what_is_wrong_with_them(tmp_path):
 
 def test_a_byte_order_mark_is_one_only_at_the_beginning(tmp_path):
     path = write(tmp_path / "t", "\ufeff\ufeffa\n\ufeffb\n")
-    assert [line for _, line, _ in read_lines(path)] == ["\ufeffa\n", "\ufeffb\n"]
+    assert [line for _, line, _ in numbered_lines(path)] == ["\ufeffa\n", "\ufeffb\n"]
 
 
-@pytest.mark.parametrize("read", [read_lines, read_csv, read_tsv])
+@pytest.mark.parametrize("read", [numbered_lines, read_csv, read_tsv])
 def test_a_file_that_is_not_there_or_is_none_is_named(tmp_path, read):
     with pytest.raises(InputError, match="t.tsv is missing. See 'Weights and data'"):
         list(read(tmp_path / "t.tsv"))
@@ -144,30 +145,30 @@ def test_lines_without_labels_keep_their_number_even_when_they_cannot_be_read(tm
 @pytest.mark.parametrize("text, is_score", [("3.6", True), ("-1", True), ("", False), ("n/a", False), ("nan", False)])
 def test_scores_are_numbers(tmp_path, text, is_score):
     write(tmp_path / "t.tsv", f"text\tscore\nthe cat\t{text}\n")
-    (example,) = table(tmp_path, "t.tsv", (0,), 1, scores=True)
+    (example,) = scored_table(tmp_path, "t.tsv", (0,), 1)
     assert isinstance(example, Example) == is_score == (as_number(text) is not None)
     if not is_score:
         assert example.why == f"the score {text!r} is not a number. Fix the line or remove it."
 
 
-PAIRED = "label\tid1\tid2\ttext\n1\t7\t8\ta\n0\t8\t7\tb\n1\t7\t9\tc\n0\t78\t\td\n1\t7\n"
+PAIRED = "label\tid1\tid2\ta\tb\n1\t7\t8\ta\tx\n0\t8\t7\tb\tx\n1\t7\t9\tc\tx\n0\t78\t\td\tx\n1\t7\n"
 
 
-@pytest.mark.parametrize("keep, expected", [(True, ["a", "c"]), (False, ["b", "d"])])
-def test_pairs_of_ids_choose_lines_or_all_the_others(tmp_path, keep, expected):
+@pytest.mark.parametrize(
+    "ids, listed, expected",
+    [
+        ("\ufeff7\t8\r\n\r\n7\t9\tmore\r\n", True, ["a", "c"]),
+        ("\ufeff7\t8\r\n\r\n7\t9\tmore\r\n", False, ["b", "d"]),
+        ("", True, []),
+        ("", False, ["a", "b", "c", "d"]),
+    ],
+)
+def test_pairs_of_ids_choose_lines_or_all_the_others(tmp_path, ids, listed, expected):
     write(tmp_path / "t.tsv", PAIRED)
-    write(tmp_path / "ids.tsv", "\ufeff7\t8\r\n\r\n7\t9\tmore\r\n")
-    assert read_pairs(tmp_path / "ids.tsv") == {("7", "8"), ("7", "9")}
-    lines = list(table(tmp_path, "t.tsv", (3,), 0, pairs=((1, 2), "ids.tsv", keep)))
-    assert [line.texts[0] for line in lines[:-1]] == expected
-    assert isinstance(lines[-1], Bad)  # which of the two it belongs to is not known
-
-
-def test_an_empty_list_of_pairs_chooses_no_line(tmp_path):
-    write(tmp_path / "t.tsv", PAIRED)
-    write(tmp_path / "ids.tsv", "")
-    lines = [list(table(tmp_path, "t.tsv", (3,), 0, pairs=((1, 2), "ids.tsv", keep))) for keep in (True, False)]
-    assert [sum(isinstance(line, Example) for line in found) for found in lines] == [0, 4]
+    write(tmp_path / "ids.tsv", ids)
+    *lines, last = paraphrases(tmp_path, "t.tsv", "ids.tsv", listed)
+    assert [line.texts for line in lines] == [(text, "x") for text in expected]
+    assert isinstance(last, Bad)  # which of the two it belongs to is not known
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
@@ -261,5 +262,5 @@ def test_articles_that_are_none_are_named(tmp_path, change, n_good):
 
 
 def test_a_folder_without_articles_is_named(tmp_path):
-    with pytest.raises(InputError, match="dev/high holds no .txt files. --data_dir names the folder"):
+    with pytest.raises(InputError, match="dev/high holds no .txt files. The data folder is the one"):
         list(race(tmp_path, "dev/high"))

@@ -19,12 +19,11 @@ from loss import compute_losses, lm_losses
 from model_pytorch import LMModel
 from scoring import (
     HEADER,
-    log_probabilities,
-    next_log_probabilities,
+    next_tokens,
     pack,
     score,
     score_file,
-    summary,
+    score_ids,
     windows,
 )
 from weights import open_model
@@ -41,28 +40,32 @@ def model() -> LMModel:
     return model
 
 
-def plain(model: LMModel, ids: list[int], n_words: int | None) -> np.ndarray:
-    """Return the log-probability of each id but the first of one row, from the model's logits."""
-    x = torch.tensor([[[i, N_VOCAB + t] for t, i in enumerate(ids)]])
+def plain_logs(model: LMModel, ids: list[int], n_words: int | None) -> torch.Tensor:
+    """Return the log-probabilities of what follows each token of a row (T, n_words), from the model's logits."""
+    first_position = len(model.transformer.embed.weight) - model.transformer.n_ctx
+    x = torch.tensor([[[i, first_position + t] for t, i in enumerate(ids)]])
     with torch.no_grad():
-        logs = model.eval()(x)[0, :, :n_words].log_softmax(-1)
-    return np.array([logs[t, ids[t + 1]].item() for t in range(len(ids) - 1)])
+        return model.eval()(x)[0, :, :n_words].log_softmax(-1)
 
 
 @pytest.mark.parametrize("n_words", [N_VOCAB, None], ids=["words", "all rows"])
 def test_log_probabilities_equal_a_plain_statement(model, n_words):
     rows = [[1, 2, 3, 4, 5, 6, 7, 8], [3, 3], [9], [0, 10, 4]]
-    found = next_log_probabilities(model.transformer, pack(model.transformer, [[row] for row in rows]), n_words)
-    assert found.shape == (4, 7)
-    for row, values in zip(rows, found.numpy(), strict=True):
-        np.testing.assert_allclose(values[: len(row) - 1], plain(model, row, n_words), rtol=0, atol=1e-10)
-        assert (values[len(row) - 1 :] == 0).all()
+    found = next_tokens(model.transformer, pack(model.transformer, [[row] for row in rows]), n_words)
+    found = torch.stack(found, 1)  # (4, 3, 7)
+    assert found.shape == (4, 3, 7)
+    for row, values in zip(rows, found, strict=True):
+        for t, logs in enumerate(plain_logs(model, row, n_words)[:-1]):
+            own = logs[row[t + 1]]
+            expected = [own, -(logs.exp() * logs).sum(), (logs >= own).sum()]
+            torch.testing.assert_close(values[:, t], torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-10)
+        assert (values[:, len(row) - 1 :] == 0).all()
 
 
 def test_rows_that_share_a_context_are_scored_as_by_themselves(model):
     examples = [[[1, 2, 3, 4], [1, 2, 5, 6, 7]], [[8, 2], [8, 9]]]
     t = model.transformer
-    shared, alone = (next_log_probabilities(t, pack(t, examples, share), N_VOCAB) for share in (True, False))
+    shared, alone = (next_tokens(t, pack(t, examples, share), N_VOCAB)[0] for share in (True, False))
     torch.testing.assert_close(shared, alone, rtol=0, atol=1e-10)
 
 
@@ -73,7 +76,7 @@ def test_all_rows_equal_the_losses_of_training(share_context):
     x, m = rows_of(examples)
     _, expected = compute_losses(model, x, m, torch.tensor([0, 1]), lm_coef=0.5)
     packing = pack(model.transformer, examples, share_context)
-    found = next_log_probabilities(model.transformer, packing)
+    found = next_tokens(model.transformer, packing).log_probabilities
     lengths = torch.tensor([len(row) - 1 for rows in examples for row in rows])
     torch.testing.assert_close(-found.sum(1) / lengths, expected, rtol=0, atol=1e-6)
     with torch.no_grad():
@@ -116,10 +119,11 @@ def test_windows_score_each_token_but_the_first_once_in_a_context_long_enough(n_
 def test_a_token_is_scored_from_the_context_of_its_window(model):
     ids = [(5 * i + i * i) % N_VOCAB for i in range(19)]
     for stride in (None, 2, N_CTX):
-        found = log_probabilities(model, ids, N_VOCAB, stride, n_batch=3)
+        found = score_ids(model, ids, N_VOCAB, stride, n_batch=3).log_probabilities
         expected = np.full(19, np.nan)
         for start, end, first in windows(19, N_CTX, stride or N_CTX // 2):
-            expected[first:end] = plain(model, ids[start:end], N_VOCAB)[first - start - 1 :]
+            logs = plain_logs(model, ids[start:end], N_VOCAB)
+            expected[first:end] = [logs[t - start - 1, ids[t]].item() for t in range(first, end)]
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
     assert np.isnan(found).nonzero()[0].tolist() == [0, 8, 16]
 
@@ -127,15 +131,15 @@ def test_a_token_is_scored_from_the_context_of_its_window(model):
 @pytest.mark.parametrize("stride", [0, -1, N_CTX + 1])
 def test_a_stride_that_skips_tokens_is_refused(model, stride):
     with pytest.raises(InputError, match=f"the stride is {stride}; .* 1 to that many"):
-        log_probabilities(model, [1, 2, 3], stride=stride)
+        score_ids(model, [1, 2, 3], stride=stride)
 
 
 def test_a_model_in_training_is_scored_without_dropout(model):
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.5
-    found = [log_probabilities(model.train(), [1, 2, 3, 4], N_VOCAB) for _ in range(2)]
-    assert np.array_equal(*found, equal_nan=True)
+    found = [score_ids(model.train(), [1, 2, 3, 4], N_VOCAB) for _ in range(2)]
+    np.testing.assert_array_equal(*found)
 
 
 # --- texts and files -------------------------------------------------------------------------------------------------
@@ -159,11 +163,61 @@ def test_scores_of_words_are_sums_over_their_tokens(opened):
     assert found.per_word() == pytest.approx(math.exp(-of_words[1:].mean()))
     np.testing.assert_allclose(found.surprisal()[1:] * math.log(2), -of_words[1:])
 
+    # special tokens that a user adds, as users of the early port do, change nothing
+    opened[1].encoder["_start_"] = len(opened[1].encoder)
+    again = score(*opened, found.words)
+    np.testing.assert_array_equal(again.log_probabilities, found.log_probabilities)
+    assert again.n_entries == found.n_entries
 
-def test_words_are_more_probable_among_words_than_among_all_rows(opened):
-    over_words, over_all = (score(*opened, "the cat and the hat", all_rows=flag) for flag in (False, True))
-    assert (over_words.log_probabilities[1:] > over_all.log_probabilities[1:]).all()
-    assert over_words.per_token() < over_all.per_token()
+
+def test_words_that_are_given_have_a_surprisal_each(opened):
+    given = ["The", "mother-in-law", "don’t", "sit."]
+    found = score(*opened, given)
+    assert [word.text for word in found.words] == given
+    as_text = score(*opened, " ".join(given))
+    assert np.array_equal(found.log_probabilities, as_text.log_probabilities, equal_nan=True)
+    ids = opened[1].encode(given, verbose=False)
+    starts = np.cumsum([0, *map(len, ids)])
+    for i in range(1, len(given)):
+        expected = -as_text.log_probabilities[starts[i] : starts[i + 1]].sum() / math.log(2)
+        assert found.surprisal()[i] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("context", ["red", ["The", "mother-in-law"], "the red cat was in the hat. " * 30])
+def test_a_context_is_read_and_not_scored(opened, context):
+    n_before = len(score(*opened, context, context="x").log_probabilities)
+    joined = f"{context if isinstance(context, str) else ' '.join(context)} the cat"
+    whole = score(*opened, joined)
+    found = score(*opened, "the cat", context=context)
+    assert [word.text for word in found.words] == ["the", "cat"]
+    np.testing.assert_array_equal(found.log_probabilities, whole.log_probabilities[n_before:])
+    assert len(score(*opened, "the", context=context).log_probabilities) == 1
+    with pytest.raises(InputError, match="0 tokens: there is nothing to score"):
+        score(*opened, "", context=context)
+
+
+def test_the_distribution_entropy_and_rank_of_each_next_word(opened):
+    model, encoder = opened
+    given, context = ["the", "mother-in-law", "was", "red"], "in"
+    found = score(model, encoder, given, context=context)
+    ids = encoder.encode([context, *given], verbose=False)
+    for w in range(len(given)):
+        before = sum(ids[: w + 1], [])
+        expected = plain_logs(model, before, encoder.n_vocab)[-1]
+        first = ids[w + 1][0]
+        np.testing.assert_allclose(found.next_word(model, w), expected.exp(), atol=1e-6)
+        assert found.entropy()[w] == pytest.approx(-(expected.exp() * expected).sum().item() / math.log(2), abs=1e-5)
+        assert found.rank()[w] == (expected >= expected[first]).sum()
+    after = plain_logs(model, sum(ids, []), encoder.n_vocab)[-1].exp()
+    np.testing.assert_allclose(found.next_word(model), after, atol=1e-6)
+
+    # without a context, and in more than n_ctx tokens
+    long = score(model, encoder, given * 10)
+    assert np.isnan([long.entropy()[0], long.rank()[0]]).all() and np.isfinite(long.entropy()[1:]).all()
+    last = plain_logs(model, (sum(ids[1:], []) * 10)[-64:], encoder.n_vocab)[-1].exp()
+    np.testing.assert_allclose(long.next_word(model), last, atol=1e-6)
+    with pytest.raises(ValueError, match="nothing comes before the first word"):
+        long.next_word(model, 0)
 
 
 @pytest.mark.parametrize("text", ["", " \n", "x"])
@@ -188,8 +242,9 @@ def test_the_table_of_a_file(opened, tmp_path):
     np.testing.assert_allclose(logs, found.log_probabilities[1:], atol=1e-5)
     assert float(rows[3][4]) == pytest.approx(-sum(map(float, rows[3][6].split())) / math.log(2), abs=1e-4)
     assert score_file(*opened, path).per_token() == found.per_token()
-    line = summary(found, 95, 159, all_rows=False)
-    assert f"perplexity {found.per_token():.4f} per token" in line and "in 11 words" in line and "the 95 words" in line
+    line = found.perplexities()
+    assert f"perplexity {found.per_token():.4f} per token" in line
+    assert "in 11 words" in line and f"over {opened[1].n_vocab} entries" in line
 
 
 def test_files_that_cannot_be_scored_are_named(opened, tmp_path):
@@ -217,7 +272,7 @@ def test_perplexity_of_the_held_out_text_is_what_pre_training_logged(tmp_path, m
     assert ids == np.fromfile("save/pretrain/tokens.bin", np.uint16).tolist()
     n_sequences = len(ids) // n_ctx
     held_out = ids[(n_sequences - round(0.1 * n_sequences)) * n_ctx : n_sequences * n_ctx]
-    found = log_probabilities(model, held_out, stride=n_ctx)
+    found = score_ids(model, held_out, stride=n_ctx).log_probabilities
     assert math.exp(-np.nanmean(found)) == pytest.approx(logged, rel=1e-6)
 
 

@@ -13,16 +13,17 @@ from safetensors.torch import load_file
 
 import analysis
 import datasets as readers
-import finetuning
+import loss
 import model_pytorch
 import train
 from datasets import read_cloze
 from formats.files import InputError
 from model_pytorch import Config, DoubleHeadModel
-from opt import SCHEDULES
-from reading.rows import Rows
+from opt import SCHEDULES, OpenAIAdam
+from reading.rows import N_SPECIAL, Rows, pad_rows
 from reading.tasks import ROCSTORIES_TEST, ROCSTORIES_VALID
-from running import checkpoint, training
+from running import checkpoint
+from running.record import RunRecord
 from text_utils import TextEncoder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,6 +60,7 @@ def test_a_run_leaves_log_parameters_predictions_and_picture(command, capsys, da
     out = capsys.readouterr().out
     settings, *measured = logs()
     assert [(log["n_epochs"], log["n_updates"]) for log in measured] == [(1, 7), (2, 14)]
+    assert [len(log["costs"]) for log in measured] == [7, 7]
     assert settings["t_total"] == 14 and settings["n_embd"] == 16 and settings["n_ctx"] < 64
     assert set(settings) >= {"seed", "lr", "lm_coef", "n_transfer", "l2", "b1", "b2", "e", "lr_warmup", "n_head"}
 
@@ -68,15 +70,19 @@ def test_a_run_leaves_log_parameters_predictions_and_picture(command, capsys, da
     ]
     *_, labels = read_cloze(data_dir / ROCSTORIES_TEST)
     right = np.mean([int(line.split("\t")[1]) for line in lines[1:]] == labels) * 100
+    predicted = [json.loads(line) for line in Path("log/rocstories.predictions.jsonl").read_text().splitlines()]
+    assert [example["split"] for example in predicted] == ["valid"] * 10 + ["test"] * 12
+    assert [int(example["label"]) - 1 for example in predicted[10:]] == labels.tolist()  # as the file has them
+    assert [int(example["prediction"]) - 1 for example in predicted[10:]] == [int(line[-1]) for line in lines[1:]]
     assert f"ROCStories Valid Accuracy: {max(log['va_acc'] for log in measured):.2f}\n" in out
     assert f"ROCStories Test Accuracy:  {right:.2f}\n" in out
     assert Path("log/rocstories.png").read_bytes().startswith(b"\x89PNG")
 
     state = best_parameters()
     assert not any(key.startswith("module.") for key in state)
-    saved = json.loads(Path("save/rocstories/settings.json").read_text())
-    vocab = saved["n_vocab"] + saved["n_special"] + saved["n_ctx"]
-    model = DoubleHeadModel(Config(n_embd=16, n_head=2, n_layer=2), saved["n_vocab"] + 2, "multiple_choice", vocab)
+    saved = RunRecord.read(Path("save/rocstories"))
+    vocab = saved.n_vocab + N_SPECIAL + saved.n_ctx
+    model = DoubleHeadModel(Config(n_embd=16, n_head=2, n_layer=2), saved.n_vocab + 2, "multiple_choice", vocab)
     model.load_state_dict(state)
 
 
@@ -109,8 +115,8 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_does_not(command, t
             {p: p.read_bytes() for d in ("log", "save", "submission") for p in Path(d).rglob("*") if p.is_file()}
         )
     assert sorted(path.name for path in produced[0]) == sorted(
-        ["rocstories.jsonl", "rocstories.tsv", "rocstories.png", "ROCStories.tsv", "settings.json", "best_params"]
-        + ["rocstories.valid.npy", "rocstories.test.npy", "rocstories.json", "rocstories.errors.tsv"]
+        ["rocstories.jsonl", "rocstories.png", "ROCStories.tsv", "settings.json", "best_params"]
+        + ["rocstories.predictions.jsonl", "rocstories.json", "rocstories.errors.tsv"]
         + ["best_params.sha256", "tensors.safetensors", "state.json", "SHA256.json"]
         + ["encoder_bpe_40000.json", "vocab_40000.bpe"]
     )
@@ -125,20 +131,25 @@ def test_training_learns_the_rows_it_sees(command):
 
 
 def test_the_best_parameters_on_valid_are_the_ones_that_predict(command, monkeypatch):
-    accuracies = iter([50.0, 80.0, 80.0, 10.0])
-    states = []
+    accuracies, states, predicting, original = iter([50.0, 80.0, 80.0, 10.0]), [], [], train.predict
 
-    def evaluate(model, rows, metrics, n_batch, ranks, name, pause):
+    def copied(model):
+        return {key: value.clone() for key, value in model.state_dict().items()}
+
+    def evaluate(model, rows, metrics, n_batch, ranks, name):
         assert metrics == ("acc",)
         if name == "train rows":
             return 1.0, {"acc": 50.0}
-        states.append({key: value.clone() for key, value in model.state_dict().items()})
+        states.append(copied(model))
         return 1.0, {"acc": next(accuracies)}
 
-    monkeypatch.setattr(finetuning, "evaluate", evaluate)
-    command("--n_iter", 4)
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    monkeypatch.setattr(train, "predict", lambda model, *a: predicting.append(copied(model)) or original(model, *a))
+    command("--n_iter", 4, "--lr", 1e-2, "--submit")
     saved = best_parameters()
-    assert all(torch.equal(saved[key], states[1][key]) for key in saved)  # the first of equals
+    assert len(states) == 4 and len(predicting) == 2  # valid and test
+    for state in (states[1], *predicting):  # the first of equals
+        assert all(torch.equal(saved[key], state[key]) for key in saved)
     assert not torch.equal(saved["transformer.embed.weight"], states[2]["transformer.embed.weight"])
 
 
@@ -152,19 +163,20 @@ def test_the_best_parameters_on_valid_are_the_ones_that_predict(command, monkeyp
     ids=["defaults", "other numbers", "other switches"],
 )
 def test_a_run_makes_the_updates_that_its_flags_ask_for(command, monkeypatch, adam, lm_coef):
-    batches, packed_losses, packed = [], finetuning.packed_losses, Rows.packed
+    batches, packed_losses, packed = [], loss.packed_losses, Rows.packed
     laid_out = []
 
-    def watched_packed(rows, which, *arguments):
-        laid_out[:] = rows.batch(which)
-        return packed(rows, which, *arguments)
+    def watched_packed(rows, which, *arguments, **more):
+        examples = [rows.rows(i) for i in which]
+        laid_out[:] = pad_rows(examples, rows.layout.n_vocab, rows.lengths().max())
+        return packed(rows, which, *arguments, **more)
 
-    def watched_losses(model, *arguments):
-        batches.append((reference.get_parameters(model), *(t.numpy() for t in laid_out), model.training))
-        return packed_losses(model, *arguments)
+    def watched_losses(model, packing, y, *arguments):
+        batches.append((reference.get_parameters(model), *laid_out, y.numpy(), model.training))
+        return packed_losses(model, packing, y, *arguments)
 
     monkeypatch.setattr(Rows, "packed", watched_packed)
-    monkeypatch.setattr(finetuning, "packed_losses", watched_losses)
+    monkeypatch.setattr(loss, "packed_losses", watched_losses)
     names = {"warmup": "lr_warmup", "schedule_name": "lr_schedule"}
     flags = [f"--{names.get(k, k)}" + ("" if v is True else f"={v}") for k, v in adam.items()]
     command("--n_iter", 1, "--lr", 1e-2, "--lm_coef", lm_coef, *NO_DROPOUT, *flags)
@@ -183,43 +195,29 @@ def test_a_run_makes_the_updates_that_its_flags_ask_for(command, monkeypatch, ad
 def test_the_first_epoch_logs_at_doubling_thousands(command, data_dir, monkeypatch):
     lines = (data_dir / ROCSTORIES_VALID).read_text().splitlines()
     (data_dir / ROCSTORIES_VALID).write_text("\n".join([lines[0], *(lines[1 + i % 40] for i in range(3020))]))
-    monkeypatch.setattr(training, "update", lambda *_: 0.7)
-    monkeypatch.setattr(finetuning, "evaluate", lambda *_: (1.0, {"acc": 50.0}))
+    n_made, one = [], torch.ones(1, requires_grad=True)
+    monkeypatch.setattr(train, "PackedLosses", lambda *_: lambda packing, y: (0.7 * one, None))
+    monkeypatch.setattr(OpenAIAdam, "step", lambda _: n_made.append(1))
+    monkeypatch.setattr(train, "evaluate", lambda *_: (1.0, {"acc": 50.0}))
     command("--n_iter", 2, "--n_batch", 1, "--n_ctx", 8)
     updates = [(row["n_epochs"], row["n_updates"]) for row in logs()[1:]]
-    assert updates == [(0, 1000), (0, 2000), (1, 3010), (2, 6020)]
+    assert updates == [(0, 1000), (0, 2000), (1, 3010), (2, 6020)] and len(n_made) == 6020
+    assert [len(row["costs"]) for row in logs()[1:]] == [1000, 1000, 1010, 3010]  # of every update once
 
 
 def test_a_log_is_of_the_first_rows_of_train_and_of_valid(command, model_dir, data_dir, monkeypatch):
     seen = []
-    monkeypatch.setattr(finetuning, "evaluate", lambda model, rows, *_: seen.append(rows) or (1.0, {"acc": 50.0}))
+    monkeypatch.setattr(train, "evaluate", lambda model, rows, *_: seen.append(rows) or (1.0, {"acc": 50.0}))
     command("--n_iter", 1)
     encoder = TextEncoder(model_dir / "encoder_bpe_40000.json", model_dir / "vocab_40000.bpe")
     n_vocab, train_and_valid = len(encoder.encoder), readers.rocstories(data_dir, 10)[:2]
     for rows, (*columns, y) in zip(seen, train_and_valid, strict=True):
-        x, m, found = rows.batch(np.arange(len(rows)))
+        found = pad_rows([rows.rows(i) for i in range(len(rows))], n_vocab, 64)
         ids = [encoder.encode(column[:10], verbose=False) for column in columns]
-        expected_x, expected_m = train.transform_roc(*ids, n_vocab, x.size(2), max_len=30)
-        np.testing.assert_array_equal(x, expected_x)
-        np.testing.assert_array_equal(m, expected_m)
-        np.testing.assert_array_equal(found, y[:10])
-
-
-def test_the_submission_is_predicted_with_the_kept_parameters(command, monkeypatch):
-    accuracies, states, original = iter([50.0, 80.0, 10.0]), [], finetuning.predict
-    monkeypatch.setattr(
-        finetuning, "evaluate", lambda *arguments: (1.0, {"acc": next(accuracies) if "valid" in arguments[5] else 0})
-    )
-
-    def predict(model, *arguments):
-        states.append({key: value.clone() for key, value in model.state_dict().items()})
-        return original(model, *arguments)
-
-    monkeypatch.setattr(finetuning, "predict", predict)
-    command("--n_iter", 3, "--lr", 1e-2, "--submit")
-    saved = best_parameters()
-    assert len(states) == 2  # one for valid, one for test
-    assert all(torch.equal(saved[key], state[key]) for state in states for key in saved)
+        expected = train.transform_roc(*ids, n_vocab, 64, max_len=30)
+        np.testing.assert_array_equal(found[0], expected[0])
+        np.testing.assert_array_equal(found[1], expected[1])
+        np.testing.assert_array_equal(rows.labels, y[:10])
 
 
 @pytest.mark.parametrize("n_transfer, loaded", [(-1, "nothing"), (0, "0 blocks"), (1, "1 blocks"), (12, "2 blocks")])
@@ -230,13 +228,13 @@ def test_n_transfer_loads_what_it_says(command, capsys, n_transfer, loaded):
 
 def test_the_epochs_order_is_the_same_with_and_without_weights(command, monkeypatch):
     orders = []
-    original = finetuning.shuffled
+    original = train.shuffled
 
     def shuffled(n):
         orders.append(original(n))
         return orders[-1]
 
-    monkeypatch.setattr(finetuning, "shuffled", shuffled)
+    monkeypatch.setattr(train, "shuffled", shuffled)
     command("--n_iter", 2, "--n_transfer", -1)
     command("--n_iter", 2)
     rng = np.random.RandomState(42)
@@ -254,14 +252,14 @@ def test_without_transfer_no_shard_is_needed_and_sizes_are_free(command, model_d
     assert (logs()[0]["n_embd"], logs()[0]["n_layer"], logs()[0]["n_head"]) == (12, 1, 3)
 
 
-@pytest.mark.parametrize("flag, value", [("--afn", afn) for afn in ("gelu", "relu", "swish")] + [("--lr_warmup", 0)])
-def test_every_activation_runs(command, flag, value):
-    assert command("--n_iter", 1, flag, value) == 0
+SETTINGS = [["--afn", afn] for afn in ("gelu", "relu", "swish")] + [["--lr_warmup", 0]]
+SETTINGS += [["--lr_schedule", schedule, "--vector_l2", "--max_grad_norm", 0] for schedule in SCHEDULES]
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_every_schedule_runs(command, schedule):
-    assert command("--n_iter", 1, "--lr_schedule", schedule, "--vector_l2", "--max_grad_norm", 0) == 0
+@pytest.mark.parametrize("flags", SETTINGS, ids=lambda flags: " ".join(map(str, flags[:2])))
+def test_every_activation_runs(command, flags):
+    assert command("--n_iter", 1, *flags) == 0
+    assert logs()[0][flags[0][2:]] == flags[1]
 
 
 def test_fewer_blocks_than_the_weights_have(command):
@@ -269,19 +267,19 @@ def test_fewer_blocks_than_the_weights_have(command):
     assert logs()[0]["n_layer"] == 1
 
 
-def test_two_runs_keep_their_own_predictions(command, data_dir, capsys):
+def test_two_runs_keep_their_own_predictions(command, capsys):
     for desc, seed in (("one", 1), ("two", 7)):
         command("--desc", desc, "--submit", "--analysis", "--n_iter", 1, "--lr", 0.01, "--seed", seed)
     first_run = capsys.readouterr().out.split("done")[0]
-    assert analysis.main(["--desc", "one", "--data_dir", str(data_dir)]) == 0
+    assert analysis.main(["--desc", "one"]) == 0
     again = capsys.readouterr().out
     assert again.splitlines() == [line for line in first_run.splitlines() if line.startswith("ROCStories")]
 
 
-def test_a_new_run_does_not_inherit_the_predictions_of_an_older_one(command, data_dir, capsys):
+def test_a_new_run_does_not_inherit_the_predictions_of_an_older_one(command, capsys):
     command("--submit", "--n_iter", 1)
     command("--n_iter", 1)
-    assert analysis.main(["--data_dir", str(data_dir)]) == 2
+    assert analysis.main([]) == 2
     assert "--submit" in capsys.readouterr().err
 
 
@@ -297,7 +295,7 @@ def edit(path: Path, line: int, old: bytes, new: bytes) -> None:
 
 
 DAMAGES = {
-    "no data folder": (lambda m, d: d.rename(d.with_name("elsewhere")), ["data: no such folder", "--data_dir"]),
+    "no data folder": (lambda m, d: d.rename(d.with_name("elsewhere")), ["data: no such folder", "The data folder is"]),
     "no test file": (lambda m, d: (d / ROCSTORIES_TEST).unlink(), [ROCSTORIES_TEST, "is missing"]),
     "Latin-1": (lambda m, d: edit(d / ROCSTORIES_VALID, 3, b"id1", b"caf\xe9"), ["line 3", "Latin-1", "iconv"]),
     "few columns": (lambda m, d: edit(d / ROCSTORIES_VALID, 5, b"id3,", b""), ["line 5", "7 columns"]),
@@ -357,7 +355,7 @@ DAMAGES = {
 @pytest.mark.parametrize("damage, named", DAMAGES.values(), ids=DAMAGES)
 def test_bad_input_is_named_and_an_earlier_run_stays(command, capsys, model_dir, data_dir, damage, named):
     Path("log").mkdir()
-    for suffix in ("jsonl", "tsv", "png"):
+    for suffix in ("jsonl", "predictions.jsonl", "png"):
         Path(f"log/rocstories.{suffix}").write_text("an earlier run")
     damage(model_dir, data_dir)
     assert command() == 2
@@ -369,20 +367,20 @@ def test_bad_input_is_named_and_an_earlier_run_stays(command, capsys, model_dir,
 @pytest.mark.parametrize(
     "flags, named",
     [
-        (["--analysis"], "--submit"),
+        (["--analysis"], "error: analysis reads the predictions that submit writes"),
         (["--afn", "tanh"], "gelu"),
         (["--lr_schedule", "none"], "warmup_cosine"),
         (["--dataset", "poems"], "rocstories"),
-        (["--dataset", "own"], "--task"),
+        (["--dataset", "own"], "task is the form of dataset own"),
         (["--dataset", "own", "--task", "poetry"], "entailment"),
-        (["--task", "entailment"], "--dataset own"),
-        (["--columns", "text=review"], "--dataset own"),
+        (["--task", "entailment"], "task is the form of dataset own"),
+        (["--columns", "text=review"], "columns is for dataset own"),
         (["--dataset", "own", "--task", "classification", "--columns", "text"], "text=review,label=stars"),
         (["--dataset", "race", "--race", "low"], "middle"),
         (["--class_weights", "heavy"], "balanced"),
         (["--max_examples", "0"], "0 is not 1 or more"),
-        (["--n_batch", "0"], "0 is not 1 or more"),
-        (["--n_iter", "x"], "invalid whole number"),
+        (["--n_batch", "0"], "argument --n_batch: 0 is not 1 or more"),
+        (["--n_iter", "x"], "argument --n_iter: 'x' is not a whole number"),
         (["--attn_pdrop", "1"], "below 1"),
         (["--desc", "a/b"], "becomes a file name"),
         (["--no_such_flag"], "unrecognized"),
@@ -400,10 +398,10 @@ def test_a_wrong_flag_is_named(command, capsys, flags, named):
     "flags, named",
     [
         (["--n_embd", "32"], "n_embd 16"),
-        (["--n_head", "3"], "--n_head 3"),
+        (["--n_head", "3"], "n_embd 16 is not a multiple of n_head 3"),
         (["--n_head", "4"], "for 2 heads, the model has 4"),
         (["--n_batch", "31"], "--n_batch 31"),
-        (["--n_valid", "40"], "--n_valid 40"),
+        (["--n_valid", "40"], "holding out 40"),
     ],
     ids=" ".join,
 )
@@ -414,31 +412,10 @@ def test_flags_that_contradict_the_files_are_named(command, capsys, flags, named
 
 @pytest.mark.parametrize("flag", ["--log_dir", "--save_dir", "--submission_dir"])
 def test_an_unwritable_output_folder_is_found_before_training(command, capsys, monkeypatch, flag):
-    monkeypatch.setattr(finetuning, "packed_losses", lambda *_: pytest.fail("training began"))
+    monkeypatch.setattr(train, "PackedLosses", lambda *_: pytest.fail("training began"))
     Path("file").write_text("")
     assert command("--submit", flag, "file/folder") == 2
     assert "file/folder" in capsys.readouterr().err
-
-
-def test_a_byte_order_mark_is_accepted(command, data_dir):
-    path = data_dir / ROCSTORIES_VALID
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert command("--n_iter", 1) == 0
-
-
-def test_verify_names_each_file_that_is_not_the_authors(command, capsys, model_dir):
-    (model_dir / "params_4.npy").unlink()
-    assert command("--verify") == 2
-    captured = capsys.readouterr()
-    assert "missing  " in captured.out and "differs  " in captured.out
-    assert "params_4.npy (missing)" in captured.err and "vocab_40000.bpe (differs)" in captured.err
-
-
-def test_verify_knows_the_authors_files(real_model_dir, capsys):
-    train.main(["--verify", "--model_dir", str(real_model_dir)])
-    out = capsys.readouterr().out
-    for name in ("encoder_bpe_40000.json", "vocab_40000.bpe", "params_shapes.json"):
-        assert f"ok       {real_model_dir / name}" in out
 
 
 def test_bf16_rounds_the_products_but_not_parameters_or_losses(command):
@@ -484,13 +461,13 @@ def test_checkpointed_activations_change_nothing(command, monkeypatch, flags):
 
 
 def test_a_shared_context_makes_the_same_updates(command, monkeypatch):
-    n_tokens, original = {"apart": 0, "shared": 0}, finetuning.packed_losses
+    n_tokens, original = {"apart": 0, "shared": 0}, loss.packed_losses
 
     def packed_losses(model, packing, *arguments):
-        n_tokens[desc] += len(packing.slots)
+        n_tokens[desc] += len(packing.tokens)
         return original(model, packing, *arguments)
 
-    monkeypatch.setattr(finetuning, "packed_losses", packed_losses)
+    monkeypatch.setattr(loss, "packed_losses", packed_losses)
     for desc, flags in (("apart", []), ("shared", ["--share_context"])):
         command("--desc", desc, "--n_iter", 3, "--lr", 0.3, "--e", 0.1, *NO_DROPOUT, *flags)
     assert n_tokens["shared"] < 0.8 * n_tokens["apart"]

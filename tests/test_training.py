@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import threading
+import types
 from contextlib import nullcontext
 from functools import partial
 from itertools import count
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from test_golden import GOLDEN, Golden, Product
 from test_pretrain import write_corpus
 
-import finetuning
+import loss
 import pretrain
 import train
 from formats.files import InputError, sha256
@@ -77,6 +78,7 @@ def newest_tensors(folder: Path) -> dict[str, torch.Tensor]:
 def assert_same_training(ours: Path, theirs: Path, desc: str) -> None:
     """Compare logs, parameters and Adam's means to 1e-6, and predictions exactly."""
     for line, expected in zip(read_log(ours, desc)[1:], read_log(theirs, desc)[1:], strict=True):
+        assert line.pop("costs") == pytest.approx(expected.pop("costs"), abs=2e-6, rel=1e-6)
         assert line == pytest.approx(expected, abs=1e-6, rel=1e-6)
     tensors, expected = newest_tensors(ours), newest_tensors(theirs)
     assert tensors.keys() == expected.keys()
@@ -174,6 +176,15 @@ def test_torchrun_pretrains_as_one_process_does(world, pretrained_alone, tmp_pat
     assert_same_training(tmp_path / "together", pretrained_alone, "pretrain")
 
 
+def run_of(ranks: processes.Ranks, n_batch: int, accumulate: int = 1, **attributes) -> training.Run:
+    """Return a run that has no files."""
+    run = training.Run.__new__(training.Run)
+    run.ranks = ranks
+    run.plan = training.Plan(100, n_batch, accumulate, ranks.size, 1)
+    vars(run).update(attributes)
+    return run
+
+
 def make_golden_updates(n_parts: int) -> None:
     """Make TensorFlow's updates with all processes, each in n_parts, and compare as test_golden.py does."""
     with processes.join_ranks() as ranks:
@@ -182,17 +193,22 @@ def make_golden_updates(n_parts: int) -> None:
             golden = Golden(path)
             product = Product(golden)
             product.set_parameters(golden.parameters("init"))
-            objective = ranks.wrap(finetuning.FineTuning(product.model, product.lm_coef))
+            n_batch = golden.config["n_batch"] if "n_batch" in golden.config else len(golden.batch(0)[2])
+            run = run_of(ranks, n_batch // (ranks.size * n_parts), n_parts)
+            losses = run.wrap(loss.PackedLosses(product.model, product.lm_coef))
             for u in range(golden.config["n_updates"]):
                 x, m, y = golden.batch(u)
-                parts = training.make_parts(range(len(y)), len(y) // (ranks.size * n_parts), ranks)
-                batches = (
-                    (Packing(torch.from_numpy(x[part].astype(int)), torch.from_numpy(m[part])), torch.tensor(y[part]))
-                    for part in map(list, parts)
-                )
-                cost = training.update(
-                    objective, batches, n_parts, product.optimizer, nullcontext(), ranks, range(len(y))
-                )
+                product.optimizer.zero_grad()
+                cost = 0.0
+                for part in map(list, run.parts(range(len(y)))):
+                    x_part, m_part = torch.from_numpy(x[part].astype(int)), torch.from_numpy(m[part])
+                    packing = Packing.of_padded(x_part, m_part, clf_token=product.model.task_head.clf_token)
+                    task, lm = losses(packing, torch.tensor(y[part]))
+                    of_part = task.mean() if lm is None else task.mean() + product.lm_coef * lm.mean()
+                    (of_part / n_parts).backward()
+                    cost = cost + of_part.detach() / n_parts
+                cost = run.mean_cost(cost)
+                product.optimizer.step()
                 theirs = golden.arrays[f"{u}/clf"].mean() + product.lm_coef * golden.arrays[f"{u}/lm"].mean()
                 assert abs(cost - theirs) < Product.tolerance, (path, u)
                 if u in (0, 4, 11):
@@ -205,9 +221,11 @@ def test_two_processes_make_the_updates_of_tensorflow(tmp_path, n_parts):
     assert run.wait() == [0, 0], run.err() + run.err(1)
 
 
-def test_the_rows_of_an_update_are_shared_out_in_order():
-    parts = [training.make_parts(range(12), 3, processes.Ranks(number, 2, torch.device("cpu"))) for number in (0, 1)]
-    assert parts == [[range(0, 3), range(3, 6)], [range(6, 9), range(9, 12)]]
+def test_the_examples_of_an_update_are_shared_out_in_order():
+    for number, expected in enumerate([[range(0, 3), range(3, 6)], [range(6, 9), range(9, 12)]]):
+        ranks = processes.Ranks(number, 2, torch.device("cpu"))
+        run = run_of(ranks, 3, 2, losses=types.SimpleNamespace(no_sync=nullcontext))
+        assert list(run.parts(range(12))) == expected
 
 
 def test_more_processes_than_devices_are_refused(monkeypatch):
@@ -249,29 +267,33 @@ def run_spoilt(name: str, argv: list[str], how: str, at: int, who: int = 0) -> i
     It prints the examples of that update.
     """
     command = {"train": train, "pretrain": pretrain}[name]
-    objective_class = {"train": finetuning.FineTuning, "pretrain": pretrain.PreTraining}[name]
-    forward, update, numbers, last = objective_class.forward, training.update, count(1), []
+    losses_class = {"train": loss.PackedLosses, "pretrain": loss.SequenceLosses}[name]
+    forward, parts, numbers, last = losses_class.forward, training.Run.parts, count(1), []
 
     def spoilt_forward(self, *batch):
-        cost = forward(self, *batch)
-        return spoil(cost, next(self.parameters()), how) if next(numbers) == at and rank() == who else cost
+        found = forward(self, *batch)
+        if next(numbers) != at or rank() != who:
+            return found
+        if name == "pretrain":
+            return spoil(found, next(self.parameters()), how)
+        task, lm = found
+        return spoil(task, next(self.parameters()), how), lm
 
-    def state(objective, optimizer) -> list[torch.Tensor]:
-        moments = [value for values in optimizer.state.values() for value in values.values()]
-        updates = torch.tensor([group["t"] for group in optimizer.param_groups])
-        return [t.clone() for t in (*objective.parameters(), *moments, updates)]
+    def state(run) -> list[torch.Tensor]:
+        moments = [value for values in run.optimizer.state.values() for value in values.values()]
+        updates = torch.tensor([group["t"] for group in run.optimizer.param_groups])
+        return [t.clone() for t in (*run.model.parameters(), *moments, updates)]
 
-    def watched_update(objective, parts, n_parts, optimizer, autocast, ranks, examples):
-        last[:] = objective, optimizer, examples, state(objective, optimizer)
-        return update(objective, parts, n_parts, optimizer, autocast, ranks, examples)
+    def watched_parts(self, examples):
+        last[:] = self, state(self)
+        return parts(self, examples)
 
-    objective_class.forward, training.update = spoilt_forward, watched_update
+    losses_class.forward, training.Run.parts = spoilt_forward, watched_parts
     code = command.main(argv)
-    objective, optimizer, examples, before = last
-    after = state(objective, optimizer)
+    run, before = last
     assert before[-1].tolist() == [at - 1, at - 1]
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(after, before, strict=True))
-    print("examples", ", ".join(map(str, examples)))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(state(run), before, strict=True))
+    print("examples", ", ".join(map(str, run.examples)))
     return code
 
 
@@ -337,19 +359,20 @@ def test_a_mistake_of_ours_keeps_its_traceback(world, tmp_path):
 
 def test_a_signal_waits_and_another_one_soon_after_does_not_count():
     earlier = signal.getsignal(signal.SIGTERM)
-    with processes.Stop(processes.Ranks(device=torch.device("cpu"))) as stop:
-        stop.here()  # nothing was asked
+    ranks = processes.Ranks(device=torch.device("cpu"))
+    with processes.signals_wait(ranks):
+        ranks.pause()  # nothing was asked
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(processes.Stopped) as stopped:
-            stop.here()
+            ranks.pause()
         assert stopped.value.number == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is earlier
 
 
 def test_another_signal_later_does_not_wait_and_leaves_no_checkpoint(monkeypatch):
-    monkeypatch.setattr(processes.Stop, "PATIENCE", -1)
-    with processes.Stop(processes.Ranks(device=torch.device("cpu"))):
+    monkeypatch.setattr(processes, "PATIENCE", -1)
+    with processes.signals_wait(processes.Ranks(device=torch.device("cpu"))):
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Interrupted) as interrupted:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -360,9 +383,10 @@ def test_a_run_in_a_thread_leaves_the_signals_alone():
     handlers = []
 
     def watch():
-        with processes.Stop(processes.Ranks(device=torch.device("cpu"))) as stop:
+        ranks = processes.Ranks(device=torch.device("cpu"))
+        with processes.signals_wait(ranks):
             handlers.append(signal.getsignal(signal.SIGTERM))
-            stop.here()
+            ranks.pause()
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -383,8 +407,9 @@ def test_the_first_line_of_a_log_tells_what_the_run_depends_on(world, alone, pre
     files += [world / "model/encoder_bpe_40000.json", world / "model/vocab_40000.bpe"]
     assert len(files) == 14
     assert read_log(alone)[0]["digests"] == {path.name: sha256(path) for path in files}
-    files = [world / "corpus.txt", *(pretrained_alone / "model" / path.name for path in files[-2:])]
-    assert read_log(pretrained_alone, "pretrain")[0]["digests"] == {path.name: sha256(path) for path in files}
+    expected = {path.name: sha256(pretrained_alone / "model" / path.name) for path in files[-2:]}
+    expected["corpus"] = sha256(world / "corpus.txt")
+    assert read_log(pretrained_alone, "pretrain")[0]["digests"] == expected
 
 
 def run_deterministically(argv: list[str]) -> int:

@@ -6,15 +6,25 @@ import json
 import os
 import re
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from formats import files
-from formats.files import InputError, ResultLogger, make_output_folder, replacing
+from formats.files import InputError, make_output_folder, replacing
 from running import command
-from utils import encode_dataset, iter_data
+from utils import (
+    ResultLogger,
+    encode_dataset,
+    flatten,
+    iter_data,
+    make_path,
+    np_softmax,
+    remove_none,
+    stsb_label_encoding,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,21 +83,58 @@ def test_batches_of_one_array_are_bare(n, n_batch, truncate, expected):
     assert [batch.tolist() for batch in iter_data(np.arange(n), n_batch=n_batch, truncate=truncate)] == expected
 
 
+def test_at_most_so_many_batches_are_given():
+    assert [batch.tolist() for batch in iter_data(np.arange(5), n_batch=2, max_batches=2)] == [[0, 1], [2, 3]]
+    assert len(list(iter_data(np.arange(5), n_batch=2, max_batches=9, verbose=True))) == 3
+    assert list(iter_data(np.arange(5), n_batch=2, max_batches=0)) == []
+
+
+# --- further names of the port ---------------------------------------------------------------------------------------
+
+
+def test_lists_are_joined_and_freed_of_none():
+    assert flatten([[1, 2], [], (3,)]) == [1, 2, 3]
+    assert remove_none([0, None, "", None, 2]) == [0, "", 2]
+
+
+def test_softmax_is_over_the_last_axis_at_a_temperature():
+    x = np.array([[0.0, np.log(3)], [1000, 1000]])
+    np.testing.assert_allclose(np_softmax(x), [[0.25, 0.75], [0.5, 0.5]])
+    np.testing.assert_allclose(np_softmax(x * 2, t=2), np_softmax(x))
+
+
+def test_scores_become_soft_labels():
+    found = stsb_label_encoding([0, 3.6, 5, 2])
+    assert found.dtype == np.float32
+    expected = [[1, 0, 0, 0, 0, 0], [0, 0, 0, 0.4, 0.6, 0], [0, 0, 0, 0, 0, 1], [0, 0, 1, 0, 0, 0]]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert stsb_label_encoding([1], nclass=3).tolist() == [[0, 1, 0]]
+
+
+def test_the_folder_of_a_file_is_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/b/file", "a/b/other", "file"):
+        assert make_path(name) == name
+    assert Path("a/b").is_dir() and list(Path("a/b").iterdir()) == []
+
+
 # --- logs ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_log_is_settings_then_a_line_per_log_each_on_disk_at_once(tmp_path):
-    path = tmp_path / "run.jsonl"
-    path.write_text("an earlier run\n" * 9)
+    path = tmp_path / "log/run.jsonl"  # the folder is made
+    before = time.time()
+    ResultLogger(path, desc="an earlier run").close()
     logger = ResultLogger(path, seed=42, desc="Zoë")
     for n in range(3):
-        assert [json.loads(line) for line in path.read_text().splitlines()] == [
-            {"seed": 42, "desc": "Zoë"},
-            *({"n_updates": i, "va_acc": 50.5} for i in range(n)),
-        ]
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        times = [line.pop("time") for line in lines]
+        assert lines == [{"seed": 42, "desc": "Zoë"}, *({"n_updates": i, "va_acc": 50.5} for i in range(n))]
+        assert before <= times[0] and times == sorted(times) and times[-1] <= time.time()
         logger.log(n_updates=n, va_acc=50.5)
+    logger.log(time=3)
     logger.close()
-    assert len(path.read_text().splitlines()) == 4
+    assert path.read_text().splitlines()[4:] == ['{"time": 3}']
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -132,13 +179,8 @@ def test_a_disk_that_does_not_take_a_file_is_named_and_the_old_file_stays(tmp_pa
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"best_params": b"whole"}
 
 
-def test_sha256_is_that_of_the_standard_library(tmp_path):
-    (tmp_path / "file").write_bytes(bytes(range(256)) * 9000)
-    assert files.sha256(tmp_path / "file") == hashlib.sha256(bytes(range(256)) * 9000).hexdigest()
-
-
-def test_digests_are_by_name(tmp_path):
-    contents = {f"{i}.npy": bytes([i]) * 5000 for i in range(20)}
+def test_digests_are_those_of_the_standard_library_by_name(tmp_path):
+    contents = {f"{i}.npy": bytes(range(256)) * 1000 * i for i in range(20)}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     found = files.digests(tmp_path / name for name in contents)
@@ -156,16 +198,12 @@ def test_a_path_is_looked_up_here_and_then_beside_the_scripts(tmp_path, monkeypa
     assert files.find(tmp_path / "no such file") == tmp_path / "no such file"
 
 
-def test_an_output_folder_is_made_and_left_empty(tmp_path):
-    folder = tmp_path / "log" / "deep"
+def test_an_output_folder_is_made_and_left_empty_or_named(tmp_path):
     for _ in range(2):
-        make_output_folder(folder)
-    assert folder.is_dir() and list(folder.iterdir()) == []
-
-
-def test_a_file_in_the_place_of_an_output_folder_is_named(tmp_path):
-    (tmp_path / "log").write_text("")
-    for path in (tmp_path / "log", tmp_path / "log" / "deep"):
+        make_output_folder(tmp_path / "log/deep")
+    assert list((tmp_path / "log/deep").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file/deep"):
         with pytest.raises(InputError, match=f"^{re.escape(str(path))} cannot be written to .* Name another folder"):
             make_output_folder(path)
 
@@ -174,9 +212,9 @@ def test_a_file_in_the_place_of_an_output_folder_is_named(tmp_path):
     "content, message",
     [
         (None, "is missing. See 'Weights and data' in README.md"),
-        (b"{", "cannot be read as JSON .* Fetch it again"),
-        (b"", "cannot be read as JSON .* Fetch it again"),
-        (b'{"caf\xe9": 0}', "cannot be read as JSON .* Fetch it again"),
+        (b"{", "cannot be read as JSON .* See 'Weights and data' in README.md"),
+        (b"", "cannot be read as JSON .* See 'Weights and data' in README.md"),
+        (b'{"caf\xe9": 0}', "cannot be read as JSON .* See 'Weights and data' in README.md"),
     ],
     ids=repr,
 )
@@ -186,6 +224,8 @@ def test_a_json_file_that_is_missing_or_damaged_is_named(tmp_path, content, mess
         path.write_bytes(content)
     with pytest.raises(InputError, match=f"^{re.escape(str(path))} {message}"):
         files.read_json(path)
+    with pytest.raises(InputError, match=r"Train again\.$"):
+        files.read_json(path, remedy="Train again.")
 
 
 def test_a_json_file_is_utf_8(tmp_path):

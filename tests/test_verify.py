@@ -7,17 +7,16 @@ import dataclasses
 import json
 import math
 import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import write_model
 from torch import Tensor
 
 import convert
-import train
 import verify
 from formats import authors as shards
 from formats.files import InputError
@@ -77,7 +76,7 @@ class StandIn:
         return logits
 
     def report(self) -> list[str]:
-        return verify.report(verify.known_answers(self.encode, self.states, self.logits))
+        return verify.report(verify.known_answers(self))
 
 
 def test_right_answers_are_all_right_and_shown(capsys):
@@ -164,52 +163,83 @@ def test_the_token_lists_are_those_of_the_authors_vocabulary(real_model_dir):
         assert encoder.encode([text], verbose=False) == [list(ids)] == [[verify.WORDS[word] for word in text.split()]]
 
 
+# --- the files -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
+@pytest.mark.parametrize("content", [b"", b"line\n", b"a\0b\r\n", bytes(range(256)) * 9000], ids=len)
+def test_blob_ids_are_gits(tmp_path, content):
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    command = ["git", "hash-object", "--no-filters", str(path)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    assert verify.git_blob_id(path) == found
+
+
+def test_a_file_is_right_differs_or_is_missing(tmp_path, monkeypatch, capsys):
+    for name in ("right", "other"):
+        (tmp_path / name).write_text(name)
+    blob_id = verify.git_blob_id(tmp_path / "right")
+    monkeypatch.setattr(verify, "AUTHORS_BLOB_IDS", dict.fromkeys(["right", "other", "absent"], blob_id))
+    assert verify.verify_files(tmp_path) == ["other (differs)", "absent (missing)"]
+    expected = [f"ok       {tmp_path}/right", f"differs  {tmp_path}/other", f"missing  {tmp_path}/absent"]
+    assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_verify_knows_the_authors_files(real_model_dir, capsys):
+    verify.verify_files(real_model_dir)
+    out = capsys.readouterr().out
+    for name in ("encoder_bpe_40000.json", "vocab_40000.bpe", "params_shapes.json"):
+        assert f"ok       {real_model_dir / name}" in out
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def authors(model_dir, monkeypatch) -> Path:
     """A model folder that is taken for the authors', whose right answers are what it answers."""
-    ids = {name: shards.git_blob_id(model_dir / name) for name in shards.AUTHORS_BLOB_IDS}
-    monkeypatch.setattr(shards, "AUTHORS_BLOB_IDS", ids)
+    ids = {name: verify.git_blob_id(model_dir / name) for name in verify.AUTHORS_BLOB_IDS}
+    monkeypatch.setattr(verify, "AUTHORS_BLOB_IDS", ids)
     monkeypatch.setattr(verify, "AUTHORS_SIZES", shards.read_sizes(model_dir))
 
-    def two_answers(encode, states, logits):
-        """Ask the opened model two things, by the functions that the real questions are asked by."""
-        ids = encode("the cat")
+    def two_answers(model):
+        """Ask the opened model two things, by the methods that the real questions are asked by."""
+        ids = model.encode("the cat")
         yield verify.Answer("tokens", "the expected", str(ids), len(ids) == 4)
-        right = states(ids).shape == (4, 16) and logits(ids).shape == (4, shards.read_sizes(model_dir).n_vocab)
-        yield verify.Answer("shapes", "the shapes", "others", right and not logits(ids).requires_grad)
+        logits = model.logits(ids)
+        right = model.states(ids).shape == (4, 16) and logits.shape == (4, shards.read_sizes(model_dir).n_vocab)
+        yield verify.Answer("shapes", "the shapes", "others", right and not logits.requires_grad)
 
     monkeypatch.setattr(verify, "known_answers", two_answers)
     return model_dir
 
 
 def test_the_command_checks_files_and_answers(authors, tmp_path, capsys):
-    assert train.main(["--verify", "--model_dir", str(authors)]) == 0
+    assert verify.main(["--model_dir", str(authors)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 13 + 2 * 3 and all(line.startswith(("ok ", " ")) for line in lines)
     # a Hugging Face folder: its two vocabulary files, and the answers
     hf = tmp_path / "hf"
     assert convert.main(["to_hf", str(authors), str(hf)]) == 0
     capsys.readouterr()
-    assert train.main(["--verify", "--model_dir", str(hf)]) == 0
+    assert verify.main(["--model_dir", str(hf)]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2 + 2 * 3
 
 
 def test_a_wrong_answer_of_the_model_is_exit_code_2(authors, monkeypatch, capsys):
     wrong = [verify.Answer(name, "1", "2", name == "b") for name in "abc"]
     monkeypatch.setattr(verify, "known_answers", lambda *_: iter(wrong))
-    assert train.main(["--verify", "--model_dir", str(authors)]) == 2
+    assert verify.main(["--model_dir", str(authors)]) == 2
     captured = capsys.readouterr()
-    assert captured.err == f"train.py: error: {authors}: wrong answers, a, c. Fetch the weights again.\n"
+    assert captured.err == f"verify.py: error: {authors}: wrong answers, a, c. Fetch the weights again.\n"
     assert captured.out.count("wrong    ") == 2 and "expected 1" in captured.out and "found    2" in captured.out
 
 
 def test_answers_are_asked_even_where_a_file_differs(authors, capsys):
     path = authors / "params_shapes.json"
     path.write_text(path.read_text() + "\n")
-    assert train.main(["--verify", "--model_dir", str(authors)]) == 2
+    assert verify.main(["--model_dir", str(authors)]) == 2
     captured = capsys.readouterr()
     assert "params_shapes.json (differs)" in captured.err and "ok       shapes" in captured.out
 
@@ -226,12 +256,13 @@ def test_what_cannot_be_asked_is_not_verified(authors, tmp_path, monkeypatch, ca
         name = {"vocabulary": "vocab.json", "weights": "model.safetensors"}[damage]
         (folder / name).unlink()
         message = name
-    assert train.main(["--verify", "--model_dir", str(folder)]) == 2
-    assert message in capsys.readouterr().err
+    assert verify.main(["--model_dir", str(folder)]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and "shapes\n" not in captured.out  # no question was asked
 
 
 def test_an_empty_folder_is_named(tmp_path):
-    with pytest.raises(InputError, match="params_0.npy .missing."):
+    with pytest.raises(InputError, match=r"params_0.npy \(missing\).*params_shapes.json is missing. See"):
         verify.verify(tmp_path)
 
 
@@ -247,14 +278,8 @@ def test_all_questions_are_asked_of_a_model_of_the_authors_sizes(tmp_path, real_
     values = np.random.default_rng(0).standard_normal(116_534_784, dtype=np.float32) * np.float32(0.02)
     for i, part in enumerate(np.array_split(values, 10)):
         np.save(tmp_path / f"params_{i}.npy", part)
-    assert train.main(["--verify", "--model_dir", str(tmp_path)]) == 2
+    assert verify.main(["--model_dir", str(tmp_path)]) == 2
     captured = capsys.readouterr()
     answers = [line for line in captured.out.splitlines()[13:] if not line.startswith(" ")]
     assert answers == [f"ok       {NAMES[0]}", *(f"wrong    {name}" for name in NAMES[1:])]
     assert f"wrong answers, {', '.join(NAMES[1:])}." in captured.err
-
-
-def test_the_real_questions_reach_a_model_of_the_authors_sizes_only(tmp_path, capsys):
-    folder = write_model(tmp_path / "small")
-    assert train.main(["--verify", "--model_dir", str(folder)]) == 2
-    assert "tokens of a sentence" not in capsys.readouterr().out

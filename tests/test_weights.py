@@ -9,15 +9,16 @@ import pytest
 import torch
 from conftest import write_data, write_model
 
-import finetuning
 import train
 import weights
 from datasets import read_cloze
 from formats.authors import load_openai_pretrained_model
 from formats.files import InputError
 from model_pytorch import Config, LMModel
-from reading import rows as inputs
+from reading.rows import with_positions
 from reading.tasks import ROCSTORIES_TEST
+from running.predictions import read_predictions
+from running.record import RunRecord
 from weights import SavedRun, open_model, open_run
 
 # --- a model folder --------------------------------------------------------------------------------------------------
@@ -29,13 +30,13 @@ def test_a_model_folder_is_opened_with_its_weights_and_its_tokenizer(model_dir):
     expected = LMModel(Config(n_embd=16, n_head=2, n_layer=2), n_vocab + 64, 64, return_probs=True).eval()
     load_openai_pretrained_model(expected.transformer, path=model_dir)
     assert not model.training and model.transformer.n_ctx == 64
-    x = torch.from_numpy(inputs.position_rows(np.array(encoder.encode(["the cat was in"], verbose=False)), n_vocab))
+    x = torch.from_numpy(with_positions(np.array(encoder.encode(["the cat was in"], verbose=False)), n_vocab))
     with torch.no_grad():
         probabilities = model(x)
         assert torch.equal(probabilities, expected(x))
         logits = open_model(str(model_dir), return_probs=False)[0](x)
     torch.testing.assert_close(logits[..., :n_vocab].softmax(-1), probabilities[..., :n_vocab])
-    assert encoder.decode(encoder.encode(["The cat, was in!"])[0]) == "the cat , was in !"
+    assert encoder.decode(encoder.encode(["The cat, was in!"])[0]) == "the cat, was in!"
 
 
 def test_a_model_folder_is_looked_up_beside_the_scripts(tmp_path, monkeypatch):
@@ -82,10 +83,11 @@ def test_a_damaged_model_folder_is_an_error_that_names_the_file(model_dir, file,
 
 
 @pytest.mark.parametrize("name", ["empty", "no such folder"])
-def test_a_folder_without_a_model_is_named(tmp_path, name):
+@pytest.mark.parametrize("opened", [open_model, open_run])
+def test_a_folder_without_a_model_or_a_run_is_named(tmp_path, opened, name):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=f"{name}.*is missing"):
-        open_model(tmp_path / name)
+        opened(tmp_path / name)
 
 
 # --- the folder of a run ---------------------------------------------------------------------------------------------
@@ -98,14 +100,10 @@ def trained(tmp_path_factory) -> Path:
     for shard in write_model(folder / "model").glob("params_?.npy"):
         np.save(shard, 20 * np.load(shard))  # so that the examples' probabilities differ
     write_data(folder / "data", n_test=40)
-    logits, predict = [], finetuning.predict
     with patch.context() as p:
         p.chdir(folder)
-        p.setattr(finetuning, "predict", lambda *a: logits.append(predict(*a)) or logits[-1])
         flags = "--data_dir data --model_dir model --n_valid 10 --n_batch 1 --n_iter 1 --lr 1e-3 --submit".split()
         assert train.main(flags) == 0
-    assert [len(found) for found in logits] == [10, 40]  # valid, test
-    np.save(folder / "logits.npy", logits[1].numpy())
     shutil.rmtree(folder / "model")
     return folder
 
@@ -127,25 +125,29 @@ test_examples.__test__ = False
 @pytest.mark.parametrize("n_batch", [1, 7, 32])
 def test_an_opened_run_predicts_what_the_run_has_predicted(trained, run_dir, n_batch):
     found = open_run(run_dir).predict(test_examples(trained), n_batch)
+    written = read_predictions(trained / "log/rocstories.predictions.jsonl")
+    written = [example for example in written if example.split == "test"]
+    labels = [prediction.label for prediction in found]
+    assert len(labels) == 40 and set(labels) == {"1", "2"}
+    assert labels == [example.prediction for example in written]
     lines = (trained / "submission/ROCStories.tsv").read_text().splitlines()[1:]
-    labels = [line.split("\t")[1] for line in lines]
-    assert len(labels) == 40 and set(labels) == {"0", "1"}
-    assert [prediction.label for prediction in found] == labels
-    expected = torch.from_numpy(np.load(trained / "logits.npy")).softmax(1)
+    assert [str(int(label) - 1) for label in labels] == [line.split("\t")[1] for line in lines]  # as handed in
+    expected = torch.tensor([example.probabilities for example in written])
     probabilities = torch.tensor([list(prediction.probabilities.values()) for prediction in found])
     torch.testing.assert_close(probabilities, expected, atol=1e-6, rtol=0)
     assert expected.std(0).min() > 1e-4  # the examples differ by far more than rounding
     for prediction in found:
-        assert list(prediction.probabilities) == ["0", "1"]
+        assert list(prediction.probabilities) == ["1", "2"]
         assert max(prediction.probabilities, key=prediction.probabilities.get) == prediction.label
 
 
 def test_an_opened_run_knows_its_settings_and_is_ready_to_use(run_dir):
     run = open_run(str(run_dir))
     assert isinstance(run, SavedRun) and not run.model.training
-    assert run.settings == json.loads((run_dir / "settings.json").read_text())
-    assert (run.settings["form"], run.settings["labels"]) == ("multiple_choice", ["0", "1"])
-    assert (run.settings["cut"], run.settings["scores"], run.settings["n_ctx_allowed"]) == ("halves", None, 64)
+    assert run.record == RunRecord.read(run_dir)
+    assert run.record.to_json() == json.loads((run_dir / "settings.json").read_text())
+    assert (run.record.form, run.record.labels) == ("multiple_choice", ["1", "2"])
+    assert (run.record.cut, run.record.scores, run.record.n_ctx_allowed) == ("halves", None, 64)
     assert run.predict([]) == []
 
 
@@ -159,15 +161,11 @@ def test_texts_longer_than_any_in_training_are_cut(run_dir):
 
 
 @pytest.mark.parametrize("example, n", [("one text", 1), (("a", "b"), 2), ((), 0)])
-def test_an_example_with_another_number_of_texts_is_named(run_dir, example, n):
-    expected = f"example 1 has {n} texts; a multiple_choice example takes 1 and two choices or more"
+@pytest.mark.parametrize("n_before", [1, weights.CHUNK + 2])
+def test_an_example_with_another_number_of_texts_is_named_by_its_number_among_all(run_dir, example, n, n_before):
+    expected = f"example {n_before} has {n} texts; a multiple_choice example takes 1 and two choices or more"
     with pytest.raises(ValueError, match=expected):
-        open_run(run_dir).predict([("a", "b", "c"), example])
-
-
-def test_the_wrong_example_is_named_by_its_number_among_all(run_dir):
-    with pytest.raises(ValueError, match=f"example {weights.CHUNK + 2} has 1 texts"):
-        open_run(run_dir).predict([("a", "b", "c")] * (weights.CHUNK + 2) + [("a",)], n_batch=512)
+        open_run(run_dir).predict([("a", "b", "c")] * n_before + [example], n_batch=512)
 
 
 def test_examples_of_more_choices_than_in_training_are_predicted(run_dir):
@@ -200,7 +198,7 @@ def test_choices_that_do_not_fit_without_their_context_are_named(run_dir):
     with pytest.raises(InputError, match="an example takes 303 tokens without its context; .*'the cat red red"):
         run.predict([("the cat", "red", "in"), ("the cat", "red " * 100, "in")])
     (prediction,) = run.predict([("the cat " * 100, "red", "in")])
-    assert set(prediction.probabilities) == {"0", "1"}
+    assert set(prediction.probabilities) == {"1", "2"}
 
 
 def test_a_saved_copy_is_the_run(trained, run_dir, tmp_path):
@@ -213,12 +211,12 @@ def test_a_saved_copy_is_the_run(trained, run_dir, tmp_path):
     assert open_run(tmp_path / "copies/of the run").predict(examples) == run.predict(examples)
 
 
-def change_settings(**changes):
-    """Return a damage: settings with other values, or without those that are None."""
+def change_settings(*without: str, **changes):
+    """Return a damage: settings without some values, and with others."""
 
     def damage(path: Path) -> None:
         settings = json.loads(path.read_text()) | changes
-        path.write_text(json.dumps({name: value for name, value in settings.items() if value is not None}))
+        path.write_text(json.dumps({name: value for name, value in settings.items() if name not in without}))
 
     return damage
 
@@ -239,21 +237,22 @@ RUN_DAMAGES = {
         "best_params is not the file",
     ),
     "damaged digest": ("best_params.sha256", spoil_byte, "best_params is not the file"),
-    "damaged vocabulary": ("encoder_bpe_40000.json", spoil_byte, "encoder_bpe_40000.json is not the file that the run"),
-    "another vocabulary": ("encoder_bpe_40000.json", add_token, "encoder_bpe_40000.json is not the file that the run"),
-    "other merges": ("vocab_40000.bpe", lambda p: p.write_text("#\nt h\n"), "vocab_40000.bpe is not the file that the"),
-    "settings of pretrain.py": ("settings.json", change_settings(form=None, labels=None), NO_SETTINGS),
-    "settings without sizes": ("settings.json", change_settings(n_embd=None), NO_SETTINGS),
-    "settings without paths": ("settings.json", change_settings(bpe_path=None), NO_SETTINGS),
+    "damaged vocabulary": ("encoder_bpe_40000.json", spoil_byte, "encoder_bpe_40000.json is not the vocabulary"),
+    "another vocabulary": ("encoder_bpe_40000.json", add_token, "encoder_bpe_40000.json is not the vocabulary"),
+    "other merges": ("vocab_40000.bpe", lambda p: p.write_text("#\nt h\n"), "vocab_40000.bpe is not the vocabulary"),
+    "settings of pretrain.py": ("settings.json", change_settings("form", "labels"), f"{NO_SETTINGS} .form is missing"),
+    "settings without sizes": ("settings.json", change_settings("n_embd"), NO_SETTINGS),
+    "settings without digests": ("settings.json", change_settings("vocabulary"), NO_SETTINGS),
+    "settings with one digest": ("settings.json", change_settings(vocabulary=["0"]), NO_SETTINGS),
     "settings of another form": ("settings.json", change_settings(form="poetry"), NO_SETTINGS),
     "settings of another cut": ("settings.json", change_settings(cut="middle"), NO_SETTINGS),
-    "settings without outputs": ("settings.json", change_settings(n_out=None), NO_SETTINGS),
+    "settings without outputs": ("settings.json", change_settings("n_out"), NO_SETTINGS),
     "settings that are a list": ("settings.json", lambda path: path.write_text("[]"), NO_SETTINGS),
+    "words for numbers": ("settings.json", change_settings(n_vocab="many"), f"{NO_SETTINGS} .n_vocab is 'many'"),
     "other sizes": ("settings.json", change_settings(n_embd=32), OTHERS),
     "a wrong form": ("settings.json", change_settings(form="classification"), OTHERS),
     "fewer blocks": ("settings.json", change_settings(n_layer=1), OTHERS),
     "no activation": ("settings.json", change_settings(afn="tanh"), OTHERS),
-    "words for numbers": ("settings.json", change_settings(n_vocab="many"), OTHERS),
 }
 
 
@@ -262,13 +261,6 @@ def test_a_damaged_run_is_an_error_that_names_the_file(run_dir, file, damage, me
     damage(run_dir / file)
     with pytest.raises(InputError, match=message):
         open_run(run_dir)
-
-
-@pytest.mark.parametrize("name", ["empty", "no such folder"])
-def test_a_folder_without_a_run_is_named(tmp_path, name):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=f"{name}.*is missing"):
-        open_run(tmp_path / name)
 
 
 def test_a_model_folder_is_no_run(model_dir):
