@@ -73,6 +73,7 @@ def run(command: str, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", words[2:] if words[1] == "-m" else words[1:])
     try:
         if words[1] == "-m":
+            sys.modules.pop(words[2], None)  # else runpy warns that another test has imported it
             runpy.run_module(words[2], run_name="__main__", alter_sys=True)
         else:
             runpy.run_path(str(ROOT / words[1]), run_name="__main__")
