@@ -311,6 +311,7 @@ class Rows:
         self.labels = labels
         self.scores = scores
         self.which = np.arange(len(encoded)) if which is None else which
+        self.known_lengths: dict[bool, np.ndarray] = {}  # what `lengths` has found
 
     def __len__(self) -> int:
         return len(self.which)
@@ -334,11 +335,13 @@ class Rows:
 
     def lengths(self, is_cut: bool = True) -> np.ndarray:
         """Return the number of tokens of each example's longest row (N,), after (or before) it is cut."""
-        n_tokens = np.diff(self.encoded.text_ends, prepend=0).tolist()
-        ends = self.encoded.example_ends.tolist()
-        starts = [0, *ends[:-1]]
-        found = [self.layout.length(n_tokens[starts[i] : ends[i]], is_cut) for i in self.which.tolist()]
-        return np.array(found, dtype=int)
+        if is_cut not in self.known_lengths:
+            n_tokens = np.diff(self.encoded.text_ends, prepend=0).tolist()
+            ends = self.encoded.example_ends.tolist()
+            starts = [0, *ends[:-1]]
+            found = [self.layout.length(n_tokens[starts[i] : ends[i]], is_cut) for i in self.which.tolist()]
+            self.known_lengths[is_cut] = np.array(found, dtype=int)
+        return self.known_lengths[is_cut]
 
     def has_choices(self) -> bool:
         """Return whether the rows of an example are choices, one of which is right."""
