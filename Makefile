@@ -2,7 +2,7 @@
 # installs lm-evaluation-harness too.
 PYTHON ?= python3
 
-.PHONY: demo paper glue test test-slow gpu test-lm-eval lint always
+.PHONY: demo paper test test-slow gpu test-lm-eval lint
 
 # fine-tunes, then tries both networks on text that is in no file
 demo: .venv/installed
@@ -27,42 +27,6 @@ PAPER_FLAGS ?=
 
 paper: .venv/installed
 	.venv/bin/python -m demo.paper $(PAPER_FLAGS)
-
-# `make glue GLUE_DIR=...` trains and predicts the nine tasks of GLUE, with the paper's settings, and packs the eleven
-# files to hand in. Repeat it after a stop: finished tasks are left as they are, the others go on. Flags that change
-# results need another GLUE_OUT (folder for log/, save/, submission/), as here, where all is tried in a few minutes:
-#   make glue GLUE_DIR=... GLUE_OUT=/tmp/dry GLUE_FLAGS="--max_examples 20 --n_batch 2 --accumulate 1 --n_iter 1"
-MODEL_DIR ?= model
-GLUE_OUT ?= .
-GLUE_FLAGS ?=
-HAND_IN = $(GLUE_OUT)/submission
-GLUE_FILES = $(addprefix $(HAND_IN)/,CoLA.tsv SST-2.tsv MRPC.tsv STS-B.tsv QQP.tsv AX.tsv QNLI.tsv RTE.tsv WNLI.tsv)
-MNLI_FILES = $(addprefix $(HAND_IN)/,MNLI-m.tsv MNLI-mm.tsv)
-
-glue: $(GLUE_FILES)
-	ls $(GLUE_FILES) $(MNLI_FILES) > /dev/null
-	.venv/bin/python -m zipfile -c $(HAND_IN)/GLUE.zip $(GLUE_FILES) $(MNLI_FILES)
-
-$(HAND_IN)/CoLA.tsv: DATASET = cola
-$(HAND_IN)/SST-2.tsv: DATASET = sst2
-$(HAND_IN)/MRPC.tsv: DATASET = mrpc
-$(HAND_IN)/STS-B.tsv: DATASET = stsb
-$(HAND_IN)/QQP.tsv: DATASET = qqp
-$(HAND_IN)/AX.tsv: DATASET = mnli# writes MNLI-m.tsv, MNLI-mm.tsv and, last, AX.tsv
-$(HAND_IN)/QNLI.tsv: DATASET = qnli
-$(HAND_IN)/RTE.tsv: DATASET = rte
-$(HAND_IN)/WNLI.tsv: DATASET = wnli
-$(GLUE_FILES): $(GLUE_OUT)/log/glue_flags
-	.venv/bin/python train.py --dataset $(DATASET) --data_dir "$(GLUE_DIR)" --model_dir "$(MODEL_DIR)" \
-	  --log_dir "$(GLUE_OUT)/log" --save_dir "$(GLUE_OUT)/save" --submission_dir "$(HAND_IN)" \
-	  --n_batch 8 --accumulate 4 --submit --analysis --resume $(GLUE_FLAGS)
-
-# changes when the flags do
-$(GLUE_OUT)/log/glue_flags: always | .venv/installed
-	@test -e "$(GLUE_DIR)/diagnostic/diagnostic.tsv" || \
-	  { echo "GLUE_DIR=$(GLUE_DIR) has no diagnostic/diagnostic.tsv: name the folder with CoLA, SST-2, ..., diagnostic"; exit 2; }
-	@mkdir -p $(@D)
-	@echo '$(GLUE_DIR) $(MODEL_DIR) $(GLUE_FLAGS)' | cmp -s - $@ || echo '$(GLUE_DIR) $(MODEL_DIR) $(GLUE_FLAGS)' > $@
 
 # two tests at a time, each with one thread. Not --dist loadfile: it waits for ever once a process of tests has died
 test: .venv/installed-dev

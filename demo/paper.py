@@ -12,14 +12,11 @@ import json
 import os
 import shutil
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -30,12 +27,22 @@ from demo import lstm, stories
 from demo.baselines import majority_accuracy, rule_accuracy, rules
 from formats.authors import BPE_FILE, ENCODER_FILE, is_model, weight_files
 from formats.examples import Example
-from formats.files import InputError, copy_file, digests, make_output_folder, read_json, replacing, write_json
+from formats.files import InputError, copy_file, digests, make_output_folder, replacing
 from reading.rows import FORMS
 from reading.tasks import Source, Task, find_task
 from reading.workers import in_processes, n_cores
+from reproduce import (
+    Job,
+    Results,
+    draw_transfer,
+    fine_tune,
+    fine_tune_missing,
+    markdown,
+    mean_and_spread,
+    printing_to,
+    save_figure,
+)
 from running.command import exit_code
-from running.predictions import read_predictions
 from running.processes import keep_freed_memory
 from running.settings import COUNT, FineTuningFlags, PreTrainingFlags, parse
 from zero_shot import parse_probes
@@ -77,7 +84,6 @@ NETWORKS = {"transformer": "-", "LSTM": "--"}  # -> line in the figure
 FOLDER = Path(__file__).resolve().parent
 FIGURE = FOLDER / "figure2.png"
 README = FOLDER / "README.md"
-N_LINES = 5  # of a failed job's log that are shown
 
 
 def variants() -> dict[str, list[str]]:
@@ -131,47 +137,28 @@ def pre_training_jobs(work: Path) -> list[PreTrainingJob]:
     return jobs
 
 
-@dataclass(frozen=True)
-class FineTuningJob:
-    """A run of train.py."""
-
-    work: Path
-    task: str
-    variant: str
-    seed: int
-    flags: list[str]  # of train.py, its output folders apart
-
-    def name(self) -> str:
-        return f"{self.task}, {self.variant}, seed {self.seed}"
-
-    def file_name(self) -> str:
-        return self.name().replace(",", "").replace(" ", "_")
-
-    def log(self) -> Path:
-        """Return the file that takes what the run prints."""
-        return self.work / "logs" / f"{self.file_name()}.txt"
-
-
-def fine_tuning_jobs(work: Path, n_seeds: int) -> list[FineTuningJob]:
+def fine_tuning_jobs(work: Path, n_seeds: int) -> list[Job]:
     """Return a job for each run; those of the table first, then seed by seed."""
     jobs = []
     for seed in range(1, n_seeds + 1):
         for variant, flags_of_variant in variants().items():
             for task, flags_of_task in TASKS.items():
-                flags = [f"--model_dir={work / 'transformer'}", f"--seed={seed}", *filled(flags_of_task, work)]
-                jobs.append(FineTuningJob(work, task, variant, seed, [*flags, *FINE_TUNING, *flags_of_variant]))
+                flags = [f"--model_dir={work / 'transformer'}", *filled(flags_of_task, work)]
+                jobs.append(Job(work, task, variant, seed, [*flags, *FINE_TUNING, *flags_of_variant]))
     return sorted(jobs, key=lambda job: job.variant not in TABLE)
 
 
 def learn_vocabulary_of(job: PreTrainingJob) -> None:
     """Learn the vocabulary that both networks share, and tokenize the corpus."""
-    with logged("tokenizing", job.work / "tokenize.txt"):
+    use_one_thread()
+    with printing_to(job.work / "tokenize.txt", "tokenizing"):
         pretrain.run(parse(PreTrainingFlags, "", [*job.flags, "--tokenize_only"]))
 
 
 def pre_train_network(job: PreTrainingJob) -> None:
     """Pre-train a network, from its newest checkpoint on."""
-    with logged(job.network, job.work / f"{job.network}.txt"):
+    use_one_thread()
+    with printing_to(job.work / f"{job.network}.txt", job.network):
         settings = parse(PreTrainingFlags, "", [*job.flags, "--resume"])
         if job.network == "LSTM":
             lstm.pre_train(settings, job.work / "LSTM.safetensors")
@@ -179,89 +166,28 @@ def pre_train_network(job: PreTrainingJob) -> None:
             pretrain.run(settings)
 
 
-def fine_tune_network(job: FineTuningJob) -> dict[str, float]:
-    """Fine-tune once and return test and valid accuracy (%) and the seconds; the files of the run are removed."""
-    started = time.monotonic()
-    folder = job.work / "runs" / job.file_name()
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
-    with logged(job.name(), job.log()):
-        folders = [f"--{name}_dir={folder / name}" for name in ("log", "save", "submission")]
-        settings = parse(FineTuningFlags, "", ["--desc=run", "--submit", *folders, *job.flags])
-        if job.variant == LSTM:
-            lstm.fine_tune(settings, job.work / "LSTM.safetensors")
-        else:
-            train.run(settings)
-
-    # what it reached
-    examples = read_predictions(folder / "log/run.predictions.jsonl")
-    is_right = [example.prediction == example.label for example in examples if example.split == "test"]
-    _, lines = read_run_log(folder / "log/run.jsonl")
-    best = max(line["va_acc"] for line in lines)
-    shutil.rmtree(folder)
-    return {"test": float(np.mean(is_right) * 100), "valid": best, "seconds": time.monotonic() - started}
+def fine_tune_network(job: Job) -> dict[str, Any]:
+    """Fine-tune once and return what it reached; the files of the run are removed."""
+    use_one_thread()
+    run = train.run
+    if job.variant == LSTM:
+        run = partial(lstm.fine_tune, weights=job.out / "LSTM.safetensors")
+    found = fine_tune(job, run)
+    shutil.rmtree(job.folder())
+    return found
 
 
-@contextmanager
-def logged(name: str, path: Path) -> Iterator[None]:
-    """Let all that is printed go to a file, and compute with one thread on the CPU.
-
-    Raises InputError, with the end of the file, for what the user can fix.
-    """
-    # the machine
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the same results everywhere; the networks are small
+def use_one_thread() -> None:
+    """Compute with one thread on the CPU: the same results everywhere; the networks are small."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     torch.set_num_threads(1)
     keep_freed_memory()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with open(path, "w") as log, redirect_stdout(log), redirect_stderr(log):
-            yield
-    except (InputError, SystemExit) as error:
-        # SystemExit is that of a wrong flag, which the log names; a line of a progress bar ends with "\r"
-        lines = path.read_text(errors="replace").replace("\r", "\n").splitlines()
-        tail = "".join(f"\n  {line}" for line in lines[-N_LINES:])
-        message = f"{name} failed: {error}. The other results are kept. The end of {path}:{tail}"
-        raise InputError(message) from None
 
 
-def read_run_log(path: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
+def read_lines(path: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """Return the settings and the figures of each line of a run's log; costs of single updates are left out."""
     settings, *lines = map(json.loads, path.read_text().splitlines())
     return settings, [{name: line[name] for name in line if name not in ("costs", "time")} for line in lines]
-
-
-# --- the results -----------------------------------------------------------------------------------------------------
-
-
-class Results:
-    """All results, and what they were made with, in one JSON file. Raises InputError for another file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.content: dict[str, Any] = {"made_with": {}, "pre_training": {}, "baselines": {}, "runs": []}
-        if path.exists():
-            found = read_json(path)
-            if not isinstance(found, dict) or not self.content.keys() <= found.keys():
-                raise InputError(f"{path} does not hold results of paper.py. Name another --results or remove it.")
-            self.content = found
-        self.made_with: dict[str, Any] = self.content["made_with"]
-        self.pre_training: dict[str, dict[str, Any]] = self.content["pre_training"]
-        self.baselines: dict[str, dict[str, float]] = self.content["baselines"]
-        self.runs: list[dict[str, Any]] = self.content["runs"]
-
-    def save(self) -> None:
-        write_json(self.path, self.content, indent=1)
-
-    def claim(self, **made_with: Any) -> None:
-        """Note what the results are made with. Raises InputError if those in the file had something else."""
-        for name, value in json.loads(json.dumps(made_with)).items():
-            if self.made_with.setdefault(name, value) != value:
-                words = name.replace("_", " ")
-                raise InputError(f"{self.path} was made with another {words}: name another --results or remove it.")
-
-    def missing(self, jobs: list[FineTuningJob]) -> list[FineTuningJob]:
-        """Return the runs that are not done."""
-        done = [(run["task"], run["variant"], run["seed"]) for run in self.runs]
-        return [job for job in jobs if (job.task, job.variant, job.seed) not in done]
 
 
 # --- the steps -------------------------------------------------------------------------------------------------------
@@ -320,7 +246,7 @@ def pre_train_missing(results: Results, work: Path, n_workers: int) -> None:
     for job in missing:
         print(f"pre-training, {job.network}: its progress is in {work / job.network}.txt", flush=True)
     for job, _ in in_processes(pre_train_network, missing, n_workers):
-        settings, lines = read_run_log(work / f"log/{job.network}.jsonl")
+        settings, lines = read_lines(work / f"log/{job.network}.jsonl")
         results.claim(**{f"weights of the {job.network}": digests(job.weights())})
         results.pre_training[job.network] = {
             "t_total": settings["t_total"],
@@ -355,66 +281,38 @@ def read_sources(sources: tuple[Source, ...], folder: Path) -> list[Example]:
     return [example for source in sources for example in source.read(folder)]
 
 
-def fine_tune_missing(results: Results, jobs: list[FineTuningJob], n_workers: int) -> None:
-    """Make the fine-tuning runs that are missing, and put their accuracies into the results."""
-    missing = results.missing(jobs)
-    n_done = len(jobs) - len(missing)
-    for job, figures in in_processes(fine_tune_network, missing, n_workers):
-        n_done += 1
-        results.runs.append({"task": job.task, "variant": job.variant, "seed": job.seed, **figures})
-        results.save()
-        job.log().unlink()
-        print(f"run {n_done} of {len(jobs)}: {job.name()}: {figures['test']:.1f} %", flush=True)
-
-
 # --- the report ------------------------------------------------------------------------------------------------------
-
-
-def mean_and_spread(values: pd.Series) -> str:
-    """Return mean and standard deviation (%), as far as there are values for them."""
-    if values.empty:
-        return "-"
-    mean = f"{values.mean():.1f}"
-    if len(values) == 1:
-        return mean
-    return f"{mean} ± {values.std():.1f}"
-
-
-def accuracies_of(results: Results) -> pd.DataFrame:
-    """Return task, variant, seed and test accuracy of each run."""
-    return pd.DataFrame(results.runs, columns=["task", "variant", "seed", "test"])
 
 
 def accuracy_table(results: Results, names: list[str], head: str, n_baselines: int | None = None) -> str:
     """Return test accuracies in Markdown: lines of variants, then of the first n_baselines (None: of all)."""
-    runs = accuracies_of(results)
-    lines = [f"| {head}: {seeds_in_words(runs)} | {' | '.join(TASKS)} | average |"]
-    lines.append("|---" * (len(TASKS) + 2) + "|")
-
     # a variant a line; the average is over the seeds that all tasks have
+    rows, counts = [], []
     for name in names:
-        of_variant = runs[runs["variant"] == name]
-        by_seed = of_variant.pivot(index="seed", columns="task", values="test").reindex(columns=TASKS)
-        cells = [mean_and_spread(by_seed[task].dropna()) for task in TASKS]
-        cells.append(mean_and_spread(by_seed.dropna().mean(axis=1)))
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        columns = accuracies_of(results, name)
+        counts += [len(values) for values in columns.values() if len(values)]
+        averages = pd.DataFrame(columns).dropna().mean(axis=1)
+        rows.append([name, *map(mean_and_spread, [*columns.values(), averages])])
 
     # a baseline a line
     if results.baselines:
         baselines = pd.DataFrame(results.baselines).reindex(columns=TASKS)
         baselines["average"] = baselines.mean(axis=1, skipna=False)
         for name, values in baselines[:n_baselines].iterrows():
-            cells = ["-" if pd.isna(value) else f"{value:.1f}" for value in values]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            rows.append([name, *("-" if pd.isna(value) else f"{value:.1f}" for value in values)])
+    return markdown([f"{head}: {seeds_in_words(counts)}", *TASKS, "average"], rows)
 
 
-def seeds_in_words(runs: pd.DataFrame) -> str:
+def accuracies_of(results: Results, variant: str) -> dict[str, pd.Series]:
+    """Return task -> the test accuracies of a variant by seed."""
+    return {task: results.by_seed(task, variant, "all", "acc") for task in TASKS}
+
+
+def seeds_in_words(counts: list[int]) -> str:
     """Return what the figures of a table are, and of how many seeds."""
-    counts = runs.groupby(["task", "variant"])["seed"].count()
-    if counts.empty:
+    if not counts:
         return "test accuracy in % of no seeds"
-    fewest, most = counts.min(), counts.max()
+    fewest, most = min(counts), max(counts)
     if most == 1:
         return "test accuracy in % of 1 seed"
     n_seeds = most if fewest == most else f"{fewest} to {most}"
@@ -433,18 +331,11 @@ def draw_panels(results: Results, path: Path) -> None:
     left, right = figure.subplots(1, 2)
 
     # accuracy by blocks transferred, a line a task
-    by_variant = accuracies_of(results).groupby(["task", "variant"])["test"]
-    figures = by_variant.agg(["mean", "std"]).fillna({"std": 0.0})
     names = transfer_names()
-    for i, task in enumerate(TASKS):
-        points = figures.reindex([(task, variant) for variant in names.values()])
-        style = {"color": f"C{i}", "capsize": 3}
-        left.errorbar(range(1, len(names)), points["mean"][1:], points["std"][1:], fmt="o-", label=task, **style)
-        left.errorbar([0], points["mean"][:1], points["std"][:1], fmt="s", **style)
-    left.set_xticks(range(len(names)), names)
-    left.set_xlabel("blocks transferred (none: not pre-trained; 0: embeddings)")
+    columns = [accuracies_of(results, variant) for variant in names.values()]
+    points = {task: [column[task] for column in columns] for task in TASKS}
+    draw_transfer(left, points, list(names))
     left.set_ylabel("test accuracy (%), mean and s.d.")
-    left.legend()
 
     # zero-shot accuracy over pre-training, a line a probe and network
     for network, line in NETWORKS.items():
@@ -461,9 +352,7 @@ def draw_panels(results: Results, path: Path) -> None:
     if len(right.lines) > 1:
         right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize="small")
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        figure.savefig(file, dpi=120)
+    save_figure(figure, path)
 
 
 def fill_in(path: Path, text: str) -> None:
@@ -496,7 +385,7 @@ def report(results: Results, figure: Path) -> None:
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def reproduce(args: argparse.Namespace) -> None:
+def make_paper(args: argparse.Namespace) -> None:
     """Do what is missing, then report. Raises InputError for what the user can fix."""
     work = args.work
     results = Results(args.results or work / "results.json")
@@ -520,21 +409,23 @@ def reproduce(args: argparse.Namespace) -> None:
     if not results.baselines:
         results.baselines.update(measure_baselines(work))
         results.save()
-    fine_tune_missing(results, jobs, args.workers)
+    fine_tune_missing(results, jobs, args.workers, fine_tune_network)
     report(results, args.figure)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("paper"), help="folder for data, models, logs: %(default)s")
+    parser.add_argument(
+        "--work", type=Path, default=Path("paper/miniature"), help="folder for data, models, logs: %(default)s"
+    )
     parser.add_argument("--results", type=Path, help="file of all results; default: results.json in --work")
     parser.add_argument("--figure", type=Path, default=FIGURE, help="picture to draw: %(default)s")
     parser.add_argument("--seeds", type=COUNT, default=5, help="runs of each kind, with seeds 1, 2, ...: %(default)s")
     parser.add_argument("--workers", type=COUNT, default=n_cores(), help="processes; default: one a core")
     parser.add_argument("--report", action="store_true", help="only draw the figure and fill in the tables")
     args = parser.parse_args(argv)
-    return exit_code("paper.py", lambda: reproduce(args), "the same command goes on")
+    return exit_code("paper.py", lambda: make_paper(args), "the same command goes on")
 
 
 if __name__ == "__main__":

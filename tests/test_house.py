@@ -37,11 +37,11 @@ LAYERS = [
     "weights generation scoring analysis",
     "zero_shot features",
     "train pretrain predict generate convert verify lm_eval_adapter",
-    "finetuning",
+    "finetuning reproduce",
     "bench demo",
     "utils datasets",
 ]
-COMMANDS = set("train pretrain predict generate convert verify analysis lm_eval_adapter".split())
+COMMANDS = set("train pretrain predict generate convert verify reproduce analysis lm_eval_adapter".split())
 
 # --- imports ---------------------------------------------------------------------------------------------------------
 

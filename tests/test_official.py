@@ -2,9 +2,7 @@
 
 import json
 import re
-import subprocess
 from pathlib import Path
-from zipfile import ZipFile
 
 import numpy as np
 import official
@@ -18,7 +16,6 @@ from reading.tasks import TASKS, Task, find_task
 from running.predictions import read_predictions
 from text_utils import TextEncoder
 
-ROOT = Path(__file__).resolve().parent.parent
 WRITERS = GLUE | OTHERS
 LAYOUTS = WRITERS | {
     "mrpc, of Microsoft, with ids": official.mrpc_of_microsoft,
@@ -306,53 +303,3 @@ def test_a_missing_file_is_named(command, tmp_path, capsys):
     (tmp_path / "data/MRPC/dev.tsv").unlink()
     assert command("--dataset", "mrpc", "--data_dir", "data") == 2
     assert "data/MRPC/dev.tsv is missing" in capsys.readouterr().err
-
-
-# --- all of GLUE -----------------------------------------------------------------------------------------------------
-
-NINE = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
-ELEVEN = sorted(name for task in NINE for name in HAND_IN[task])
-
-
-def make_glue(root: Path, *more: str) -> subprocess.CompletedProcess:
-    """Run `make glue` on the files and the model in a folder."""
-    folders = {"GLUE_DIR": "data", "MODEL_DIR": "model", "GLUE_OUT": "out"}
-    variables = [f"{name}={root / folder}" for name, folder in folders.items()]
-    return subprocess.run(["make", "-C", str(ROOT), "glue", *variables, *more], capture_output=True, text=True)
-
-
-def trained(output: str) -> list[str]:
-    return re.findall(r"train.py --dataset (\w+)", output)
-
-
-def test_make_glue_trains_the_nine_tasks_with_the_papers_settings(tmp_path):
-    output = make_glue(tmp_path, "-n").stdout
-    assert sorted(trained(output)) == sorted(NINE)
-    assert output.count("--n_batch 8 --accumulate 4 --submit --analysis --resume") == 9
-    defaults = train.FineTuningFlags()
-    assert (defaults.n_iter, defaults.lr, defaults.lr_warmup, defaults.lm_coef) == (3, 6.25e-5, 0.002, 0.5)
-    assert defaults.clf_pdrop == 0.1
-
-
-def test_make_glue_asks_for_the_diagnostic_set_first(tmp_path, model_dir):
-    official.cola(tmp_path / "data")
-    made = make_glue(tmp_path)
-    assert made.returncode and f"GLUE_DIR={tmp_path / 'data'} has no diagnostic/diagnostic.tsv" in made.stdout
-    assert trained(made.stdout) == []
-
-
-@pytest.mark.slow
-def test_make_glue_packs_the_eleven_files_and_trains_nothing_twice(tmp_path, model_dir):
-    for name in NINE:
-        GLUE[name](tmp_path / "data")
-    dry_run = "GLUE_FLAGS=--max_examples 20 --n_batch 2 --accumulate 1 --n_iter 1"
-    assert sorted(trained(make_glue(tmp_path, dry_run).stdout)) == sorted(NINE)
-    with ZipFile(tmp_path / "out/submission/GLUE.zip") as packed:
-        assert sorted(packed.namelist()) == ELEVEN
-        assert {packed.read(name).count(b"\n") for name in ELEVEN} == {21}
-    assert trained(make_glue(tmp_path, dry_run).stdout) == []
-    (tmp_path / "out/submission/RTE.tsv").unlink()
-    again = make_glue(tmp_path, dry_run).stdout
-    assert trained(again) == ["rte"] and "10 updates of 2 examples, 10 of them done" in again
-    changed = make_glue(tmp_path, dry_run + " --lr 1e-4")
-    assert changed.returncode and "save/cola was made with another lr" in changed.stderr

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import reproduce
 from demo import lstm, paper
 from formats.files import InputError
 from loss import sequence_losses
@@ -96,7 +97,7 @@ SIZES = "--n_layer=1 --n_embd=8 --n_head=2 --n_ctx=32 --n_merges=20 --n_batch=4 
 
 def accuracies(path: Path) -> dict[tuple, float]:
     results = json.loads(path.read_text())
-    return {(run["task"], run["variant"], run["seed"]): run["test"] for run in results["runs"]}
+    return {(run["task"], run["variant"], run["seed"]): run["figures"]["test"] for run in results["runs"]}
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,7 @@ def finished(folder: Path) -> tuple[Path, str, dict[tuple, float], str]:
 
     Return the file of results, what was printed before the stop, the results then, and what was printed after it.
     """
-    path, whole, printed = folder / "results.json", paper.write_json, []
+    path, whole, printed = folder / "results.json", reproduce.write_json, []
 
     def write_and_stop(path: Path, results: dict, indent: int) -> None:
         whole(path, results, indent)
@@ -150,7 +151,7 @@ def finished(folder: Path) -> tuple[Path, str, dict[tuple, float], str]:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
-        patch.setattr(paper, "write_json", write_and_stop)
+        patch.setattr(reproduce, "write_json", write_and_stop)
         assert paper.main(command(folder, path)) == 130
         printed.append(out.getvalue())
     assert not (folder / "figure.png").exists()
@@ -209,7 +210,7 @@ def test_results_made_with_something_else_are_refused(finished, folder, tmp_path
     path = without_runs(finished, tmp_path / "results.json", made_with=other)
     before = path.read_bytes()
     assert paper.main(command(folder, path)) == 2
-    expected = f"results.json was made with another {name.replace('_', ' ')}: name another --results or remove it"
+    expected = f"results.json was made with another {name.replace('_', ' ')}: name another file or remove it"
     assert expected in capsys.readouterr().err
     assert path.read_bytes() == before
 
@@ -217,7 +218,7 @@ def test_results_made_with_something_else_are_refused(finished, folder, tmp_path
 def test_another_file_is_refused(folder, tmp_path, capsys):
     (tmp_path / "results.json").write_text("[]")
     assert paper.main(command(folder, tmp_path / "results.json")) == 2
-    assert "does not hold results of paper.py" in capsys.readouterr().err
+    assert "does not hold results of this command" in capsys.readouterr().err
 
 
 # --- the report ------------------------------------------------------------------------------------------------------
@@ -229,7 +230,12 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> paper.Results:
     monkeypatch.setattr(paper, "N_LAYER", 1)
     monkeypatch.setattr(paper, "PROBES", {"choice:own:x": ("A", 25.0)})
     runs = [
-        {"task": task, "variant": variant, "seed": seed, "test": 50.0 + i + 10 * seed + (task == "B")}
+        {
+            "task": task,
+            "variant": variant,
+            "seed": seed,
+            "figures": {"test": {"all": {"acc": 50.0 + i + 10 * seed + (task == "B")}}},
+        }
         for i, variant in enumerate(paper.variants())
         for seed in (1, 2)
         for task in "AB"

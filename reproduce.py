@@ -1,0 +1,551 @@
+"""Every number of the paper that whoever has weights and data can make again, from one command.
+
+    python reproduce.py --data_dir DIR
+
+fine-tunes on each data set that --what asks for and DIR holds, and writes ours beside the published numbers to
+tables.md, figure2.png and GLUE.zip in --out. It may be stopped at any time: the same command goes on, repeats no
+finished run, and takes a run that was stopped from its checkpoint on.
+"""
+
+import argparse
+import shutil
+import sys
+import time
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+import train
+from analysis import label_names, labelled_splits, read_run_log
+from formats.authors import weight_files
+from formats.files import InputError, digests, make_output_folder, read_json, replacing, write_json
+from loss import PackedLosses
+from opt import OpenAIAdam
+from reading.tasks import TASKS, find_task
+from reading.workers import in_processes, n_cores
+from running.command import exit_code
+from running.metrics import METRICS
+from running.predictions import read_predictions
+from running.settings import COUNT, FineTuningFlags, parse
+from running.training import Plan
+from text_utils import TextEncoder
+
+# --- what the paper says ---------------------------------------------------------------------------------------------
+
+
+class Number(NamedTuple):
+    """A number of the paper's tables 2 to 4, of the test set."""
+
+    title: str  # as in the paper
+    dataset: str  # of train.py
+    part: str  # of the split; all: the whole
+    metric: str  # a key of METRICS
+    published: float  # in %
+
+
+TABLES = {
+    "table2": [
+        Number("MNLI matched", "mnli", "matched", "acc", 82.1),
+        Number("MNLI mismatched", "mnli", "mismatched", "acc", 81.4),
+        Number("SNLI", "snli", "all", "acc", 89.9),
+        Number("SciTail", "scitail", "all", "acc", 88.3),
+        Number("QNLI", "qnli", "all", "acc", 88.1),
+        Number("RTE", "rte", "all", "acc", 56.0),
+    ],
+    "table3": [
+        Number("Story Cloze", "rocstories", "all", "acc", 86.5),
+        Number("RACE middle", "race", "middle", "acc", 62.9),
+        Number("RACE high", "race", "high", "acc", 57.4),
+        Number("RACE", "race", "all", "acc", 59.0),
+    ],
+    "table4": [
+        Number("CoLA", "cola", "all", "mcc", 45.4),
+        Number("SST-2", "sst2", "all", "acc", 91.3),
+        Number("MRPC", "mrpc", "all", "f1", 82.3),
+        Number("STS-B", "stsb", "all", "pearson", 82.0),
+        Number("QQP", "qqp", "all", "f1", 70.3),
+    ],
+    # ten seeds of the authors' code, their median (README of their repository)
+    "stories": [Number("Story Cloze, median", "rocstories", "all", "acc", 85.8)],
+    # the server's; its score is the mean over the sets of the mean over each set's metrics
+    "glue": [
+        Number("CoLA", "cola", "all", "mcc", 45.4),
+        Number("SST-2", "sst2", "all", "acc", 91.3),
+        Number("MRPC, F1", "mrpc", "all", "f1", 82.3),
+        Number("MRPC, accuracy", "mrpc", "all", "acc", 75.7),
+        Number("STS-B, Pearson", "stsb", "all", "pearson", 82.0),
+        Number("STS-B, Spearman", "stsb", "all", "spearman", 80.0),
+        Number("QQP, F1", "qqp", "all", "f1", 70.3),
+        Number("QQP, accuracy", "qqp", "all", "acc", 88.5),
+        Number("MNLI matched", "mnli", "matched", "acc", 82.1),
+        Number("MNLI mismatched", "mnli", "mismatched", "acc", 81.4),
+        Number("QNLI (87.4 on version 2)", "qnli", "all", "acc", 88.1),
+        Number("RTE", "rte", "all", "acc", 56.0),
+        Number("WNLI", "wnli", "all", "acc", 53.4),
+    ],
+}
+HEADS = {
+    "table2": "Table 2, natural language inference",
+    "table3": "Table 3, question answering and Story Cloze",
+    "table4": "Table 4, classification and similarity",
+    "stories": "Story Cloze, the authors' protocol",
+    "glue": "GLUE",
+}
+GLUE_SCORE = 72.8
+STORY_SEEDS = 10  # of the authors' protocol
+
+FULL = "transformer with auxiliary LM"
+NO_AUXILIARY = "without auxiliary LM"
+NOT_PRE_TRAINED = "without pre-training"
+VARIANTS = {FULL: [], NO_AUXILIARY: ["--lm_coef=0"], NOT_PRE_TRAINED: ["--n_transfer=-1"]}  # -> flags of train.py
+N_LAYER = 12
+PARTIAL = {n: f"{n} blocks transferred" for n in range(N_LAYER)}
+VARIANTS |= {name: [f"--n_transfer={n}"] for n, name in PARTIAL.items()}
+
+# Table 5: a column a set (title, data set, part, metric); a row a variant, with the average in front
+TABLE5 = [
+    ("CoLA", "cola", "all", "mcc"),
+    ("SST2", "sst2", "all", "acc"),
+    ("MRPC", "mrpc", "all", "f1"),
+    ("STSB", "stsb", "all", "pearson"),
+    ("QQP", "qqp", "all", "f1"),
+    ("MNLI", "mnli", "all", "acc"),
+    ("QNLI", "qnli", "all", "acc"),
+    ("RTE", "rte", "all", "acc"),
+]
+PUBLISHED5 = {
+    FULL: [74.7, 45.4, 91.3, 82.3, 82.0, 70.3, 81.8, 88.1, 56.0],
+    NOT_PRE_TRAINED: [59.9, 18.9, 84.0, 79.4, 30.9, 65.5, 75.7, 71.2, 53.8],
+    NO_AUXILIARY: [75.0, 47.9, 92.0, 84.9, 83.2, 69.8, 81.1, 86.9, 54.4],
+}
+FIGURE2 = {"MNLI": ("mnli", "matched", "acc"), "RACE": ("race", "all", "acc")}
+WHAT = [*TABLES, "table5", "figure2", "all"]
+
+GLUE_PAGE = "https://gluebenchmark.com/tasks has its archive; unpack it into {folder}/"
+GET = {  # how to get a data set; {folder}: that of --data_dir
+    "rocstories": "ask at https://cs.rochester.edu/nlp/rocstories/ and put the two CSV files of 2016 into {folder}/",
+    "snli": "https://nlp.stanford.edu/projects/snli/snli_1.0.zip, unpacked into {folder}/",
+    "scitail": "SciTailV1.1.zip of https://allenai.org/data/scitail; put its tsv_format/ into {folder}/",
+    "race": "ask at https://www.cs.cmu.edu/~glai1/data/race/ and unpack RACE.tar.gz into {folder}/",
+}
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of train.py."""
+
+    out: Path  # folder of all results
+    task: str  # a data set, in a table's words
+    variant: str
+    seed: int
+    flags: list[str]  # of train.py, its output folders apart
+
+    def name(self) -> str:
+        return f"{self.task}, {self.variant}, seed {self.seed}"
+
+    def folder(self) -> Path:
+        """Return the folder of the run's log, predictions and, until it is finished, checkpoints."""
+        return self.out / "runs" / self.name().replace(",", "").replace(" ", "_")
+
+    def all_flags(self) -> list[str]:
+        """Return the flags of train.py."""
+        folders = [f"--{name}_dir={self.folder() / name}" for name in ("log", "save", "submission")]
+        return ["--desc=run", "--submit", "--resume", *folders, f"--seed={self.seed}", *self.flags]
+
+
+def fine_tune(job: Job, run=train.run) -> dict[str, Any]:
+    """Fine-tune and return all metrics and the seconds; the parameters are removed.
+
+    Args:
+        run: what trains, with train.run's settings.
+    """
+    started = time.monotonic()
+    folder = job.folder()
+    with printing_to(folder / "printed.txt", job.name()):
+        run(parse(FineTuningFlags, "", job.all_flags()))
+    figures = read_figures(folder / "log")
+    shutil.rmtree(folder / "save")
+    return {"figures": figures, "seconds": time.monotonic() - started}
+
+
+def read_figures(log_dir: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Return split -> part -> metric -> value (%) of a finished run; the part `all` is the whole split."""
+    record, _ = read_run_log(log_dir / "run.jsonl")
+    examples = read_predictions(log_dir / "run.predictions.jsonl")
+    figures = {}
+    for split, table in labelled_splits(record, label_names(record, examples), examples).items():
+        parts = {"all": table}
+        for part in table["part"].unique():
+            if part:
+                parts[part] = table[table["part"] == part]
+        figures[split] = {}
+        for part, rows in parts.items():
+            y, found = rows["y"].to_numpy(), rows["found"].to_numpy()
+            figures[split][part] = {metric: 100 * METRICS[metric].of(y, found) for metric in record.metrics}
+    return figures
+
+
+@contextmanager
+def printing_to(path: Path, name: str) -> Iterator[None]:
+    """Let all that is printed go to a file.
+
+    Raises InputError, with the end of the file, for what the user can fix.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(path, "w") as log, redirect_stdout(log), redirect_stderr(log):
+            yield
+    except (InputError, SystemExit) as error:
+        # SystemExit is that of a wrong flag, which the log names; a line of a progress bar ends with "\r"
+        lines = path.read_text(errors="replace").replace("\r", "\n").splitlines()
+        tail = "".join(f"\n  {line}" for line in lines[-5:])
+        cause = str(error).rstrip(".")
+        message = f"{name} failed: {cause}. The other results are kept. The end of {path}:{tail}"
+        raise InputError(message) from None
+
+
+def fine_tune_missing(results: "Results", jobs: list[Job], n_workers: int, function=fine_tune) -> None:
+    """Make the runs that are missing, put what they reached into the results, and print a line for each.
+
+    Args:
+        function: what makes a run, with fine_tune's result.
+    """
+    missing = results.missing(jobs)
+    n_done = len(jobs) - len(missing)
+    started = time.monotonic()
+    for n_new, (job, found) in enumerate(in_processes(function, missing, n_workers), start=1):
+        results.runs.append({"task": job.task, "variant": job.variant, "seed": job.seed, **found})
+        results.save()
+        split, parts = list(found["figures"].items())[-1]
+        metric, value = list(parts["all"].items())[0]
+        hours = (time.monotonic() - started) / n_new * (len(missing) - n_new) / 3600
+        shown = f"{METRICS[metric].title} on {split} {value:.1f} %"
+        print(f"run {n_done + n_new} of {len(jobs)}: {job.name()}: {shown}; about {hours:.1f} h left", flush=True)
+
+
+# --- the results -----------------------------------------------------------------------------------------------------
+
+
+class Results:
+    """All results, and what they were made with, in one JSON file. Raises InputError for another file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.content: dict[str, Any] = {"made_with": {}, "pre_training": {}, "baselines": {}, "runs": []}
+        if path.exists():
+            found = read_json(path)
+            if not isinstance(found, dict) or not self.content.keys() <= found.keys():
+                raise InputError(f"{path} does not hold results of this command. Name another file or remove it.")
+            self.content = found
+        self.made_with: dict[str, Any] = self.content["made_with"]
+        self.pre_training: dict[str, dict[str, Any]] = self.content["pre_training"]
+        self.baselines: dict[str, dict[str, float]] = self.content["baselines"]
+        self.runs: list[dict[str, Any]] = self.content["runs"]
+
+    def save(self) -> None:
+        write_json(self.path, self.content, indent=1)
+
+    def claim(self, **made_with: Any) -> None:
+        """Note what the results are made with. Raises InputError if those in the file had something else."""
+        for name, value in made_with.items():
+            if self.made_with.setdefault(name, value) != value:
+                words = name.replace("_", " ")
+                raise InputError(f"{self.path} was made with another {words}: name another file or remove it.")
+
+    def missing(self, jobs: list[Job]) -> list[Job]:
+        """Return the runs that are not done."""
+        done = [(run["task"], run["variant"], run["seed"]) for run in self.runs]
+        return [job for job in jobs if (job.task, job.variant, job.seed) not in done]
+
+    def by_seed(self, task: str, variant: str, part: str, metric: str, split: str = "test") -> pd.Series:
+        """Return seed -> value (%) of a metric, for the seeds that have it."""
+        values = {}
+        for run in self.runs:
+            if (run["task"], run["variant"]) == (task, variant):
+                value = run["figures"].get(split, {}).get(part, {}).get(metric)
+                if value is not None:
+                    values[run["seed"]] = value
+        return pd.Series(values, dtype=float)
+
+    def best_split(self, task: str, variant: str, part: str, metric: str) -> tuple[str, pd.Series]:
+        """Return the values of test, where its labels are known, or else of the validation set; and which it is."""
+        for split, name in (("test", "test"), ("valid", "dev")):
+            values = self.by_seed(task, variant, part, metric, split)
+            if not values.empty:
+                return name, values
+        return "-", values
+
+
+def mean_and_spread(values: pd.Series) -> str:
+    """Return mean and standard deviation (%), as far as there are values for them."""
+    if values.empty:
+        return "-"
+    mean = f"{values.mean():.1f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {values.std():.1f}"
+
+
+def markdown(head: list[str], rows: Iterable[list[str]]) -> str:
+    """Return a table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def draw_transfer(axes, points: dict[str, list[pd.Series]], names: list[str]) -> None:
+    """Draw accuracy by blocks transferred, a line a task; the first point, without pre-training, stands alone.
+
+    Args:
+        points: task -> the values of the seeds at each name; empty ones are left out.
+        names: as written below the axis.
+    """
+    for i, (task, series) in enumerate(points.items()):
+        means = [values.mean() for values in series]
+        spreads = [values.std() if len(values) > 1 else 0.0 for values in series]
+        style = {"color": f"C{i}", "capsize": 3}
+        axes.errorbar(range(1, len(names)), means[1:], spreads[1:], fmt="o-", label=task, **style)
+        axes.errorbar([0], means[:1], spreads[:1], fmt="s", **style)
+    axes.set_xticks(range(len(names)), names)
+    axes.set_xlabel("blocks transferred (none: not pre-trained; 0: embeddings)")
+    axes.legend()
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a picture, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        figure.savefig(file, dpi=120)
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+def report(results: Results, out: Path) -> None:
+    """Print the tables of all results there are; write them, the figure and GLUE's hand-in to a folder."""
+    texts = []
+    for key, numbers in TABLES.items():
+        rows = [row_of(results, number) for number in numbers]
+        if key == "glue":
+            values = glue_score(results)
+            rows.append(["score", f"{GLUE_SCORE}", mean_and_spread(values), median(values), "dev", f"{len(values)}"])
+        head = [HEADS[key], "published, test", "ours: mean ± s.d.", "median", "split", "seeds"]
+        texts.append(markdown(head, rows))
+    texts.append(ablations(results))
+    text = "\n\n".join(texts)
+    print(f"\n{text}\n")
+    with replacing(out / "tables.md") as file:
+        file.write(f"{text}\n".encode())
+
+    # figure 2, left
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    variants = [NOT_PRE_TRAINED, *PARTIAL.values(), FULL]
+    points = {}
+    for title, (dataset, part, metric) in FIGURE2.items():
+        points[title] = [results.best_split(dataset, variant, part, metric)[1] for variant in variants]
+    draw_transfer(axes, points, ["none", *map(str, PARTIAL), str(N_LAYER)])
+    axes.set_ylabel("accuracy (%): MNLI on dev, RACE on test")
+    save_figure(figure, out / "figure2.png")
+
+    packed = pack_hand_in(results, out)
+    print(f"see {out}/: tables.md, figure2.png" + (", GLUE.zip" if packed else ""))
+
+
+def row_of(results: Results, number: Number) -> list[str]:
+    """Return a row of tables 2 to 4: the published number, then ours."""
+    split, values = results.best_split(number.dataset, FULL, number.part, number.metric)
+    return [
+        number.title,
+        f"{number.published}",
+        mean_and_spread(values),
+        median(values),
+        split,
+        f"{len(values)}",
+    ]
+
+
+def median(values: pd.Series) -> str:
+    return "-" if values.empty else f"{values.median():.1f}"
+
+
+def glue_score(results: Results) -> pd.Series:
+    """Return seed -> GLUE's score on the dev sets, for the seeds that have all of them."""
+    by_number = {}
+    for number in TABLES["glue"]:
+        values = results.by_seed(number.dataset, FULL, number.part, number.metric, "valid")
+        by_number.setdefault(number.dataset, []).append(values)
+    sets = [pd.concat(values, axis=1).mean(axis=1, skipna=False) for values in by_number.values()]
+    return pd.concat(sets, axis=1).mean(axis=1, skipna=False).dropna()
+
+
+def ablations(results: Results) -> str:
+    """Return Table 5: for each variant the published numbers, then ours on the dev sets."""
+    rows = []
+    for variant, published in PUBLISHED5.items():
+        rows.append([f"{variant}, published", *map(str, published)])
+        columns = {}
+        for title, dataset, part, metric in TABLE5:
+            columns[title] = results.by_seed(dataset, variant, part, metric, "valid")
+        averages = pd.DataFrame(columns).dropna().mean(axis=1)
+        rows.append([f"{variant}, ours on dev", *map(mean_and_spread, [averages, *columns.values()])])
+    return markdown(["Table 5", "average", *(title for title, *_ in TABLE5)], rows)
+
+
+def pack_hand_in(results: Results, out: Path) -> bool:
+    """Zip GLUE's eleven files of the first seed that has them all; return whether there is one."""
+    sets = dict.fromkeys(number.dataset for number in TABLES["glue"])
+    names = [(dataset, file) for dataset in sets for file in TASKS[dataset].submission.values()]
+    for seed in sorted({run["seed"] for run in results.runs}):
+        files = [Job(out, dataset, FULL, seed, []).folder() / "submission" / file for dataset, file in names]
+        if all(path.exists() for path in files):
+            with replacing(out / "GLUE.zip") as target, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as packed:
+                for path in files:
+                    packed.write(path, path.name)
+            return True
+    return False
+
+
+# --- what to run -----------------------------------------------------------------------------------------------------
+
+
+def wanted(what: list[str], n_seeds: int | None) -> list[tuple[str, str, int]]:
+    """Return data set, variant and seed of each run that tables and figure need, each once.
+
+    Args:
+        n_seeds: None: 1, and as many as the authors had for the table `stories`.
+    """
+    asked = WHAT[:-1] if "all" in what else what
+    found = []
+    for key in asked:
+        if key == "table5":
+            pairs = [(dataset, variant) for variant in PUBLISHED5 for _, dataset, *_ in TABLE5]
+        elif key == "figure2":
+            variants = [NOT_PRE_TRAINED, *PARTIAL.values(), FULL]
+            pairs = [(dataset, variant) for dataset, *_ in FIGURE2.values() for variant in variants]
+        else:
+            pairs = [(number.dataset, FULL) for number in TABLES[key]]
+        last = n_seeds or (STORY_SEEDS if key == "stories" else 1)
+        for seed in range(1, last + 1):
+            found += [(dataset, variant, seed) for dataset, variant in pairs]
+    return list(dict.fromkeys(found))
+
+
+def jobs_of(args: argparse.Namespace) -> list[Job]:
+    """Return the runs that are asked for; data sets that are missing are named and left out."""
+    # a batch of 32, of which 8 are computed at a time: the paper's
+    common = ["--n_batch=8", "--accumulate=4", f"--model_dir={args.model_dir}", f"--data_dir={args.data_dir}"]
+    if args.max_examples is not None:
+        # of a set without validation file, a fifth is held out
+        common += [f"--max_examples={args.max_examples}", f"--n_valid={max(1, args.max_examples // 5)}"]
+    jobs, absent = [], []
+    for dataset, variant, seed in wanted(args.what, args.seeds):
+        if has_files(dataset, args.data_dir):
+            flags = [f"--dataset={dataset}", *common, *VARIANTS[variant], *args.flags.split()]
+            jobs.append(Job(args.out, dataset, variant, seed, flags))
+        elif dataset not in absent:
+            absent.append(dataset)
+    for dataset in absent:
+        how = GET.get(dataset, GLUE_PAGE).format(folder=args.data_dir)
+        print(f"left out {TASKS[dataset].title}: its files are not in {args.data_dir}. To get them: {how}")
+    if not jobs:
+        raise InputError(f"{args.data_dir} holds none of the data sets asked for. Name the folder that does.")
+    return jobs
+
+
+def has_files(dataset: str, data_dir: Path) -> bool:
+    """Return whether a folder holds a data set."""
+    task = find_task(dataset, data_dir)
+    return task.is_in(task.find(data_dir))
+
+
+def print_plan(jobs: list[Job]) -> None:
+    """Print each command, its updates, and the hours they take at the speed of one update that is measured here."""
+    total = 0.0
+    for job in jobs:
+        settings = parse(FineTuningFlags, "", job.all_flags())
+        n_updates, seconds = measure_update(settings)
+        hours = n_updates * seconds / 3600
+        total += hours
+        print(f"python train.py {' '.join(job.all_flags())}")
+        print(f"    {n_updates:,} updates of {seconds:.2f} s: {hours:.2f} h, without evaluation", flush=True)
+    print(f"{len(jobs)} runs, {total:.1f} h one after the other on this machine")
+
+
+def measure_update(settings: FineTuningFlags) -> tuple[int, float]:
+    """Return the number of updates of a run, and the seconds that its first takes."""
+    encoder = TextEncoder(settings.encoder_path, settings.bpe_path)
+    splits = train.read_task(settings, encoder)
+    plan = Plan(len(splits.train), settings.n_batch, settings.accumulate, 1, settings.n_iter)
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    model, _ = train.build_network(settings, splits, encoder.n_vocab)
+    model.to(device)
+    losses = PackedLosses(model, settings.lm_coef)
+    optimizer = OpenAIAdam(model.parameters(), **settings.adam(), schedule="warmup_linear", warmup=0.1, t_total=10)
+    optimizer.preallocate()
+
+    started = time.monotonic()
+    for first in range(0, plan.n_update, settings.n_batch):
+        part = range(first, first + settings.n_batch)
+        task_losses, lm_losses = losses(splits.train.packed(part).to(device), splits.train.targets(part).to(device))
+        loss = task_losses.mean()
+        if lm_losses is not None:
+            loss = loss + settings.lm_coef * lm_losses.mean()
+        loss.backward()
+    optimizer.step()
+    next(model.parameters()).sum().item()  # waits for the device
+    return plan.t_total, time.monotonic() - started
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def reproduce(args: argparse.Namespace) -> None:
+    """Do what is missing, then report. Raises InputError for what the user can fix."""
+    results = Results(args.out / "results.json")
+    if args.report:
+        if not results.runs:
+            raise InputError(f"{results.path} holds no results. Leave out --report to make them.")
+        report(results, args.out)
+        return
+    jobs = jobs_of(args)
+    if args.dry_run:
+        print_plan(results.missing(jobs))
+        return
+    make_output_folder(args.out)
+    # results of other weights or settings are not mixed with these
+    weights = list(digests(weight_files(args.model_dir)).values())
+    results.claim(weights=weights, max_examples=args.max_examples, flags=args.flags)
+    fine_tune_missing(results, jobs, args.workers)
+    report(results, args.out)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    has_gpu = torch.accelerator.current_accelerator(check_available=True) is not None
+    n_workers = 1 if has_gpu else n_cores()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, default="data", help="folder with the data sets' folders: %(default)s")
+    parser.add_argument("--model_dir", type=Path, default="model", help="the authors' weights: %(default)s")
+    parser.add_argument("--what", nargs="+", choices=WHAT, default=["all"], help="default: all")
+    parser.add_argument("--seeds", type=COUNT, help="runs of each kind, with seeds 1, 2, ...; default: 1, stories 10")
+    parser.add_argument("--workers", type=COUNT, default=n_workers, help="runs at a time; default: one a core, or GPU")
+    parser.add_argument("--out", type=Path, default="paper", help="folder for everything: %(default)s")
+    parser.add_argument("--max_examples", type=COUNT, help="at most this many examples of each file, for a rehearsal")
+    parser.add_argument("--flags", default="", help="further flags of train.py, for every run")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands, their updates and hours only")
+    parser.add_argument("--report", action="store_true", help="only write tables and pictures of the results there are")
+    args = parser.parse_args(argv)
+    return exit_code("reproduce.py", lambda: reproduce(args), "the same command goes on")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
