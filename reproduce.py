@@ -330,16 +330,26 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def report(results: Results, out: Path) -> None:
-    """Print the tables of all results there are; write them, the figure and GLUE's hand-in to a folder."""
+    """Print the tables of the results there are; write them, the figure and GLUE's hand-in to a folder."""
+    # a rehearsal says so
     texts = []
+    given = [f"{name} {value}" for name, value in results.made_with.items() if name != "weights" and value]
+    if given:
+        texts.append(f"Not the paper's settings: {', '.join(given)}.")
+
+    # the tables of which there is something
+    done = {run["task"] for run in results.runs}
     for key, numbers in TABLES.items():
+        if not done & {number.dataset for number in numbers}:
+            continue
         rows = [row_of(results, number) for number in numbers]
         if key == "glue":
             values = glue_score(results)
             rows.append(["score", f"{GLUE_SCORE}", mean_and_spread(values), median(values), "dev", f"{len(values)}"])
         head = [HEADS[key], "published, test", "ours: mean ± s.d.", "median", "split", "seeds"]
         texts.append(markdown(head, rows))
-    texts.append(ablations(results))
+    if done & {dataset for _, dataset, *_ in TABLE5}:
+        texts.append(ablations(results))
     text = "\n\n".join(texts)
     print(f"\n{text}\n")
     with replacing(out / "tables.md") as file:

@@ -116,6 +116,7 @@ def test_a_stopped_command_goes_on_and_repeats_no_run(everything, capsys, monkey
     assert "run 2 of 2: race" in out and "run 1 of 2" not in out
     row = r"\| Story Cloze \| 86.5 \| [\d.]+ \| [\d.]+ \| test \| 1 \|"
     assert re.search(row, Path("out/tables.md").read_text())
+    assert "max_examples 12" in out and "Table 3" in out and "Table 2" not in out and "Table 5" not in out
     assert "| RACE middle | 62.9 | " in out and Path("out/figure2.png").exists()
     assert not list(Path("out").glob("runs/*/save")) and list(Path("out").glob("runs/*/submission/RACE-high.tsv"))
     # other settings are not mixed with these
