@@ -355,19 +355,26 @@ def report(results: Results, out: Path) -> None:
     with replacing(out / "tables.md") as file:
         file.write(f"{text}\n".encode())
 
-    # figure 2, left
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
+    files = ["tables.md"]
+    if done & {dataset for dataset, *_ in FIGURE2.values()}:
+        draw_figure2(results, out / "figure2.png")
+        files.append("figure2.png")
+    if pack_hand_in(results, out):
+        files.append("GLUE.zip")
+    print(f"see {out}/: {', '.join(files)}")
+
+
+def draw_figure2(results: Results, path: Path) -> None:
+    """Draw the left panel of figure 2: accuracy by blocks transferred."""
     variants = [NOT_PRE_TRAINED, *PARTIAL.values(), FULL]
     points = {}
     for title, (dataset, part, metric) in FIGURE2.items():
         points[title] = [results.best_split(dataset, variant, part, metric)[1] for variant in variants]
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
     draw_transfer(axes, points, ["none", *map(str, PARTIAL), str(N_LAYER)])
     axes.set_ylabel("accuracy (%): MNLI on dev, RACE on test")
-    save_figure(figure, out / "figure2.png")
-
-    packed = pack_hand_in(results, out)
-    print(f"see {out}/: tables.md, figure2.png" + (", GLUE.zip" if packed else ""))
+    save_figure(figure, path)
 
 
 def row_of(results: Results, number: Number) -> list[str]:
