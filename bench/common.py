@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from formats.files import write_json
 from opt import OpenAIAdam
-from running.processes import Ranks, autocast, keep_freed_memory, provenance
+from running.processes import Ranks, autocast, bf16_slowdown, keep_freed_memory, provenance
 from speed.kernels import product
 
 HAS_PEER = importlib.util.find_spec("transformers") is not None
@@ -210,6 +210,8 @@ def measure(what: str, contenders: dict[str, Contender], case: Case, limit: floa
     No turn begins after so many seconds as limit says, once one has counted.
     """
     start = time.monotonic()
+    if case.precision == "bf16" and bf16_slowdown(Ranks().device) > 1.5:
+        return [{"what": what, "by": "ours", "error": "no bf16 units: not measured"} | asdict(case)]
 
     # a process each
     context = multiprocessing.get_context("spawn")

@@ -26,6 +26,7 @@ from running.processes import (
     provenance,
     restarted,
     signals_wait,
+    warn_of_slow_bf16,
 )
 from running.settings import RunFlags
 
@@ -88,6 +89,7 @@ class Run:
         self.record = record
         self.ranks = ranks
         self.precision = pick_precision(settings.precision, ranks.device)
+        warn_of_slow_bf16(self.precision, ranks)
         self.autocast = autocast(self.precision, ranks.device)
         self.folder = Path(settings.save_dir) / settings.desc
         self.log_path = Path(settings.log_dir) / f"{settings.desc}.jsonl"

@@ -55,6 +55,12 @@ def test_flags_take_several_values_and_every_combination_is_measured(tmp_path, m
     assert "| - | - | bf16 | 64 | - |" in capsys.readouterr().out
 
 
+def test_bf16_without_units_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(common, "bf16_slowdown", lambda device: 85.0)
+    (row,) = common.measure("update", {"ours": pytest.fail}, Case(**TINY, precision="bf16"))
+    assert row["error"] == "no bf16 units: not measured"
+
+
 @pytest.mark.parametrize("script", [update, predict, pretrain, generation], ids=lambda script: script.__name__)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_contender_does_the_work_of_a_turn(script, precision):

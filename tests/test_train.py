@@ -22,7 +22,8 @@ from model_pytorch import Config, DoubleHeadModel
 from opt import SCHEDULES, OpenAIAdam
 from reading.rows import N_SPECIAL, Rows, pad_rows
 from reading.tasks import ROCSTORIES_TEST, ROCSTORIES_VALID
-from running import checkpoint
+from running import checkpoint, processes
+from running.processes import Ranks
 from running.record import RunRecord
 from text_utils import TextEncoder
 
@@ -416,6 +417,19 @@ def test_an_unwritable_output_folder_is_found_before_training(command, capsys, m
     Path("file").write_text("")
     assert command("--submit", flag, "file/folder") == 2
     assert "file/folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("slowdown, n_warnings", [(85.0, 1), (0.5, 0)])
+def test_bf16_that_is_slower_than_fp32_is_warned_of(monkeypatch, capsys, slowdown, n_warnings):
+    monkeypatch.setattr(processes, "bf16_slowdown", lambda device: slowdown)
+    processes.warn_of_slow_bf16("bf16", Ranks())
+    assert capsys.readouterr().out.count("this CPU has no units for bf16: its products take 85 times") == n_warnings
+    processes.warn_of_slow_bf16("fp32", Ranks())
+    assert capsys.readouterr().out == ""
+
+
+def test_products_in_both_precisions_are_timed():
+    assert 0.01 < processes.bf16_slowdown(torch.device("cpu")) < 10_000
 
 
 def test_bf16_rounds_the_products_but_not_parameters_or_losses(command):
