@@ -165,9 +165,10 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pdrop:
         mask: (S, L, L), True where a slot attends to another; None: causal.
         pdrop: probability that an attention weight is dropped.
     """
-    if mask is None and 1 < q.size(2) < k.size(2):
+    is_whole = bool(q.size(2) == k.size(2))  # no bool by itself while the network is traced or exported
+    if mask is None and not is_whole and q.size(2) > 1:
         mask = causal_mask(q, k)
-    is_causal = mask is None and q.size(2) > 1  # a single query, the last slot, attends to all
+    is_causal = mask is None and is_whole  # a single query, the last slot, attends to all
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=pdrop, is_causal=is_causal)
 
 
