@@ -136,7 +136,7 @@ def _groups(given: list[dict], lr: float, l2: float, vector_l2: bool) -> list[di
     behind = []
     for i, group in enumerate(given):
         group = {"lr": lr, "l2": l2} | group | {"lr_of": i, "t": 0, "rate": 0.0}
-        params = list(group["params"])
+        params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
         decaying = [p for p in params if vector_l2 or p.dim() > 1]
         others = [p for p in params if not (vector_l2 or p.dim() > 1)]
         groups.append(group | {"params": decaying})

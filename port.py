@@ -1,4 +1,4 @@
-"""What only the early PyTorch port has, for projects written for it: no run of ours uses any of it (FIDELITY 160 to 165).
+"""What only the early PyTorch port has, for projects written for it: no run of ours uses it (FIDELITY 160 to 163).
 
 Each name is handed on by the file where the port has it: dotdict by model_pytorch.py, the losses by loss.py, rocstories
 by analysis.py, append_batch by generate.py. Shape letters as in model_pytorch.py.

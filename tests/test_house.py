@@ -211,7 +211,7 @@ SIGNATURES = {
     "scoring": ["score(model, encoder, text)"],
     "features": ["features(model, encoder, texts)", "attention_weights(model, encoder, example)"],
     "zero_shot": ["zero_shot(model, encoder, splits, heuristic)"],
-    "train": ["transform_roc(stories, first, second, n_vocab, n_ctx, max_len)", "main(argv=None)"],
+    "train": ["transform_roc(stories, first, second, n_vocab=None, n_ctx=None, max_len=None)", "main(argv=None)"],
 }
 
 
