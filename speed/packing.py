@@ -243,6 +243,14 @@ class Packing:
         return torch.cat([t, padding]).index_select(0, self.source.flatten()).unflatten(0, self.shape)
 
 
+# --- what can be computed ---------------------------------------------------------------------------------------------
+
+
+def is_recorded() -> bool:
+    """Return whether the network is traced or exported now: what it does must then be plain, and ask no values."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
 def check_channels(x: Tensor) -> None:
     """Raise ValueError for token ids that have no position ids beside them."""
     if x.dim() < 3 or x.size(-1) < 2:
@@ -254,11 +262,6 @@ def check_channels(x: Tensor) -> None:
 
 
 # --- where tokens stand in rows --------------------------------------------------------------------------------------
-
-
-def is_recorded() -> bool:
-    """Return whether the network is traced or exported now: what it does must then be plain, and ask no values."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def common_prefix(rows: list[list[int]]) -> int:
