@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from formats.files import InputError, replacing, write_json
+from port import rocstories  # noqa: F401  a public name of this file
 from reading.rows import FORMS
 from running import figures
 from running.command import exit_code

@@ -22,6 +22,7 @@ from formats.examples import OWN_FIELDS, parse_columns
 from formats.files import InputError
 from generation import stream_text
 from model_pytorch import DoubleHeadModel, LMModel
+from port import append_batch  # noqa: F401  a public name of this file
 from reading.tasks import find_task
 from running.command import exit_code
 from running.processes import Ranks, keep_freed_memory

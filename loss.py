@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model_pytorch import DoubleHeadModel, LMModel
+from port import ClassificationLossCompute, MultipleChoiceLossCompute  # noqa: F401  public names of this file
 from speed.kernels import at_least_float32, row_losses
 from speed.packing import Packing
 

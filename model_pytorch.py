@@ -16,18 +16,23 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from formats.authors import load_openai_pretrained_model  # noqa: F401  a public name of this file
+from port import Items, dotdict  # noqa: F401  dotdict is a public name of this file
 from speed.kernels import Dropout, activated_linear, attention
-from speed.packing import Packing, first_of
+from speed.packing import Packing, first_of, is_recorded
 
-ACTIVATIONS = {
-    "relu": F.relu,
-    "swish": F.silu,
-    "gelu": lambda x: F.gelu(x, approximate="tanh"),  # TF:22 (FIDELITY 34)
-}
+
+def gelu(x: Tensor) -> Tensor:
+    """The Gaussian error linear unit in its tanh form: TF:22 (FIDELITY 34)."""
+    return F.gelu(x, approximate="tanh")
+
+
+swish = F.silu
+ACTIVATIONS = {"relu": F.relu, "swish": swish, "gelu": gelu}
+ACT_FNS = ACTIVATIONS  # the port's name
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Items):
     """Settings of the network; the defaults are the paper's."""
 
     n_embd: int = 768  # features
@@ -175,14 +180,15 @@ class TransformerModel(nn.Module):
         """Return the hidden states (B*K, T, C) of x, or (N, C) of a packed batch.
 
         Args:
-            x: token ids and position ids (..., T, 2), or a Packing of them.
+            x: token ids and position ids (..., T, 2), or a Packing of them. Further channels (token types, say) are
+                looked up in the table and added too.
             table: embedding matrix after dropout, from `dropped_table`, to share with the LM head; None: a new one.
             caches: from `new_caches`; x, without padding, continues the sequences they hold and is added to them.
 
-        Raises ValueError when x is longer than n_ctx.
+        Raises ValueError when x has no position ids, or is longer than n_ctx.
         """
         packing = x if isinstance(x, Packing) else Packing.full(x)
-        if packing.shape[1] > self.n_ctx:
+        if not is_recorded() and packing.shape[1] > self.n_ctx:
             raise ValueError(
                 f"the input has {packing.shape[1]} tokens, the model has positions for {self.n_ctx}: cut the input"
             )

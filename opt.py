@@ -38,8 +38,9 @@ class OpenAIAdam(torch.optim.AdamW):
     This is torch's fused AdamW with lr, eps and weight_decay set before each update (FIDELITY 67).
 
     Args:
-        params: all parameters of the model, heads included: the norm is over all of them.
-        lr: peak learning rate.
+        params: all parameters of the model, heads included: the norm is over all of them. Or groups, as torch has them:
+            dicts of `params` and, if they differ, lr and l2.
+        lr: peak learning rate; so is `param_groups[i]["lr"]`, which may be changed between updates.
         schedule: a name in SCHEDULES.
         warmup: fraction of t_total spent warming up, 0 for none.
         t_total: number of updates planned; later ones keep the schedule's last value.
@@ -47,6 +48,10 @@ class OpenAIAdam(torch.optim.AdamW):
         e: added to the root of the running mean of squares, outside the bias correction.
         l2: weight decay of parameters with two or more axes; with vector_l2 of all.
         max_grad_norm: gradients are scaled down to this global norm; 0 or less: never.
+        further: ignored, as by the port (FIDELITY 164).
+
+    param_groups has the caller's groups, in their order. A group's biases and gains, which do not decay, stand in a
+    further group behind all of these, whose lr follows it.
 
     Raises:
         ValueError: an unknown schedule, or a setting outside its range.
@@ -54,7 +59,7 @@ class OpenAIAdam(torch.optim.AdamW):
 
     def __init__(
         self,
-        params: Iterable[Tensor],
+        params: Iterable[Tensor] | Iterable[dict],
         lr: float,
         schedule: str,
         warmup: float,
@@ -65,6 +70,7 @@ class OpenAIAdam(torch.optim.AdamW):
         l2: float = 0,
         vector_l2: bool = False,
         max_grad_norm: float = -1,
+        **further,
     ):
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule {schedule!r} is not one of {', '.join(SCHEDULES)}")
@@ -73,15 +79,10 @@ class OpenAIAdam(torch.optim.AdamW):
         if t_total < 1:
             raise ValueError(f"t_total {t_total} must be 1 update or more")
         params = list(params)
-        groups = [
-            {"params": [p for p in params if vector_l2 or p.dim() > 1], "l2": l2},
-            {"params": [p for p in params if not (vector_l2 or p.dim() > 1)], "l2": 0.0},
-        ]
-        super().__init__([g for g in groups if g["params"]], lr=lr, betas=(b1, b2), eps=e, fused=True)
+        given = params if params and isinstance(params[0], dict) else [{"params": params}]
+        super().__init__(_groups(given, lr, l2, vector_l2), lr=lr, betas=(b1, b2), eps=e, fused=True)
         self.schedule: Callable[[float, float], float] = SCHEDULES[schedule]
-        self.lr, self.warmup, self.t_total, self.e, self.max_grad_norm = lr, warmup, t_total, e, max_grad_norm
-        for group in self.param_groups:
-            group["t"] = 0  # updates made; in the group, so that state_dict holds it
+        self.warmup, self.t_total, self.e, self.max_grad_norm = warmup, t_total, e, max_grad_norm
 
     def preallocate(self) -> None:
         """Preallocate the running means, before activations: made between them, they fragment memory."""
@@ -106,12 +107,39 @@ class OpenAIAdam(torch.optim.AdamW):
         if 0 < self.max_grad_norm < norm:
             # as TF's clip_by_global_norm, opt.py:30-31: no epsilon in the quotient
             torch._foreach_mul_(grads, self.max_grad_norm / norm)
-        for group in self.param_groups:
+
+        # AdamW's settings for this update
+        peaks = [self.param_groups[group["lr_of"]]["lr"] for group in self.param_groups]
+        for group, peak in zip(self.param_groups, peaks, strict=True):
             b1, b2 = group["betas"]
             group["t"] = t = group["t"] + 1
             correction = math.sqrt(1 - b2**t)
             # t, not TF's unordered t - 1 or t: opt.py:27-29 and 41 (FIDELITY 70)
-            group["lr"] = self.lr * self.schedule(min(t / self.t_total, 1.0), self.warmup)
+            group["rate"] = peak * self.schedule(min(t / self.t_total, 1.0), self.warmup)
+            group["lr"] = group["rate"]
             group["eps"] = self.e / correction
             group["weight_decay"] = group["l2"] * correction / (1 - b1**t)
-        return super().step()
+        super().step()
+
+        # between updates lr is the peak
+        for group, peak in zip(self.param_groups, peaks, strict=True):
+            group["lr"] = peak
+
+
+def _groups(given: list[dict], lr: float, l2: float, vector_l2: bool) -> list[dict]:
+    """Return the groups of an optimiser: those given, and behind them the parameters of each that do not decay.
+
+    In each, so that state_dict holds them, beside AdamW's: lr_of, the group whose lr it has; t, the updates made; rate,
+    the lr of the last update.
+    """
+    groups = []
+    behind = []
+    for i, group in enumerate(given):
+        group = {"lr": lr, "l2": l2} | group | {"lr_of": i, "t": 0, "rate": 0.0}
+        params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+        decaying = [p for p in params if vector_l2 or p.dim() > 1]
+        others = [p for p in params if not (vector_l2 or p.dim() > 1)]
+        groups.append(group | {"params": decaying})
+        if others:
+            behind.append(group | {"params": others, "l2": 0.0})
+    return groups + behind

@@ -125,6 +125,8 @@ def load_openai_pretrained_model(
     n_special: int = -1,
     n_transfer: int = 12,
     path: str | os.PathLike = "./model/",
+    n_embd: int = -1,
+    path_names: str | os.PathLike = "./",
 ) -> int:
     """Copy the weights of a model folder into a transformer and return how many blocks were copied.
 
@@ -138,6 +140,8 @@ def load_openai_pretrained_model(
         n_transfer: blocks to copy, at most all; 0: the embedding matrix only; -1: nothing.
         path: folder with params_shapes.json and params_0.npy .. params_9.npy, or a Hugging Face folder; a relative
             path that does not exist below the current directory is looked up beside the scripts.
+        n_embd: features of the weights, which is checked; -1: any.
+        path_names: taken and not used, as no file of names is needed (FIDELITY 161).
 
     Raises:
         InputError: a file is missing or damaged, holds NaN or infinity, or its sizes are not the model's.
@@ -146,6 +150,8 @@ def load_openai_pretrained_model(
         return 0
     folder = open_folder(path)
     sizes = read_sizes(folder)
+    if n_embd not in (-1, sizes.n_embd):
+        raise InputError(f"{folder}: the weights have n_embd {sizes.n_embd}, the call says {n_embd}. Correct the call.")
     if n_ctx < 0:
         n_ctx = sizes.n_positions
     if n_special < 0:

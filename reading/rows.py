@@ -151,7 +151,12 @@ def pad_rows(examples: Sequence[list[list[int]]], n_vocab: int, n_tokens: int) -
 
 
 def transform_roc(
-    stories: list[list[int]], first: list[list[int]], second: list[list[int]], n_vocab: int, n_ctx: int, max_len: int
+    stories: list[list[int]],
+    first: list[list[int]],
+    second: list[list[int]],
+    n_vocab: int | None = None,
+    n_ctx: int | None = None,
+    max_len: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of Story Cloze examples as the authors' function does: x (N, 2, n_ctx, 2) and m (N, 2, n_ctx).
 
@@ -160,7 +165,14 @@ def transform_roc(
 
     Args:
         stories, first, second: token ids below n_vocab; each text is cut to max_len.
+
+    Raises TypeError where a size is missing, which the port takes from its train.py's names (FIDELITY 166).
     """
+    if n_vocab is None or n_ctx is None or max_len is None:
+        raise TypeError(
+            "transform_roc needs n_vocab, n_ctx and max_len as arguments, as it sees no names of its caller's: "
+            "transform_roc(X1, X2, X3, n_vocab, n_ctx, max_len)"
+        )
     examples = []
     for i, texts in enumerate(zip(stories, first, second, strict=True)):
         if max(map(max, filter(None, texts)), default=0) >= n_vocab:

@@ -91,6 +91,23 @@ ROCSTORIES_TEST = "cloze_test_test__spring2016 - cloze_test_ALL_test.csv"
 SPLIT_SEED = 3535999445  # TF's datasets.py:10
 
 
+def read_cloze(path: Path) -> tuple[list[str], list[str], list[str], np.ndarray]:
+    """Read one file of the Story Cloze Test as columns: stories, first and second endings, labels 0 or 1.
+
+    Raises InputError that names file, line and remedy.
+    """
+    examples = []
+    for example in cloze(path.parent, path.name):
+        if isinstance(example, Bad):
+            raise InputError(f"{example.where}: {example.why}")
+        examples.append(example)
+    if not examples:
+        raise InputError(f"{path} holds no examples. Fetch it again.")
+    columns = zip(*(example.texts for example in examples), strict=True)
+    labels = np.array([int(example.label) - 1 for example in examples])
+    return *(list(column) for column in columns), labels
+
+
 def hold_out(
     labels: np.ndarray, n_valid: int, seed: int, stratified: bool, path: Path
 ) -> tuple[np.ndarray, np.ndarray]:

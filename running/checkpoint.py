@@ -99,7 +99,16 @@ def read_checkpoint(folder: Path, ranks: Ranks) -> tuple[dict[str, Tensor], dict
 def restore(
     tensors: dict[str, Tensor], state: dict, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks
 ) -> None:
-    """Restore parameters, optimiser state and this process's random states from a checkpoint."""
+    """Restore parameters, optimiser state and this process's random states from a checkpoint.
+
+    Raises InputError for one of another version of this code.
+    """
+    ours = optimizer.state_dict()["param_groups"]
+    if [group.keys() for group in state["param_groups"]] != [group.keys() for group in ours]:
+        raise InputError(
+            "the checkpoints are of another version of this code. Finish the run with that version, or start it again "
+            "without --resume."
+        )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"model.{name}"])

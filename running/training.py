@@ -225,7 +225,7 @@ class Run:
         """Count an update that was made at a cost, and show it."""
         self.n_updates += 1
         self.costs.append(cost)
-        rate = self.optimizer.param_groups[0]["lr"]
+        rate = self.optimizer.param_groups[0]["rate"]
         self.bar.set_postfix({"cost": f"{cost:.3f}", "lr": f"{rate:.2e}"}, refresh=False)
         self.bar.update()
 

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speed.packing import is_recorded
+
 # --- dropout ---------------------------------------------------------------------------------------------------------
 
 
@@ -96,7 +98,7 @@ LARGE = 256  # rows and columns of the matrices that oneDNN multiplies; smaller 
 
 def uses_onednn(a: Tensor, b: Tensor) -> bool:
     """Return whether `product` asks oneDNN: for large float32 matrices on a CPU with AVX512."""
-    if torch.compiler.is_exporting() or not a.dtype == b.dtype == torch.float32 or a.device.type != "cpu":
+    if is_recorded() or not a.dtype == b.dtype == torch.float32 or a.device.type != "cpu":
         return False
     has_onednn = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
     return has_onednn and min(*a.shape, b.size(1)) >= LARGE
@@ -144,7 +146,7 @@ def activated_linear(u: Tensor, w: Tensor, b: Tensor, act: Callable[[Tensor], Te
     # buys 0.9 of 8.1 GiB at batch 64 in fp32, where an update takes 1 % longer (one core of an AMD EPYC, batch 8)
     is_autocast = torch.is_autocast_enabled(u.device.type)  # then storing act(u) takes only 16 bits
     has_use = uses_onednn(u, w) or (act is not None and torch.is_grad_enabled())
-    if is_autocast or u.dtype != w.dtype or not has_use:
+    if is_autocast or is_recorded() or u.dtype != w.dtype or not has_use:
         return plain_activated_linear(u, w, b, act)
     return _ActivatedLinear.apply(u, w, b, act)
 
@@ -165,9 +167,10 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pdrop:
         mask: (S, L, L), True where a slot attends to another; None: causal.
         pdrop: probability that an attention weight is dropped.
     """
-    if mask is None and 1 < q.size(2) < k.size(2):
+    is_whole = bool(q.size(2) == k.size(2))  # no bool by itself while the network is traced or exported
+    if mask is None and not is_whole and q.size(2) > 1:
         mask = causal_mask(q, k)
-    is_causal = mask is None and q.size(2) > 1  # a single query, the last slot, attends to all
+    is_causal = mask is None and is_whole  # a single query, the last slot, attends to all
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=pdrop, is_causal=is_causal)
 
 

@@ -53,10 +53,14 @@ class Packing:
 
     @classmethod
     def full(cls, x: Tensor) -> "Packing":
-        """Return the packing of a batch without padding: x (..., T, 2), token and position ids."""
+        """Return the packing of a batch without padding: x (..., T, 2), token and position ids.
+
+        Raises ValueError for x without position ids.
+        """
+        check_channels(x)
         x = x.flatten(0, -3)  # (R, T, 2)
         packing = cls(x.flatten(0, 1), shape=x.shape[:2], sequences=x.shape[:2])
-        if torch.compiler.is_exporting():
+        if is_recorded():
             return packing
         of_rows = torch.arange(len(packing.tokens), device=x.device).view(packing.shape)
         packing.predictors = of_rows[:, :-1].flatten()
@@ -107,8 +111,9 @@ class Packing:
             m: 1 on real tokens, 0 on the padding at each row's end (B, K, T), or (B, T); None: all are real.
             clf_token: id of the token that the task head reads, the first one in each row.
 
-        Raises ValueError for a row with padding before a token, or without a clf_token.
+        Raises ValueError for a row with padding before a token, or without a clf_token, and for x without position ids.
         """
+        check_channels(x)
         ids = x if x.dim() == 4 else x.unsqueeze(1)  # (B, K, T, 2)
         real = torch.ones(ids.shape[:3], device=x.device) if m is None else m.reshape(ids.shape[:3])
         n_real = real.sum(2).int()  # (B, K)
@@ -226,7 +231,8 @@ class Packing:
 
     def to_tokens(self, t: Tensor) -> Tensor:
         """Take the values of the N tokens (N, ..., D) from the slots of attention (..., S, L, D)."""
-        t = t.flatten(-3, -2).movedim(-2, 0)
+        t = t.flatten(-3, -2)
+        t = t.movedim(t.dim() - 2, 0)
         return t if self.slots is None else t.index_select(0, self.slots)
 
     def unpack(self, t: Tensor) -> Tensor:
@@ -235,6 +241,24 @@ class Packing:
             return t.unflatten(0, self.shape)
         padding = t.new_zeros(1, *t.shape[1:])
         return torch.cat([t, padding]).index_select(0, self.source.flatten()).unflatten(0, self.shape)
+
+
+# --- what can be computed ---------------------------------------------------------------------------------------------
+
+
+def is_recorded() -> bool:
+    """Return whether the network is traced or exported now: what it does must then be plain, and ask no values."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+def check_channels(x: Tensor) -> None:
+    """Raise ValueError for token ids that have no position ids beside them."""
+    if x.dim() < 3 or x.size(-1) < 2:
+        raise ValueError(
+            f"x {tuple(x.shape)} needs two channels, token ids and position ids (B, T, 2). Of ids (B, T): "
+            "x = torch.stack([ids, n_vocab + n_special + torch.arange(ids.size(1)).expand_as(ids)], -1), where "
+            "n_vocab + n_special is len(model.transformer.embed.weight) - model.transformer.n_ctx"
+        )
 
 
 # --- where tokens stand in rows --------------------------------------------------------------------------------------
@@ -260,7 +284,7 @@ def first_of(ids: Tensor, token: int) -> Tensor:
     """
     is_token = ids == token
     is_found = is_token.any(2)
-    if not torch.compiler.is_exporting() and not is_found.all():
+    if not is_recorded() and not is_found.all():
         example, choice = (~is_found).nonzero()[0].tolist()
         raise ValueError(
             f"example {example}, choice {choice} holds no classify token (id {token}): end every row with it"

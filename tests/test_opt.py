@@ -70,6 +70,58 @@ def test_a_parameter_without_gradient_is_skipped():
     assert_follows_reference(some, max_grad_norm=1.0, l2=0.1)
 
 
+def test_groups_have_an_lr_and_a_decay_of_their_own():
+    """Against an optimiser of each group alone; with gradients that are not clipped they do not know of each other."""
+    parameters, _ = make()
+    alone = copy.deepcopy(parameters)
+    how = SETTINGS | {"schedule": "warmup_linear", "l2": 0.1}
+    groups = [
+        {"params": [parameters["vector"], parameters["scalar_vector"]], "name": "vectors"},
+        {"params": parameters["table"], "lr": 0.5, "l2": 0.3},
+        {"params": [parameters["matrix"]], "lr": 0.02},
+    ]
+    optimizer = opt.OpenAIAdam(groups, **how)
+    others = [
+        opt.OpenAIAdam([alone["vector"], alone["scalar_vector"]], **how),
+        opt.OpenAIAdam([alone["table"]], **how | {"lr": 0.5, "l2": 0.3}),
+        opt.OpenAIAdam([alone["matrix"]], **how | {"lr": 0.02}),
+    ]
+    assert [group["lr"] for group in optimizer.param_groups[:3]] == [0.01, 0.5, 0.02]
+    for update in range(4):
+        step(parameters, optimizer, gradients(update))
+        for name, parameter in alone.items():
+            parameter.grad = torch.tensor(gradients(update)[name])
+        for other in others:
+            other.step()
+    for name in SHAPES:
+        torch.testing.assert_close(parameters[name], alone[name], rtol=0, atol=1e-12)
+    assert optimizer.param_groups[0]["name"] == "vectors"
+
+
+@pytest.mark.parametrize("by_scheduler", [False, True])
+def test_an_lr_that_the_user_sets_is_the_peak_from_then_on(by_scheduler):
+    """Vectors too, which stand in a further group: setting the first one is enough."""
+    parameters, optimizer = make("warmup_constant", warmup=0, e=0)
+    if by_scheduler:
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1.0 if n < 3 else 10.0)
+    moved = []
+    for update in range(6):
+        if update == 3 and not by_scheduler:
+            optimizer.param_groups[0]["lr"] *= 10
+        before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        step(parameters, optimizer, {name: np.ones(shape) for name, shape in SHAPES.items()})
+        if by_scheduler:
+            scheduler.step()
+        moved.append([(before[name] - parameters[name].detach()).mean().item() for name in SHAPES])
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 if update + by_scheduler < 3 else 0.1)
+    np.testing.assert_allclose(moved, np.repeat([[0.01]] * 3 + [[0.1]] * 3, 4, axis=1), rtol=1e-6)
+
+
+def test_further_keywords_are_ignored():
+    parameters, _ = make(momentum=0.9, name="adam")
+    assert parameters.keys() == SHAPES.keys()
+
+
 def test_clipping_uses_one_norm_over_all_parameters():
     parameters, optimizer = make(max_grad_norm=1.0, e=1e3)  # a large e makes the step proportional to the gradient
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}

@@ -424,6 +424,15 @@ def flip(path: Path, rng: random.Random) -> Callable[[], None]:
     return lambda: path.write_bytes(whole)
 
 
+def test_a_checkpoint_of_another_version_is_refused(tmp_path):
+    model, optimizer = small(1)
+    checkpoint.save_checkpoint(tmp_path, 1, model, optimizer, ONE)
+    tensors, state = checkpoint.read_checkpoint(tmp_path, ONE)
+    del state["param_groups"][0]["t"]
+    with pytest.raises(InputError, match="of another version of this code"):
+        checkpoint.restore(tensors, state, model, optimizer, ONE)
+
+
 def test_any_flipped_bit_of_a_checkpoint_is_noticed(tmp_path, capsys):
     rng = random.Random(0)
     save_small(tmp_path, 1)
