@@ -475,6 +475,7 @@ def test_an_exported_network_takes_any_number_of_tokens(request, name):
     assert_same(lambda x: outputs(exported, x), model, batches)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the exporter's own
 @pytest.mark.parametrize("name, dynamo", [("language_model", True), ("language_model", False), ("two_heads", True)])
 def test_a_network_runs_in_onnx(request, name, dynamo, tmp_path):
