@@ -85,6 +85,7 @@ def pre_train(settings: PreTrainingFlags, ranks: Ranks, make_network=None) -> LM
     if ranks.is_first:
         announce(run, sequences, encoder, len(held_out))
     losses = run.wrap(SequenceLosses(model))
+    n_next = sequences.lengths - 1  # tokens that each sequence predicts
 
     with run:
         # before the first update of an adaptation; and a run that was stopped while it was measured goes on with that
@@ -102,14 +103,15 @@ def pre_train(settings: PreTrainingFlags, ranks: Ranks, make_network=None) -> LM
             for part in run.parts(examples):
                 packing = sequences.packed(part, encoder.n_vocab).to(ranks.device)
                 with run.autocast:
-                    loss = token_mean(losses(packing), packing.n_next()) / settings.accumulate
+                    loss = run.weight(n_next, part) * token_mean(losses(packing), packing.n_next())
+                    loss = loss / settings.accumulate
                 loss.backward()
                 cost = cost + loss.detach()
 
             # clip and step; an update whose cost or gradients are not finite is not made
             cost = run.mean_cost(cost)
             optimizer.step()
-            run.count(cost)
+            run.count(cost, n_next[examples].sum())
 
             if is_log_due(run):
                 write_log(run, measured)
@@ -301,7 +303,9 @@ def is_log_due(run: Run) -> bool:
 
 def write_log(run: Run, measured: Measured) -> None:
     """Write the perplexities, of training since the last log and of the held-out sequences, to the log."""
-    training_cost = sum(run.costs) / len(run.costs)
+    # each update weighs as many tokens as it predicted; 1.0 where all predicted as many
+    weights = np.array(run.sizes) / np.mean(run.sizes)
+    training_cost = sum(weights * run.costs) / len(run.costs)
     figures = {"tr_ppl": math.exp(training_cost)} | measured.figures(run)
     run.write_log(figures, measured.shown(figures))
 

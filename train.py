@@ -91,6 +91,7 @@ def fine_tune(settings: FineTuningFlags, ranks: Ranks, make_network=None) -> Non
         copy_file(Path(settings.encoder_path), run.folder / ENCODER_FILE)
         copy_file(Path(settings.bpe_path), run.folder / BPE_FILE)
     losses = run.wrap(PackedLosses(model, settings.lm_coef))
+    n_rows = train.n_rows()
     class_weights = None
     if settings.class_weights == "balanced":
         class_weights = balanced_weights(train.labels, splits.n_out()).to(ranks.device)
@@ -113,7 +114,7 @@ def fine_tune(settings: FineTuningFlags, ranks: Ranks, make_network=None) -> Non
                         task_losses = task_losses * class_weights[y]
                     loss = task_losses.mean()
                     if lm_losses is not None:
-                        loss = loss + settings.lm_coef * lm_losses.mean()
+                        loss = loss + settings.lm_coef * run.weight(n_rows, part) * lm_losses.mean()
                     loss = loss / settings.accumulate
                 loss.backward()
                 cost = cost + loss.detach()

@@ -73,6 +73,7 @@ class Run:
         n_updates: updates made.
         logs: lines of the log, without the settings.
         costs: training costs (nats) of the updates since the last line.
+        sizes: how much each of these costs weighs.
 
     Raises:
         InputError: the checkpoints of an earlier run do not fit this one.
@@ -96,6 +97,7 @@ class Run:
         self.n_updates = 0
         self.logs: list[dict] = []
         self.costs: list[float] = []
+        self.sizes: list[int] = []
         found = self.find_checkpoint()
         if found is not None:
             tensors, state = found
@@ -103,6 +105,7 @@ class Run:
             self.n_updates = state["updates"]
             self.logs = state["logs"]
             self.costs = state["costs"]
+            self.sizes = state["sizes"]
         self.saved = (self.n_updates, len(self.logs))  # what the newest checkpoint holds
 
     def find_checkpoint(self) -> tuple[dict[str, Tensor], dict] | None:
@@ -212,6 +215,18 @@ class Run:
             with nullcontext() if is_last or self.ranks.size == 1 else self.losses.no_sync():
                 yield own[start : start + self.plan.n_batch]
 
+    def weight(self, counts: np.ndarray, part: Sequence[int]) -> float:
+        """Return how much the mean over a part of the update weighs in the mean over its equal parts; 1.0 on average.
+
+        With it, accumulated batches and several processes make the update of one large batch where the examples hold
+        different numbers of what the loss is a mean of. All processes know all counts: nothing waits for a device.
+
+        Args:
+            counts: of rows or tokens in each example of the data set.
+        """
+        n_parts = self.plan.accumulate * self.plan.n_processes
+        return float(n_parts * counts[part].sum() / counts[self.examples].sum())
+
     def mean_cost(self, cost: Tensor) -> float:
         """Return the mean of a cost over the processes. Raises FloatingPointError when it is not finite."""
         mean = self.ranks.mean(float(cost))
@@ -219,10 +234,11 @@ class Run:
             raise FloatingPointError(f"the cost is {mean}")
         return mean
 
-    def count(self, cost: float) -> None:
-        """Count an update that was made at a cost, and show it."""
+    def count(self, cost: float, size: int = 1) -> None:
+        """Count an update that was made at a cost, which is to weigh as much as `size` says, and show it."""
         self.n_updates += 1
         self.costs.append(cost)
+        self.sizes.append(int(size))
         rate = self.optimizer.param_groups[0]["lr"]
         self.bar.set_postfix({"cost": f"{cost:.3f}", "lr": f"{rate:.2e}"}, refresh=False)
         self.bar.update()
@@ -246,6 +262,7 @@ class Run:
         line["costs"] = [round(cost, 6) for cost in self.costs]
         self.logs.append(line)
         self.costs = []
+        self.sizes = []
         if self.log is not None:
             self.log.write(line)
             tqdm.write(f"{line['n_epochs']} {line['n_updates']} {shown}")
@@ -265,7 +282,7 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint."""
-        state = {"settings": self.record, "logs": self.logs, "costs": self.costs}
+        state = {"settings": self.record, "logs": self.logs, "costs": self.costs, "sizes": self.sizes}
         save_checkpoint(self.folder, self.n_updates, self.model, self.optimizer, self.ranks, **state)
         self.saved = (self.n_updates, len(self.logs))
 
