@@ -20,6 +20,7 @@ from formats.authors import (
     vocabulary_files,
     weight_files,
 )
+from formats.examples import Example
 from formats.files import InputError, copy_file, make_output_folder, sha256
 from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel, LMModel, TransformerModel
 from reading.encoding import Encoded
@@ -124,18 +125,23 @@ class SavedRun:
 
         Raises ValueError for an example with the wrong number of texts.
         """
-        texts = ((example,) if isinstance(example, str) else tuple(example) for example in examples)
-        return list(self.stream(texts, n_batch))
+        found = []
+        for i, example in enumerate(examples):
+            texts = (example,) if isinstance(example, str) else tuple(example)
+            self.check(texts, f"example {i}")
+            found.append(Example(texts, None, f"example {i}"))
+        return list(self.stream(found, n_batch))
 
-    def stream(self, examples: Iterable[tuple[str, ...]], n_batch: int = 32) -> Iterator[Prediction]:
-        """Yield what predict returns, in memory that does not grow with the number of examples."""
+    def stream(self, examples: Iterable[Example], n_batch: int = 32) -> Iterator[Prediction]:
+        """Yield what predict returns, in memory that does not grow with the number of examples.
+
+        An example without texts, such as a blank line, gets a Prediction that says nothing.
+        """
         examples = iter(examples)
-        n_done = 0
         while chunk := list(islice(examples, CHUNK)):
-            for i, texts in enumerate(chunk, n_done):
-                self.check(texts, f"example {i}")
-            yield from self.predict_chunk(chunk, n_batch)
-            n_done += len(chunk)
+            predictions = self.predict_chunk([example for example in chunk if example.texts], n_batch)
+            for example in chunk:
+                yield next(predictions) if example.texts else Prediction("", {})
 
     def check(self, texts: tuple[str, ...], where: str) -> None:
         """Raise ValueError for an example with the wrong number of texts."""
@@ -145,20 +151,22 @@ class SavedRun:
             more = " and two choices or more" if form.has_choices else ""
             raise ValueError(f"{where} has {len(texts)} texts; a {self.record.form} example takes {form.n_texts}{more}")
 
-    def predict_chunk(self, examples: list[tuple[str, ...]], n_batch: int) -> Iterator[Prediction]:
+    def predict_chunk(self, examples: list[Example], n_batch: int) -> Iterator[Prediction]:
         """Yield the predictions of some examples, which are encoded together."""
+        if not examples:
+            return
         # texts -> rows, cut as in training; then, if longer than any row there, to the network's number of positions
         record, form = self.record, FORMS[self.record.form]
-        ids = iter(self.encoder.encode([text for example in examples for text in example], verbose=False))
-        cut = [record.layout().cut_texts([next(ids) for _ in example]) for example in examples]
+        ids = iter(self.encoder.encode([text for example in examples for text in example.texts], verbose=False))
+        cut = [record.layout().cut_texts([next(ids) for _ in example.texts]) for example in examples]
         layout = dataclasses.replace(record.layout(), cut="longest", n_ctx=record.n_ctx)
         rows = Rows(Encoded.of(cut), layout)
         lengths = rows.lengths()
         if lengths.max() > record.n_ctx:
             i = int(lengths.argmax())
             raise InputError(
-                f"an example takes {lengths[i]} tokens without its context; the run has positions for "
-                f"{record.n_ctx}. Shorten it: {' '.join(examples[i])[:60]!r} ..."
+                f"{examples[i].where}: {lengths[i]} tokens without its context; the run has positions for "
+                f"{record.n_ctx}. Shorten it: {' '.join(examples[i].texts)[:60]!r} ..."
             )
 
         # rows -> probabilities -> labels by their names
@@ -169,7 +177,7 @@ class SavedRun:
             known = [f"{value:g}" for value in np.linspace(*record.scores, logits.size(1))]
         found = answers(logits, record.scores)
         for answer, example, values in zip(found, examples, logits.softmax(1).tolist(), strict=True):
-            n_out = len(example) - form.n_texts if form.has_choices else len(values)
+            n_out = len(example.texts) - form.n_texts if form.has_choices else len(values)
             names = known
             if n_out > len(known):  # more choices than in training: the numbers are their names
                 names = [str(i + 1) for i in range(n_out)]

@@ -13,6 +13,7 @@ import train
 import weights
 from datasets import read_cloze
 from formats.authors import load_openai_pretrained_model
+from formats.examples import Example
 from formats.files import InputError
 from model_pytorch import Config, LMModel
 from reading.rows import with_positions
@@ -186,7 +187,7 @@ def test_a_stream_gives_what_predict_does_reading_no_further_than_it_must(traine
     monkeypatch.setattr(weights, "CHUNK", 8)
     run, examples, n_read = open_run(run_dir), test_examples(trained), []
     expected = run.predict(examples)
-    stream = run.stream(n_read.append(i) or example for i, example in enumerate(examples))
+    stream = run.stream(n_read.append(i) or Example(texts, None, "") for i, texts in enumerate(examples))
     assert next(stream).label == expected[0].label and len(n_read) == 8
     assert [prediction.label for prediction in stream] == [prediction.label for prediction in expected[1:]]
     assert len(n_read) == 40
@@ -195,7 +196,7 @@ def test_a_stream_gives_what_predict_does_reading_no_further_than_it_must(traine
 def test_choices_that_do_not_fit_without_their_context_are_named(run_dir):
     change_settings(cut="longest")(run_dir / "settings.json")
     run = open_run(run_dir)
-    with pytest.raises(InputError, match="an example takes 303 tokens without its context; .*'the cat red red"):
+    with pytest.raises(InputError, match="example 1: 303 tokens without its context; .*'the cat red red"):
         run.predict([("the cat", "red", "in"), ("the cat", "red " * 100, "in")])
     (prediction,) = run.predict([("the cat " * 100, "red", "in")])
     assert set(prediction.probabilities) == {"1", "2"}
