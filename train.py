@@ -87,7 +87,8 @@ def fine_tune(settings: FineTuningFlags, ranks: Ranks, make_network=None) -> Non
     run = Run(settings, plan, model, optimizer, record.to_json(), ranks)
     if ranks.is_first:
         announce(run, splits, encoder, loaded)
-        remove_results(settings)
+        if run.n_updates == 0:
+            remove_results(settings)
         copy_file(Path(settings.encoder_path), run.folder / ENCODER_FILE)
         copy_file(Path(settings.bpe_path), run.folder / BPE_FILE)
     losses = run.wrap(PackedLosses(model, settings.lm_coef))

@@ -25,10 +25,10 @@ from formats.files import InputError, copy_file, make_output_folder, sha256
 from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel, LMModel, TransformerModel
 from reading.encoding import Encoded
 from reading.rows import FORMS, N_SPECIAL, Rows, special_tokens
-from running.checkpoint import load_parameters
+from running.checkpoint import load_parameters, meaning_of
 from running.inference import answers, predict, written_answers
 from running.processes import Ranks
-from running.record import RunRecord
+from running.record import RunRecord, meaning
 from text_utils import TextEncoder
 
 # --- a pre-trained model ---------------------------------------------------------------------------------------------
@@ -185,10 +185,17 @@ class SavedRun:
             yield Prediction(label, dict(zip(names[:n_out], values[:n_out], strict=True)))
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Copy the run, without its checkpoints, to a folder that open_run can read."""
+        """Copy the run, without its checkpoints, to a folder that open_run can read.
+
+        Raises InputError for a folder of another run or model.
+        """
         folder = Path(folder)
         make_output_folder(folder)
-        for name in ("settings.json", ENCODER_FILE, BPE_FILE, "best_params", "best_params.sha256"):
+        names = ("settings.json", ENCODER_FILE, BPE_FILE, "best_params", "best_params.sha256")
+        for name in names:
+            if (folder / name).exists() and sha256(folder / name) != sha256(self.folder / name):
+                raise InputError(f"{folder / name} is of another run or model. Name another folder.")
+        for name in names:
             copy_file(self.folder / name, folder / name)
 
 
@@ -218,6 +225,8 @@ def open_run(folder: str | os.PathLike) -> SavedRun:
             record.config(), clf_token, head, record.n_vocab + N_SPECIAL + record.n_ctx, record.n_ctx
         )
         load_parameters(folder / "best_params", model)
+        if meaning_of(folder / "best_params") != meaning(record.to_json()):
+            raise ValueError("one of them was changed")
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{folder}: settings.json and best_params are not of one run ({error}). Take both from one run."

@@ -27,6 +27,7 @@ from running.processes import (
     restarted,
     signals_wait,
 )
+from running.record import meaning
 from running.settings import RunFlags
 
 
@@ -267,7 +268,7 @@ class Run:
             self.log.write(line)
             tqdm.write(f"{line['n_epochs']} {line['n_updates']} {shown}")
             if is_best:
-                save_parameters(self.folder / "best_params", self.model)
+                save_parameters(self.folder / "best_params", self.model, meaning(self.record))
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
