@@ -18,6 +18,7 @@ from loss import SequenceLosses, sequence_losses, token_mean
 from model_pytorch import LMModel, TransformerModel
 from opt import OpenAIAdam
 from reading.corpus import open_tokens, prepare
+from reading.encoding import describe_unknown
 from reading.rows import Sequences
 from reading.workers import n_cores
 from running.command import exit_code
@@ -239,6 +240,7 @@ def announce(run: Run, sequences: Sequences, encoder: TextEncoder, n_held_out: i
     n_tokens = f"{len(sequences.tokens):,}, vocabulary {encoder.n_vocab:,}"
     print(f"device   {describe_device(run.precision, run.ranks)}")
     print(f"tokens   {n_tokens}: {plan.n_examples:,} + {n_held_out} sequences of {n_ctx}")
+    print("\n".join(describe_unknown([sequences.tokens], encoder)))
     print(f"network  {cfg.n_layer} blocks, {cfg.n_embd} features, {cfg.n_head} heads{source}")
     plan_of = f"{plan.n_iter} epochs, {plan.t_total} updates of {plan.n_update} sequences"
     print(f"plan     {plan_of}, {run.n_updates} of them done")

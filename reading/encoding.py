@@ -62,6 +62,16 @@ class Encoded:
         texts, label, where = json.loads(self.records[start:end].tobytes())
         return Example(tuple(texts), label, where)
 
+    def fingerprints(self) -> Iterator[int]:
+        """Yield for each example a number that is that of other examples only if they hold the same texts."""
+        ids = np.asarray(self.ids)
+        first, start = 0, 0
+        for last in self.example_ends.tolist():
+            ends = self.text_ends[first:last]
+            end = int(ends[-1])
+            yield hash((ids[start:end].tobytes(), (ends - start).tobytes()))
+            first, start = last, end
+
     @classmethod
     def of(cls, examples: Sequence[Sequence[Sequence[int]]]) -> "Encoded":
         """Return an Encoded in memory of these examples, each a sequence of texts, each a sequence of ids."""
@@ -78,6 +88,17 @@ def _ends(items: Sequence) -> np.ndarray:
 def _bounds(ends: np.ndarray, i: int) -> tuple[int, int]:
     """Return where item i starts and ends."""
     return int(ends[i - 1]) if i > 0 else 0, int(ends[i])
+
+
+def describe_unknown(ids: Sequence[np.ndarray], encoder: TextEncoder) -> list[str]:
+    """Return in words how many of some token ids are that of the unknown token; above a tenth with a warning."""
+    if encoder.decoder[0] != "<unk>":
+        return []
+    share = 1 - sum(map(np.count_nonzero, ids)) / max(1, sum(map(len, ids)))
+    lines = [f"unknown  {share:.2%} of the tokens are not in the vocabulary"]
+    if share > 0.1:
+        lines.append("warning  the network reads all unknown tokens as one. Is the text in the vocabulary's language?")
+    return lines
 
 
 # --- what is encoded -------------------------------------------------------------------------------------------------

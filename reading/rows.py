@@ -343,6 +343,10 @@ class Rows:
             self.known_lengths[is_cut] = np.array(found, dtype=int)
         return self.known_lengths[is_cut]
 
+    def fingerprints(self) -> list[int]:
+        """Return a number for each example that is that of other examples only if they hold the same texts."""
+        return np.fromiter(self.encoded.fingerprints(), np.int64)[self.which].tolist()
+
     def has_choices(self) -> bool:
         """Return whether the rows of an example are choices, one of which is right."""
         return FORMS[self.layout.form].has_choices

@@ -7,7 +7,7 @@ import numpy as np
 
 from formats.examples import as_number
 from formats.files import InputError
-from reading.encoding import Encoded, SplitFiles, encode_cached
+from reading.encoding import Encoded, SplitFiles, describe_unknown, encode_cached
 from reading.rows import FORMS, N_CLASSES_OF_SCORE, Layout, Rows, special_tokens
 from reading.tasks import Source, Task, hold_out
 from text_utils import TextEncoder
@@ -198,9 +198,24 @@ def describe(splits: Splits, encoder: TextEncoder) -> list[str]:
     median = int(np.median(lengths))
     lines = [describe_labels(splits)]
     lines.append(f"lengths  {median} tokens in the median, {lengths.max()} at most; {n_cut:,} examples are cut")
+    lines += describe_unknown(list({id(rows.encoded): rows.encoded.ids for rows in splits.all()}.values()), encoder)
     lines += [f"note     {note}" for note in splits.notes]
+    lines += describe_repeated(splits)
     for i in range(min(3, len(splits.train))):
         lines += describe_example(splits, i, encoder)
+    return lines
+
+
+def describe_repeated(splits: Splits) -> list[str]:
+    """Return a warning for valid and for test if examples of them are in train too."""
+    seen = set(splits.train.fingerprints())
+    lines = []
+    for name, rows in (("valid", splits.valid), ("test", splits.test)):
+        if rows is None:
+            continue
+        n = sum(fingerprint in seen for fingerprint in rows.fingerprints())
+        if n > 0:
+            lines.append(f"warning  {n:,} of {len(rows):,} {name} examples are in train too: they are no test of it")
     return lines
 
 

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from launch import ROOT
 
 import train
 from finetuning import fit
@@ -60,6 +62,22 @@ def test_each_format_is_read_and_trains_alike(command, capsys, suffix):
     assert set(line.split("\t")[1] for line in Path("submission/own.tsv").read_text().splitlines()[1:]) <= {"no", "yes"}
     costs = [json.loads(line)["va_cost"] for line in Path("log/own.jsonl").read_text().splitlines()[1:]]
     assert np.isfinite(costs).all()
+
+
+def test_unknown_tokens_and_examples_of_train_in_the_others_are_said(command, capsys):
+    def trained(rows: list, test: list) -> str:
+        write(Path("data/train.csv"), ["text", "label"], rows)
+        write(Path("data/test.csv"), ["text"], test)
+        assert command("classification", "--model_dir", ROOT / "demo/model", "--n_transfer", -1, "--n_embd", 9) == 0
+        return capsys.readouterr().out
+
+    known = [[f"Ben {'sat ' * i}", "no" if i % 4 else "yes"] for i in range(40)]
+    out = trained(known, [["Ida ran"], ["Ben sat sat"], ["Ben  sat sat sat"]])
+    assert "unknown  0.00% of the tokens are not in the vocabulary\n" in out and "warning  the network" not in out
+    assert "warning  2 of 3 test examples are in train too" in out and "valid examples are in train" not in out
+    out = trained([[f"Бен {text}", label] for text, label in known[:20]] * 2, [["Ида"]])
+    assert "warning  the network reads all unknown tokens as one" in out
+    assert re.search(r"warning  [1-4] of 4 valid examples are in train too", out)
 
 
 def test_files_of_the_three_formats_hold_the_same_examples(command):
