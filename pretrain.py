@@ -169,7 +169,8 @@ def make_tokens(settings: PreTrainingFlags, encoder: TextEncoder | None) -> None
                 copy_file(source, copy)
 
     folder = Path(settings.save_dir) / settings.desc
-    prepare(settings.corpus, vocabulary, settings.n_merges, folder, settings.workers or n_cores())
+    n_workers = settings.workers or n_cores()
+    prepare(settings.corpus, vocabulary, settings.n_merges, folder, n_workers, settings.field)
 
 
 def newline_of(encoder: TextEncoder) -> int:

@@ -331,6 +331,7 @@ class PreTrainingFlags(RunFlags, NetworkFlags, AdamFlags):
         "folder or glob by path",
         nargs="+",
     )
+    field: str | None = setting(None, "of JSON lines: the field that holds the text; default: the lines are text")
     model_dir: str = setting(dataclasses.MISSING, "folder to write, in the authors' format; a vocabulary in it is used")
     init_from: str | None = setting(
         None,
