@@ -7,6 +7,7 @@ with random numbers in the authors' order. Flags and defaults are the paper's an
 import random
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +168,8 @@ def read_task(settings: FineTuningFlags, encoder: TextEncoder) -> Splits:
     """Return the examples of the data set. Raises InputError."""
     data_dir = Path(settings.data_dir)
     task = find_task(settings.dataset, data_dir, settings.task, parse_columns(settings.columns), settings.race)
+    if settings.skip_bad:
+        task = replace(task, strict=False)
     n_ctx = settings.n_ctx
     if settings.n_transfer >= 0:
         n_ctx = min(n_ctx, read_sizes(Path(settings.model_dir)).n_positions)

@@ -266,7 +266,12 @@ class FineTuningFlags(RunFlags, NetworkFlags, AdamFlags):
         None, "your column names for --dataset own, such as text=review,label=stars", columns_of_fields
     )
     race: str = setting("all", "which part of --dataset race", choices=["middle", "high", "all"])
-    max_examples: int | None = setting(None, "read at most this many examples of each file, for a dry run", COUNT)
+    max_examples: int | None = setting(
+        None,
+        "use at most this many examples of each file, for a dry run: a random part, the same share of each label",
+        COUNT,
+    )
+    skip_bad: bool = setting(False, "leave out lines that cannot be read, and count them")
     class_weights: str = setting("none", "balanced: rare labels weigh more in the loss", choices=["none", "balanced"])
     desc: str | None = setting(
         None, "name of the run, in the names of its files; default: the dataset's name", run_name
