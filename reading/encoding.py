@@ -62,16 +62,6 @@ class Encoded:
         texts, label, where = json.loads(self.records[start:end].tobytes())
         return Example(tuple(texts), label, where)
 
-    def fingerprints(self) -> Iterator[int]:
-        """Yield for each example a number that is that of other examples only if they hold the same texts."""
-        ids = np.asarray(self.ids)
-        first, start = 0, 0
-        for last in self.example_ends.tolist():
-            ends = self.text_ends[first:last]
-            end = int(ends[-1])
-            yield hash((ids[start:end].tobytes(), (ends - start).tobytes()))
-            first, start = last, end
-
     @classmethod
     def of(cls, examples: Sequence[Sequence[Sequence[int]]]) -> "Encoded":
         """Return an Encoded in memory of these examples, each a sequence of texts, each a sequence of ids."""

@@ -161,26 +161,16 @@ def label_values(task: Task, folder: Path, encoded: Encoded, is_test: bool) -> n
     if FORMS[task.form].has_choices:
         values = [int(name) - 1 for name in encoded.names]
     else:
-        values = [class_of(name, task.labels) for name in encoded.names]
+        numbers = [as_number(label) for label in task.labels]
+        key_of = str if None in numbers else as_number  # 1 and 1.0 are one class where all are numbers
+        known = {key_of(label): i for i, label in enumerate(task.labels)}
+        values = [known.get(key_of(name), len(task.labels)) for name in encoded.names]
     if len(task.labels) in values and not is_test and not FORMS[task.form].has_choices:
         wrong = values.index(len(task.labels))
         where = encoded.example(int(np.argmax(encoded.codes == wrong))).where
-        known = ", ".join(task.labels[:10]) + (", ..." if len(task.labels) > 10 else "")
-        raise InputError(
-            f"{folder}/{where}: the label {encoded.names[wrong]!r} is not one of {known}. Fix the line or remove it."
-        )
+        why = f"the label {encoded.names[wrong]!r} is not one of {', '.join(task.labels[:10])}"
+        raise InputError(f"{folder}/{where}: {why}. Fix the line or remove it.")
     return np.array(values)[encoded.codes]
-
-
-def class_of(name: str, labels: tuple[str, ...]) -> int:
-    """Return the index of a label, however its number is spelled; that after the last for one that is not there."""
-    if name in labels:
-        return labels.index(name)
-    numbers = [as_number(label) for label in labels]
-    number = as_number(name)
-    if number is None or None in numbers or number not in numbers:
-        return len(labels)
-    return numbers.index(number)
 
 
 def held_out(task: Task, labels: np.ndarray, limits: Limits, path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -266,11 +266,7 @@ class FineTuningFlags(RunFlags, NetworkFlags, AdamFlags):
         None, "your column names for --dataset own, such as text=review,label=stars", columns_of_fields
     )
     race: str = setting("all", "which part of --dataset race", choices=["middle", "high", "all"])
-    max_examples: int | None = setting(
-        None,
-        "use at most this many examples of each file, for a dry run: a random part, the same share of each label",
-        COUNT,
-    )
+    max_examples: int | None = setting(None, "use a random part of each file, at most this many examples", COUNT)
     skip_bad: bool = setting(False, "leave out lines that cannot be read, and count them")
     class_weights: str = setting("none", "balanced: rare labels weigh more in the loss", choices=["none", "balanced"])
     desc: str | None = setting(

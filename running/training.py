@@ -217,13 +217,12 @@ class Run:
                 yield own[start : start + self.plan.n_batch]
 
     def weight(self, counts: np.ndarray, part: Sequence[int]) -> float:
-        """Return how much the mean over a part of the update weighs in the mean over its equal parts; 1.0 on average.
+        """Return how much a part of the update weighs among all parts of all processes, 1.0 if all hold as much.
 
-        With it, accumulated batches and several processes make the update of one large batch where the examples hold
-        different numbers of what the loss is a mean of. All processes know all counts: nothing waits for a device.
+        So weighted, the parts' means make the mean over one large batch.
 
         Args:
-            counts: of rows or tokens in each example of the data set.
+            counts: of what the mean is over, rows or tokens, in each example of the data set.
         """
         n_parts = self.plan.accumulate * self.plan.n_processes
         return float(n_parts * counts[part].sum() / counts[self.examples].sum())
