@@ -92,12 +92,16 @@ def read_run_log(path: Path) -> tuple[RunRecord, "pd.DataFrame"]:
 
 
 def label_names(record: RunRecord, examples: list[PredictedExample]) -> list[str] | None:
-    """Return the labels as shown, then the numbers of choices beyond those of training; None: scores."""
+    """Return the labels as shown, then those of test or the numbers of choices that training lacks; None: scores."""
     if record.scores:
         return None
     n_choices = max(len(example.probabilities) for example in examples)
     n_names = max(n_choices, len(record.labels))
-    return written_answers(np.arange(n_names), record.labels, None)
+    names = written_answers(np.arange(n_names), record.labels, None)
+    if FORMS[record.form].has_choices:
+        return names
+    others = {example.label for example in examples if example.split == "test"} - {None, *names}
+    return names + sorted(others)
 
 
 def labelled_splits(
@@ -211,7 +215,9 @@ def worst_errors(record: RunRecord, table: "pd.DataFrame") -> list[dict]:
         columns += ["error", "texts"]
     else:
         wrong = table[table["found"] != table["y"]]
-        of_label = [probabilities[y] for probabilities, y in zip(wrong["probabilities"], wrong["y"], strict=True)]
+        of_label = []
+        for probabilities, y in zip(wrong["probabilities"], wrong["y"], strict=True):
+            of_label.append(probabilities[y] if y < len(probabilities) else 0.0)  # a label that train lacks
         wrong = wrong.assign(confidence=100 * wrong["confidence"], probability_of_label=100 * np.array(of_label))
         worst_by = "confidence"
         columns += ["confidence", "probability_of_label", "texts"]

@@ -34,7 +34,7 @@ from model_pytorch import Config, DoubleHeadModel
 from reading.rows import CUTS, N_SPECIAL, special_tokens
 from running.checkpoint import save_parameters
 from running.command import exit_code
-from running.record import RunRecord
+from running.record import RunRecord, meaning
 from running.settings import Flags, parse, setting
 from weights import SavedRun, is_run, open_model, open_run
 
@@ -184,10 +184,10 @@ def run_from_hugging_face(src: Path, config: dict[str, Any], out: Path) -> None:
     # the folder of the run
     prepare_output(out)
     vocabulary = copy_vocabulary(src, out)
-    save_parameters(out / "best_params", model)
     values = {name: kept[name] for name in RUN_SETTINGS} | dataclasses.asdict(network)
     values |= {"n_vocab": sizes.n_vocab, "n_ctx": sizes.n_positions, "vocabulary": list(digests(vocabulary).values())}
     record = RunRecord.of_json(values, src / CONFIG_FILE)
+    save_parameters(out / "best_params", model, meaning(record.to_json()))
     write_json(out / "settings.json", record.to_json(), indent=2)
     print(f"{out}: a run, {kept['form']}; predict.py reads it")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from formats.examples import OWN_FIELDS, parse_columns
-from formats.files import InputError
+from formats.files import InputError, decoded, text_lines
 from generation import stream_text
 from model_pytorch import DoubleHeadModel, LMModel
 from port import append_batch  # noqa: F401  a public name of this file
@@ -86,20 +86,23 @@ class GenerateFlags(Flags):
             raise ValueError("stop is empty: leave it out")
 
 
-def read_prompts(settings: GenerateFlags) -> Iterator[tuple[bytes, str]]:
-    """Yield the prompt of the flags, or each line of standard input, and where it stands. Raises InputError."""
+def read_prompts(settings: GenerateFlags) -> Iterator[tuple[str, str, str]]:
+    """Yield the prompt of the flags, or each line of standard input, what is wrong with it, and where it stands.
+
+    Raises InputError.
+    """
     if settings.prompt is not None:
-        yield os.fsencode(settings.prompt), "--prompt"
+        yield *decoded(os.fsencode(settings.prompt)), "--prompt"
     elif settings.prompt_file is not None:
         try:
             content = Path(settings.prompt_file).read_bytes()
         except OSError as error:
             raise InputError(f"{settings.prompt_file} cannot be read ({error.strerror}). Name another file.") from None
-        yield content, settings.prompt_file
+        yield *decoded(content), settings.prompt_file
     else:
-        for i, line in enumerate(iter(ask, b""), 1):
-            if line.strip():
-                yield line, f"standard input, line {i}"
+        for i, line, why in text_lines(iter(ask, b"")):
+            if line.strip() or why:
+                yield line, why, f"standard input, line {i}"
 
 
 def ask() -> bytes:
@@ -109,22 +112,16 @@ def ask() -> bytes:
     return sys.stdin.buffer.readline()
 
 
-def decoded(content: bytes, where: str) -> str:
-    """Return the text of bytes in UTF-8. Raises InputError for others."""
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where} is not UTF-8 (byte {error.start + 1}). Convert it.") from None
-
-
 def continue_prompts(settings: GenerateFlags, model: Model, encoder: TextEncoder) -> None:
     """Continue each prompt. Raises InputError; at a terminal it is written instead, and another prompt asked for."""
     is_asking = settings.prompt is None and settings.prompt_file is None and sys.stdin.isatty()
     # one stream of random numbers for all prompts
     generator = torch.Generator(model.transformer.embed.weight.device).manual_seed(settings.seed)
-    for content, where in read_prompts(settings):
+    for prompt, why, where in read_prompts(settings):
         try:
-            continue_prompt(settings, model, encoder, decoded(content, where), generator)
+            if why:
+                raise InputError(f"{where}: {why}")
+            continue_prompt(settings, model, encoder, prompt, generator)
         except InputError as error:
             if not is_asking:
                 raise

@@ -2,11 +2,14 @@
 
 Input is a .csv, .tsv or .jsonl file with the fields of the run's form, or with --official a file of its data set.
 Without --input it is standard input: a JSON object per line, or for classification a plain text per line. Output is a
-JSON object per line, with the label and the probability of every label; to a .tsv file it is `index<TAB>prediction`.
-Labels are those of the official files.
+JSON object per line, with the label and the probability of every label; to a .csv or .tsv file it is a table of index
+and prediction. Labels are those of the official files. A blank line of standard input has a line without a label.
 """
 
+import csv
+import io
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
@@ -27,7 +30,7 @@ from formats.examples import (
     own_examples,
     parse_columns,
 )
-from formats.files import InputError, replacing
+from formats.files import InputError, replacing, text_lines
 from reading.tasks import LAYOUTS, TASKS
 from running.command import exit_code
 from running.processes import keep_freed_memory
@@ -43,12 +46,20 @@ class PredictFlags(Flags):
     save_dir: str = setting("save/", "folder that holds the run's folder")
     input: str = setting("-", "file of examples; -: standard input")
     official: bool = setting(False, "--input is a file of the run's data set, or RACE/test/high and the like")
-    output: str = setting("-", "file to write, as a table if it ends in .tsv, else as JSON lines; -: standard output")
+    output: str = setting(
+        "-", "file to write, as a table if it ends in .csv or .tsv, else as JSON lines; -: standard output"
+    )
     columns: str | None = setting(
         None, "your column names, such as text=review; default: those of the run", columns_of_fields
     )
     n_batch: int = setting(32, "examples computed at a time; no effect on the labels", COUNT)
     skip_bad: bool = setting(False, "leave out lines that cannot be read, and count them")
+
+    def __post_init__(self):
+        """Check all values. Raises ValueError."""
+        super().__post_init__()
+        if self.official and (self.input == "-" or self.columns is not None):
+            raise ValueError("official is for a file of the data set: give input, and no columns")
 
 
 # --- input -----------------------------------------------------------------------------------------------------------
@@ -71,18 +82,20 @@ def read_input(settings: PredictFlags, run: SavedRun) -> Iterator[Example | Bad]
 
 
 def read_standard_input(form: str, columns: dict[str, str]) -> Iterator[Example | Bad]:
-    """Yield the example of each line that is not empty: JSON, or for classification a plain text."""
+    """Yield the example of each line: JSON, or for classification a plain text; one without texts for a blank line."""
     names = tuple(columns.get(name, name) for name in FIELDS[form])
     choices = None
     if form in CHOICE_FORMS:
         choices = columns.get("choices", "choices")
 
-    for number, line in enumerate(sys.stdin, 1):
-        if not line.strip():
-            continue
-        line = line.rstrip("\n")
+    for number, line, why in text_lines(sys.stdin.buffer):
+        line = line.rstrip("\r\n")
         where = f"standard input, line {number}"
-        if form == "classification" and not line.lstrip().startswith("{"):
+        if why:
+            yield Bad(where, why)
+        elif not line.strip():
+            yield Example((), None, where)
+        elif form == "classification" and not line.lstrip().startswith("{"):
             yield Example((line,), None, where)
         else:
             yield check_own(json_example(line, where, names, None, choices), form, labelled=False)
@@ -94,23 +107,24 @@ def read_official(path: Path, dataset: str) -> Iterator[Example | Bad]:
         raise InputError(f"the run is of {dataset} data, which has no official files. Leave --official out.")
     sources = []
     for layout in (TASKS[dataset], *LAYOUTS.get(dataset, ())):
-        sources += layout.sources()
+        sources += [source for source in layout.sources() if len(source.files) == 1]  # with a list, it is a part of one
 
-    # a name is such as test.tsv, dev/middle, ../diagnostic/diagnostic.tsv, below one of the folders above the file
-    whole = path.resolve()
+    # a name is such as test.tsv, dev/middle, ../diagnostic/diagnostic.tsv, below one of the folders above the file;
+    # it is not that of the file that a link leads to
+    whole = Path(os.path.abspath(path))
     for source in sources:
         for folder in whole.parents:
-            if (folder / source.files[0]).resolve() == whole:
+            if os.path.abspath(folder / source.files[0]) == str(whole):
                 return source.read(folder)
     names = dict.fromkeys(source.files[0] for source in sources)
     raise InputError(f"{path} is not a file of {dataset}: {', '.join(names)}. Name one of them.")
 
 
-def good_texts(examples: Iterable[Example | Bad], skip_bad: bool, bad: list[str]) -> Iterator[tuple[str, ...]]:
-    """Yield the texts of the examples. A line that cannot be read goes into `bad`, or without skip_bad ends it all."""
+def good_examples(examples: Iterable[Example | Bad], skip_bad: bool, bad: list[str]) -> Iterator[Example]:
+    """Yield the examples. A line that cannot be read goes into `bad`, or without skip_bad ends it all."""
     for example in examples:
         if isinstance(example, Example):
-            yield example.texts
+            yield example
         elif skip_bad:
             bad.append(example.where)
         else:
@@ -123,30 +137,40 @@ def good_texts(examples: Iterable[Example | Bad], skip_bad: bool, bad: list[str]
 def as_json(prediction: Prediction) -> str:
     """Return a prediction as a line of JSON."""
     values = {label: round(p, 6) for label, p in prediction.probabilities.items()}
-    return json.dumps({"label": prediction.label, "probabilities": values}, ensure_ascii=False) + "\n"
+    return json.dumps({"label": prediction.label or None, "probabilities": values}, ensure_ascii=False) + "\n"
+
+
+def as_row(suffix: str, *fields: int | str) -> str:
+    """Return a row of a table: quoted in .csv, not quoted in .tsv."""
+    if suffix == ".tsv":
+        return "\t".join(map(str, fields)) + "\n"
+    row = io.StringIO()
+    csv.writer(row, lineterminator="\n").writerow(fields)
+    return row.getvalue()
 
 
 def predict_input(settings: PredictFlags) -> None:
     """Predict the input. Raises InputError for what the user can fix; no output file is written then."""
-    # the run, and the texts that it predicts; they are read as they are needed
+    # the run, and the examples that it predicts; they are read as they are needed
     keep_freed_memory()
     run = open_run(Path(settings.save_dir) / settings.desc)
     bad = []
-    texts = good_texts(read_input(settings, run), settings.skip_bad, bad)
+    examples = good_examples(read_input(settings, run), settings.skip_bad, bad)
 
     # a line for each of them
     n_done = 0
-    is_table = settings.output.endswith(".tsv")
+    suffix = Path(settings.output).suffix
+    is_table = suffix in (".csv", ".tsv")
     if settings.output == "-":
         output = nullcontext(sys.stdout.buffer)
     else:
         output = replacing(Path(settings.output))
     with output as file:
         if is_table:
-            file.write(b"index\tprediction\n")
-        predictions = run.stream(texts, settings.n_batch)
+            file.write(as_row(suffix, "index", "prediction").encode())
+        predictions = run.stream(examples, settings.n_batch)
         for prediction in tqdm(predictions, unit=" examples", ncols=80, leave=False, file=sys.stderr):
-            line = f"{n_done}\t{prediction.label}\n" if is_table else as_json(prediction)
+            line = as_row(suffix, n_done, prediction.label) if is_table else as_json(prediction)
             file.write(line.encode())
             n_done += 1
         if n_done == 0:

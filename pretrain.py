@@ -18,6 +18,7 @@ from loss import SequenceLosses, sequence_losses, token_mean
 from model_pytorch import LMModel, TransformerModel
 from opt import OpenAIAdam
 from reading.corpus import open_tokens, prepare
+from reading.encoding import describe_unknown
 from reading.rows import Sequences
 from reading.workers import n_cores
 from running.command import exit_code
@@ -85,6 +86,7 @@ def pre_train(settings: PreTrainingFlags, ranks: Ranks, make_network=None) -> LM
     if ranks.is_first:
         announce(run, sequences, encoder, len(held_out))
     losses = run.wrap(SequenceLosses(model))
+    n_next = sequences.lengths - 1  # tokens that each sequence predicts
 
     with run:
         # before the first update of an adaptation; and a run that was stopped while it was measured goes on with that
@@ -102,14 +104,15 @@ def pre_train(settings: PreTrainingFlags, ranks: Ranks, make_network=None) -> LM
             for part in run.parts(examples):
                 packing = sequences.packed(part, encoder.n_vocab).to(ranks.device)
                 with run.autocast:
-                    loss = token_mean(losses(packing), packing.n_next()) / settings.accumulate
+                    loss = run.weight(n_next, part) * token_mean(losses(packing), packing.n_next())
+                    loss = loss / settings.accumulate
                 loss.backward()
                 cost = cost + loss.detach()
 
             # clip and step; an update whose cost or gradients are not finite is not made
             cost = run.mean_cost(cost)
             optimizer.step()
-            run.count(cost)
+            run.count(cost, n_next[examples].sum())
 
             if is_log_due(run):
                 write_log(run, measured)
@@ -166,7 +169,8 @@ def make_tokens(settings: PreTrainingFlags, encoder: TextEncoder | None) -> None
                 copy_file(source, copy)
 
     folder = Path(settings.save_dir) / settings.desc
-    prepare(settings.corpus, vocabulary, settings.n_merges, folder, settings.workers or n_cores())
+    n_workers = settings.workers or n_cores()
+    prepare(settings.corpus, vocabulary, settings.n_merges, folder, n_workers, settings.field)
 
 
 def newline_of(encoder: TextEncoder) -> int:
@@ -237,6 +241,7 @@ def announce(run: Run, sequences: Sequences, encoder: TextEncoder, n_held_out: i
     n_tokens = f"{len(sequences.tokens):,}, vocabulary {encoder.n_vocab:,}"
     print(f"device   {describe_device(run.precision, run.ranks)}")
     print(f"tokens   {n_tokens}: {plan.n_examples:,} + {n_held_out} sequences of {n_ctx}")
+    print("\n".join(describe_unknown([sequences.tokens], encoder)))
     print(f"network  {cfg.n_layer} blocks, {cfg.n_embd} features, {cfg.n_head} heads{source}")
     plan_of = f"{plan.n_iter} epochs, {plan.t_total} updates of {plan.n_update} sequences"
     print(f"plan     {plan_of}, {run.n_updates} of them done")
@@ -301,7 +306,9 @@ def is_log_due(run: Run) -> bool:
 
 def write_log(run: Run, measured: Measured) -> None:
     """Write the perplexities, of training since the last log and of the held-out sequences, to the log."""
-    training_cost = sum(run.costs) / len(run.costs)
+    # each update weighs as many tokens as it predicted; 1.0 where all predicted as many
+    weights = np.array(run.sizes) / np.mean(run.sizes)
+    training_cost = sum(weights * run.costs) / len(run.costs)
     figures = {"tr_ppl": math.exp(training_cost)} | measured.figures(run)
     run.write_log(figures, measured.shown(figures))
 

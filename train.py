@@ -7,6 +7,7 @@ with random numbers in the authors' order. Flags and defaults are the paper's an
 import random
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,10 +88,12 @@ def fine_tune(settings: FineTuningFlags, ranks: Ranks, make_network=None) -> Non
     run = Run(settings, plan, model, optimizer, record.to_json(), ranks)
     if ranks.is_first:
         announce(run, splits, encoder, loaded)
-        remove_results(settings)
+        if run.n_updates == 0:
+            remove_results(settings)
         copy_file(Path(settings.encoder_path), run.folder / ENCODER_FILE)
         copy_file(Path(settings.bpe_path), run.folder / BPE_FILE)
     losses = run.wrap(PackedLosses(model, settings.lm_coef))
+    n_rows = train.n_rows()
     class_weights = None
     if settings.class_weights == "balanced":
         class_weights = balanced_weights(train.labels, splits.n_out()).to(ranks.device)
@@ -113,7 +116,7 @@ def fine_tune(settings: FineTuningFlags, ranks: Ranks, make_network=None) -> Non
                         task_losses = task_losses * class_weights[y]
                     loss = task_losses.mean()
                     if lm_losses is not None:
-                        loss = loss + settings.lm_coef * lm_losses.mean()
+                        loss = loss + settings.lm_coef * run.weight(n_rows, part) * lm_losses.mean()
                     loss = loss / settings.accumulate
                 loss.backward()
                 cost = cost + loss.detach()
@@ -165,6 +168,8 @@ def read_task(settings: FineTuningFlags, encoder: TextEncoder) -> Splits:
     """Return the examples of the data set. Raises InputError."""
     data_dir = Path(settings.data_dir)
     task = find_task(settings.dataset, data_dir, settings.task, parse_columns(settings.columns), settings.race)
+    if settings.skip_bad:
+        task = replace(task, strict=False)
     n_ctx = settings.n_ctx
     if settings.n_transfer >= 0:
         n_ctx = min(n_ctx, read_sizes(Path(settings.model_dir)).n_positions)

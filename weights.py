@@ -20,14 +20,15 @@ from formats.authors import (
     vocabulary_files,
     weight_files,
 )
+from formats.examples import Example
 from formats.files import InputError, copy_file, make_output_folder, sha256
 from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel, LMModel, TransformerModel
 from reading.encoding import Encoded
 from reading.rows import FORMS, N_SPECIAL, Rows, special_tokens
-from running.checkpoint import load_parameters
+from running.checkpoint import load_parameters, meaning_of
 from running.inference import answers, predict, written_answers
 from running.processes import Ranks
-from running.record import RunRecord
+from running.record import RunRecord, meaning
 from text_utils import TextEncoder
 
 # --- a pre-trained model ---------------------------------------------------------------------------------------------
@@ -124,18 +125,23 @@ class SavedRun:
 
         Raises ValueError for an example with the wrong number of texts.
         """
-        texts = ((example,) if isinstance(example, str) else tuple(example) for example in examples)
-        return list(self.stream(texts, n_batch))
+        found = []
+        for i, example in enumerate(examples):
+            texts = (example,) if isinstance(example, str) else tuple(example)
+            self.check(texts, f"example {i}")
+            found.append(Example(texts, None, f"example {i}"))
+        return list(self.stream(found, n_batch))
 
-    def stream(self, examples: Iterable[tuple[str, ...]], n_batch: int = 32) -> Iterator[Prediction]:
-        """Yield what predict returns, in memory that does not grow with the number of examples."""
+    def stream(self, examples: Iterable[Example], n_batch: int = 32) -> Iterator[Prediction]:
+        """Yield what predict returns, in memory that does not grow with the number of examples.
+
+        An example without texts, such as a blank line, gets a Prediction that says nothing.
+        """
         examples = iter(examples)
-        n_done = 0
         while chunk := list(islice(examples, CHUNK)):
-            for i, texts in enumerate(chunk, n_done):
-                self.check(texts, f"example {i}")
-            yield from self.predict_chunk(chunk, n_batch)
-            n_done += len(chunk)
+            predictions = self.predict_chunk([example for example in chunk if example.texts], n_batch)
+            for example in chunk:
+                yield next(predictions) if example.texts else Prediction("", {})
 
     def check(self, texts: tuple[str, ...], where: str) -> None:
         """Raise ValueError for an example with the wrong number of texts."""
@@ -145,20 +151,22 @@ class SavedRun:
             more = " and two choices or more" if form.has_choices else ""
             raise ValueError(f"{where} has {len(texts)} texts; a {self.record.form} example takes {form.n_texts}{more}")
 
-    def predict_chunk(self, examples: list[tuple[str, ...]], n_batch: int) -> Iterator[Prediction]:
+    def predict_chunk(self, examples: list[Example], n_batch: int) -> Iterator[Prediction]:
         """Yield the predictions of some examples, which are encoded together."""
+        if not examples:
+            return
         # texts -> rows, cut as in training; then, if longer than any row there, to the network's number of positions
         record, form = self.record, FORMS[self.record.form]
-        ids = iter(self.encoder.encode([text for example in examples for text in example], verbose=False))
-        cut = [record.layout().cut_texts([next(ids) for _ in example]) for example in examples]
+        ids = iter(self.encoder.encode([text for example in examples for text in example.texts], verbose=False))
+        cut = [record.layout().cut_texts([next(ids) for _ in example.texts]) for example in examples]
         layout = dataclasses.replace(record.layout(), cut="longest", n_ctx=record.n_ctx)
         rows = Rows(Encoded.of(cut), layout)
         lengths = rows.lengths()
         if lengths.max() > record.n_ctx:
             i = int(lengths.argmax())
             raise InputError(
-                f"an example takes {lengths[i]} tokens without its context; the run has positions for "
-                f"{record.n_ctx}. Shorten it: {' '.join(examples[i])[:60]!r} ..."
+                f"{examples[i].where}: {lengths[i]} tokens without its context; the run has positions for "
+                f"{record.n_ctx}. Shorten it: {' '.join(examples[i].texts)[:60]!r} ..."
             )
 
         # rows -> probabilities -> labels by their names
@@ -169,7 +177,7 @@ class SavedRun:
             known = [f"{value:g}" for value in np.linspace(*record.scores, logits.size(1))]
         found = answers(logits, record.scores)
         for answer, example, values in zip(found, examples, logits.softmax(1).tolist(), strict=True):
-            n_out = len(example) - form.n_texts if form.has_choices else len(values)
+            n_out = len(example.texts) - form.n_texts if form.has_choices else len(values)
             names = known
             if n_out > len(known):  # more choices than in training: the numbers are their names
                 names = [str(i + 1) for i in range(n_out)]
@@ -177,10 +185,17 @@ class SavedRun:
             yield Prediction(label, dict(zip(names[:n_out], values[:n_out], strict=True)))
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Copy the run, without its checkpoints, to a folder that open_run can read."""
+        """Copy the run, without its checkpoints, to a folder that open_run can read.
+
+        Raises InputError for a folder of another run or model.
+        """
         folder = Path(folder)
         make_output_folder(folder)
-        for name in ("settings.json", ENCODER_FILE, BPE_FILE, "best_params", "best_params.sha256"):
+        names = ("settings.json", ENCODER_FILE, BPE_FILE, "best_params", "best_params.sha256")
+        for name in names:
+            if (folder / name).exists() and sha256(folder / name) != sha256(self.folder / name):
+                raise InputError(f"{folder / name} is of another run or model. Name another folder.")
+        for name in names:
             copy_file(self.folder / name, folder / name)
 
 
@@ -210,6 +225,8 @@ def open_run(folder: str | os.PathLike) -> SavedRun:
             record.config(), clf_token, head, record.n_vocab + N_SPECIAL + record.n_ctx, record.n_ctx
         )
         load_parameters(folder / "best_params", model)
+        if meaning_of(folder / "best_params") != meaning(record.to_json()):
+            raise ValueError("one of them was changed")
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{folder}: settings.json and best_params are not of one run ({error}). Take both from one run."

@@ -10,7 +10,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from formats.files import InputError
+from formats.files import InputError, text_lines
 
 READERS_VERSION = 1  # raise it when a reader finds other examples in the same file: cached ones are then read anew
 
@@ -39,23 +39,9 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str, str]]:
 
     Raises InputError when the file is missing or unreadable.
     """
-    n_before = 0  # bytes of the lines before this one
     try:
         with open(path, "rb") as file:
-            for number, raw in enumerate(file, 1):
-                text = ""
-                why = ""
-                try:
-                    # a byte-order mark is one only at the beginning
-                    text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    why = f"not UTF-8 (byte {n_before + error.start:,}). If it is Latin-1, convert it: "
-                    why += "iconv -f latin1 -t utf-8 OLD > NEW"
-                nul = raw.find(b"\0")
-                if nul >= 0:
-                    why = f"a NUL byte (byte {n_before + nul:,}): the file is damaged. Fetch it again."
-                yield number, text, why
-                n_before += len(raw)
+            yield from text_lines(file)
     except FileNotFoundError:
         raise InputError(f"{path} is missing. See 'Weights and data' in README.md for where to get it.") from None
     except OSError as error:

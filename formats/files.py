@@ -1,6 +1,8 @@
 """Files: read, written whole or not at all, and told apart by their digests; and the error for what a user can fix."""
 
+import codecs
 import hashlib
+import io
 import json
 import os
 import platform
@@ -28,6 +30,56 @@ def find(path: str | os.PathLike) -> Path:
     if not path.exists() and beside_scripts.exists():
         return beside_scripts
     return path
+
+
+def is_utf16(content: bytes) -> bool:
+    """Return whether bytes begin with the byte-order mark of UTF-16."""
+    return content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+
+
+def decoded(content: bytes, n_before: int = 0) -> tuple[str, str]:
+    """Return the text of bytes in UTF-8, or UTF-16 with its mark, and what is wrong with it ("" if nothing).
+
+    Args:
+        n_before: bytes that stand before these; a byte-order mark is one only at the beginning.
+    """
+    text = ""
+    why = ""
+    try:
+        if n_before == 0 and is_utf16(content):
+            return content.decode("utf-16"), ""
+        text = content.decode("utf-8-sig" if n_before == 0 else "utf-8")
+    except UnicodeDecodeError as error:
+        if error.encoding.startswith("utf-16"):
+            return "", "not UTF-16, though its byte-order mark says so. Convert it to UTF-8."
+        why = f"not UTF-8 (byte {n_before + error.start:,}). If it is Latin-1, convert it: "
+        why += "iconv -f latin1 -t utf-8 OLD > NEW"
+    nul = content.find(b"\0")
+    if nul >= 0:
+        why = f"a NUL byte (byte {n_before + nul:,}): the file is damaged. Fetch it again."
+    return text, why
+
+
+def text_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, str, str]]:
+    """Yield each line's number, its text with the line end, and what is wrong with it, as `decoded` does.
+
+    Args:
+        lines: that end with a newline byte, such as a file open for bytes, or sys.stdin.buffer.
+    """
+    n_before = 0
+    lines = iter(lines)
+    for number, raw in enumerate(lines, 1):
+        if number == 1 and is_utf16(raw):
+            # here a newline byte may be a part of another character
+            whole, why = decoded(raw + b"".join(lines))
+            if why:
+                yield 1, "", why
+            for numbered in enumerate(io.StringIO(whole, newline="\n"), 1):
+                yield *numbered, ""
+            return
+        text, why = decoded(raw, n_before)
+        yield number, text, why
+        n_before += len(raw)
 
 
 def read_json(path: Path, remedy: str = WHERE_TO_GET_IT) -> Any:

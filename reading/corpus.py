@@ -6,7 +6,8 @@ The files are cut into shards. The words of each shard are counted, or its token
 What a shard gives is a file of its own, whole or not there, so that a run that is stopped or killed goes on with the
 next shard. The result does not depend on the number of processes.
 
-A document is a line: it ends with the newline token, as the authors' texts do. The end of a file also ends a line.
+A document is a line: it ends with the newline token, as the authors' texts do. The end of a file also ends a line. In
+JSON lines a document is the text in one field of an object, its newlines read as spaces.
 """
 
 import glob
@@ -25,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from formats.files import InputError, read_json, replacing, sha256, text_sha256, write_json
+from formats.files import InputError, is_utf16, read_json, replacing, sha256, text_sha256, write_json
 from reading.merges import learn_vocabulary
 from reading.workers import in_processes
 from text_utils import TextEncoder, split_words, word_splitter
@@ -87,11 +88,12 @@ def _unreadable(path: Path, error: OSError) -> InputError:
 
 
 class ByteRange(NamedTuple):
-    """The lines of a file that begin from byte `start` on and before byte `end`; always all lines of a .gz file."""
+    """The lines of a file that begin from byte `start` on and before byte `end`; always all lines of a gzip file."""
 
     path: Path
     start: int
     end: int
+    field: str | None = None  # of JSON lines, which holds the text; None: the lines are text
 
 
 class Shard(NamedTuple):
@@ -101,31 +103,37 @@ class Shard(NamedTuple):
     ranges: list[ByteRange]
 
     def n_bytes(self) -> int:
-        return sum(end - start for _, start, end in self.ranges)
+        return sum(of_file.end - of_file.start for of_file in self.ranges)
 
 
-def cut(files: Iterable[Path]) -> list[Shard]:
-    """Cut files into shards of about SHARD_BYTES; a larger .gz file is a shard."""
+def is_gzip(path: Path) -> bool:
+    """Return whether a file is compressed, by its name or by its first bytes."""
+    with open(path, "rb") as file:
+        return path.suffix == ".gz" or file.read(2) == b"\x1f\x8b"
+
+
+def cut(files: Iterable[Path], field: str | None = None) -> list[Shard]:
+    """Cut files into shards of about SHARD_BYTES; a larger gzip file is a shard."""
     shards: list[Shard] = []
     for path in files:
         size = path.stat().st_size
-        step = max(size, 1) if path.suffix == ".gz" else SHARD_BYTES
+        step = max(size, 1) if is_gzip(path) else SHARD_BYTES
         for start in range(0, size, step):
             end = min(start + step, size)
             if not shards or shards[-1].n_bytes() + end - start > SHARD_BYTES:
                 shards.append(Shard(len(shards), []))
-            shards[-1].ranges.append(ByteRange(path, start, end))
+            shards[-1].ranges.append(ByteRange(path, start, end, field))
     return shards
 
 
 def document_lines(lines_of: ByteRange) -> Iterator[str]:
-    """Yield the lines of a byte range. Raises InputError when the file is not UTF-8 text, or damaged."""
-    path, start, end = lines_of
-    is_compressed = path.suffix == ".gz"
-    open_file = gzip.open if is_compressed else open
+    """Yield the documents of a byte range. Raises InputError when the file is not UTF-8 text, or damaged."""
+    path, start, end, field = lines_of
     codec = "utf-8-sig" if start == 0 else "utf-8"  # only the first line of a file may hold a byte order mark
     n_lines = 0
     try:
+        is_compressed = is_gzip(path)
+        open_file = gzip.open if is_compressed else open
         with open_file(path, "rb") as file:
             # a line that began before the range is not of it
             if start > 0:
@@ -136,15 +144,35 @@ def document_lines(lines_of: ByteRange) -> Iterator[str]:
                 if not line:
                     break
                 n_lines += 1
-                yield line.decode(codec)
+                if is_utf16(line):
+                    raise ValueError("UTF-16. Convert the file: iconv -f utf-16 -t utf-8")
+                yield document_of(line.decode(codec), field, is_first=start == 0 and n_lines == 1)
                 codec = "utf-8"
-    except UnicodeDecodeError:
-        number = _lines_before(path, start) + n_lines
-        raise InputError(f"{path}, line {number}: not UTF-8. Convert the file: iconv -t utf-8") from None
+    except ValueError as error:
+        why = "not UTF-8. Convert the file: iconv -t utf-8" if isinstance(error, UnicodeDecodeError) else error
+        raise InputError(f"{path}, line {_lines_before(path, start) + n_lines}: {why}") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path} is not a whole .gz file ({error}). Compress or fetch it again.") from None
     except OSError as error:
         raise _unreadable(path, error) from None
+
+
+def document_of(line: str, field: str | None, is_first: bool) -> str:
+    """Return the text of a line, or of a field of the object in it. Raises ValueError where there is none."""
+    if "\0" in line:
+        raise ValueError("a NUL byte, which no text in UTF-8 holds. Leave the file out, or convert it.")
+    begin = line.strip()
+    if field is None or not begin:
+        if is_first and (begin in ("[", "{") or begin.startswith(('{"', "[{", '["'))):
+            raise ValueError("JSON, which is no text. --field NAME reads that field of the object in each line.")
+        return line
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict) or not isinstance(value.get(field), str):
+        raise ValueError(f"no JSON object with a text in the field {field!r}. Fix the line, or change --field.")
+    return " ".join(value[field].split("\n")) + "\n"
 
 
 def _lines_before(path: Path, start: int) -> int:
@@ -160,13 +188,12 @@ def _lines_before(path: Path, start: int) -> int:
 # --- shards -> words, shards -> tokens -------------------------------------------------------------------------------
 
 
-def make_parts(files: list[Path], folder: Path, vocabulary: Vocabulary | None, n_workers: int) -> list[Path]:
+def make_parts(shards: list[Shard], folder: Path, vocabulary: Vocabulary | None, n_workers: int) -> list[Path]:
     """Return a file for each shard, in order: its tokens or, without a vocabulary, a JSON object of counts of words.
 
     Those that the folder has are kept. Raises InputError for what is wrong with the text, or if it changes meanwhile.
     """
     # which are missing
-    shards = cut(files)
     paths = _part_paths(shards, folder, vocabulary)
     missing = [(shard, path) for shard, path in zip(shards, paths, strict=True) if not path.exists()]
     n_bytes = sum(shard.n_bytes() for shard, _ in missing)
@@ -189,11 +216,10 @@ def _part_paths(shards: list[Shard], folder: Path, vocabulary: Vocabulary | None
     digests = [sha256(path) for path in vocabulary or ()]
     paths = []
     for number, ranges in shards:
-        states = [path.stat() for path, _, _ in ranges]
-        texts = [
-            (path.name, start, end, state.st_size, state.st_mtime_ns)
-            for (path, start, end), state in zip(ranges, states, strict=True)
-        ]
+        texts = []
+        for path, start, end, field in ranges:
+            state = path.stat()
+            texts.append((path.name, start, end, field, state.st_size, state.st_mtime_ns))
         made_from = text_sha256(json.dumps([texts, digests]))
         paths.append(folder / f"{number:06d}.{made_from[:16]}.{kind}")
     return paths
@@ -256,7 +282,12 @@ def _in_batches(lines: Iterable[str]) -> Iterator[list[str]]:
 
 
 def prepare(
-    names: Iterable[str | os.PathLike], vocabulary: Vocabulary, n_merges: int, folder: Path, n_workers: int = 1
+    names: Iterable[str | os.PathLike],
+    vocabulary: Vocabulary,
+    n_merges: int,
+    folder: Path,
+    n_workers: int = 1,
+    field: str | None = None,
 ) -> None:
     """Learn a vocabulary where there is none, and write a corpus as `tokens.bin` into a folder.
 
@@ -267,19 +298,21 @@ def prepare(
         vocabulary: used if both files exist.
         folder: for `tokens.bin` and `tokens.json`; until then for the parts, in `shards/`.
         n_workers: processes.
+        field: of the objects in JSON lines, which holds the text; None: the lines are text.
 
     Raises:
         InputError: for what is wrong with the text, and when a process was killed.
     """
     names = list(names)
     files = find_files(names)
+    shards = cut(files, field)
     parts_folder = folder / "shards"
     parts_folder.mkdir(exist_ok=True)
 
     # words -> vocabulary
     if not all(path.exists() for path in vocabulary):
         counts: Counter[str] = Counter()
-        for part in make_parts(files, parts_folder, None, n_workers):
+        for part in make_parts(shards, parts_folder, None, n_workers):
             counts.update(json.loads(part.read_bytes()))
         if not any(word.strip() for word in counts):
             corpus = " and ".join(map(str, names))
@@ -288,9 +321,11 @@ def prepare(
 
     # vocabulary -> tokens
     made_from = {"corpus": _corpus_sha256(files), "vocabulary": "".join(map(sha256, vocabulary))}
+    if field is not None:
+        made_from["field"] = field
     if not _is_made(folder, made_from):
         tokens = folder / "tokens.bin"
-        parts = make_parts(files, parts_folder, vocabulary, n_workers)
+        parts = make_parts(shards, parts_folder, vocabulary, n_workers)
         with replacing(tokens) as file:
             for part in parts:
                 with open(part, "rb") as content:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 import text_utils
 from formats.examples import READERS_VERSION, Bad, Example
 from formats.files import InputError, digests, sha256
-from reading.tasks import Source
+from reading.tasks import Source, hold_out
 from text_utils import TextEncoder
 
 
@@ -80,6 +80,17 @@ def _bounds(ends: np.ndarray, i: int) -> tuple[int, int]:
     return int(ends[i - 1]) if i > 0 else 0, int(ends[i])
 
 
+def describe_unknown(ids: Sequence[np.ndarray], encoder: TextEncoder) -> list[str]:
+    """Return in words how many of some token ids are that of the unknown token; above a tenth with a warning."""
+    if encoder.decoder[0] != "<unk>":
+        return []
+    share = 1 - sum(map(np.count_nonzero, ids)) / max(1, sum(map(len, ids)))
+    lines = [f"unknown  {share:.2%} of the tokens are not in the vocabulary"]
+    if share > 0.1:
+        lines.append("warning  the network reads all unknown tokens as one. Is the text in the vocabulary's language?")
+    return lines
+
+
 # --- what is encoded -------------------------------------------------------------------------------------------------
 
 
@@ -91,11 +102,26 @@ class SplitFiles:
     folder: Path  # of the data set
     labels: Sequence[str] | None = None  # those allowed; None: any
     strict: bool = False  # stop at a line that cannot be read; else count it
-    max_examples: int | None = None  # read from each source; None: all
+    max_examples: int | None = None  # of each source; None: all
+    seed: int = 0  # that decides which of them
 
     def present(self) -> list[Source]:
         """Return the sources without the optional ones whose files are missing."""
         return [source for source in self.sources if not source.optional or source.is_in(self.folder)]
+
+    def chosen(self, source: Source, bad: list[str]) -> Iterator[Example]:
+        """Yield max_examples of the usable examples of a source, in its order; the same share of each label."""
+        if self.max_examples is None:
+            yield from self.examples(source, bad)
+            return
+        labels = np.array([str(example.label) for example in self.examples(source, [])])
+        chosen = set(range(len(labels)))
+        if len(labels) > self.max_examples:
+            _, drawn = hold_out(labels, self.max_examples, self.seed, True, self.folder / source.files[0])
+            chosen = set(drawn.tolist())
+        for i, example in enumerate(self.examples(source, bad)):
+            if i in chosen:
+                yield example
 
     def examples(self, source: Source, bad: list[str]) -> Iterator[Example]:
         """Yield the usable examples of a source; add to `bad` what is wrong with each other line.
@@ -130,6 +156,8 @@ class SplitFiles:
         versions = [text_utils.VERSION, READERS_VERSION, version("ftfy"), version("spacy")]
         labels = list(self.labels) if self.labels else None
         key = json.dumps([sources, vocabulary, versions, labels, self.strict, self.max_examples])
+        if self.max_examples is not None:
+            key += str(self.seed)
         return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
@@ -258,7 +286,7 @@ def _write(path: Path, split: SplitFiles, encoder: TextEncoder) -> None:
         bar = stack.enter_context(tqdm(desc="tokenizing", unit=" examples", ncols=80, leave=False))
         for source in split.present():
             n = 0
-            examples = islice(split.examples(source, bad), split.max_examples)
+            examples = split.chosen(source, bad)
             while step := list(islice(examples, EXAMPLES_PER_STEP)):
                 ids = encoder.encode(list(chain.from_iterable(example.texts for example in step)), verbose=False)
                 records = [json.dumps(example).encode() + b"\n" for example in step]

@@ -355,14 +355,24 @@ class Rows:
             self.known_lengths[is_cut] = np.array(found, dtype=int)
         return self.known_lengths[is_cut]
 
+    def fingerprints(self) -> list[int]:
+        """Return a number for each example that is that of other examples only if they hold the same texts."""
+        return [hash(tuple(map(tuple, self.encoded.texts(i)))) for i in self.which.tolist()]
+
     def has_choices(self) -> bool:
         """Return whether the rows of an example are choices, one of which is right."""
         return FORMS[self.layout.form].has_choices
 
+    def n_rows(self) -> np.ndarray:
+        """Return the number of rows of each example (N,)."""
+        if not self.has_choices():
+            return np.full(len(self), len(self.rows(0)))
+        n_texts = np.diff(self.encoded.example_ends, prepend=0)[self.which]
+        return n_texts - FORMS[self.layout.form].n_texts
+
     def n_choices(self) -> int:
         """Return the largest number of choices of an example."""
-        n_texts = np.diff(self.encoded.example_ends, prepend=0)[self.which]
-        return int(n_texts.max(initial=0)) - FORMS[self.layout.form].n_texts
+        return int(self.n_rows().max(initial=0))
 
     def targets(self, which: np.ndarray) -> Tensor:
         """Return the labels of some examples as loss.task_losses takes them: (B,), or for scores (B, 6)."""

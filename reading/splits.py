@@ -7,7 +7,7 @@ import numpy as np
 
 from formats.examples import as_number
 from formats.files import InputError
-from reading.encoding import Encoded, SplitFiles, encode_cached
+from reading.encoding import Encoded, SplitFiles, describe_unknown, encode_cached
 from reading.rows import FORMS, N_CLASSES_OF_SCORE, Layout, Rows, special_tokens
 from reading.tasks import Source, Task, hold_out
 from text_utils import TextEncoder
@@ -20,7 +20,7 @@ class Limits:
     n_valid: int  # examples held out; at most a tenth of train, unless the task fixes the seed of this split
     seed: int  # of this split, unless the task fixes it
     n_ctx: int  # tokens of the longest row allowed
-    max_examples: int | None = None  # read from each file; None: all
+    max_examples: int | None = None  # of each file, by the seed; None: all
 
 
 @dataclass(frozen=True)
@@ -57,18 +57,19 @@ def read_splits(task: Task, data_dir: Path, encoder: TextEncoder, limits: Limits
     train_file = folder / task.train[0].files[0]
 
     # train comes first: where the task does not fix the labels, they are those of train
-    files = SplitFiles(task.train, folder, task.labels, task.strict, limits.max_examples)
+    files = SplitFiles(task.train, folder, task.labels, task.strict, limits.max_examples, limits.seed)
     encoded = {"train": encode_cached(files, encoder)}
     task = with_labels(task, encoded["train"], train_file)
 
-    # the others may hold other scores than train, and examples of more choices, but no other labels
-    known = None if task.scores or FORMS[task.form].has_choices else task.labels
+    # the others may hold other scores than train, and examples of more choices; classes are checked in label_values
     for name, sources in (("valid", task.valid), ("test", task.test)):
         if sources:
-            encoded[name] = encode_cached(replace(files, sources=sources, labels=known), encoder)
+            encoded[name] = encode_cached(replace(files, sources=sources), encoder)
 
     # texts to rows, labels to numbers
-    rows = {name: make_rows(task, folder, split, encoder, limits.n_ctx) for name, split in encoded.items()}
+    rows = {
+        name: make_rows(task, folder, split, encoder, limits.n_ctx, name == "test") for name, split in encoded.items()
+    }
     parts = {name: split.parts for name, split in encoded.items()}
 
     # without files for validation, some examples of train are held out
@@ -82,6 +83,7 @@ def read_splits(task: Task, data_dir: Path, encoder: TextEncoder, limits: Limits
     notes = []
     for name, split in encoded.items():
         notes += notes_on(getattr(task, name), folder, split, limits.max_examples)
+    notes += notes_on_labels(task, rows.get("test"))
     read = [folder / name for source in task.sources() for name in source.files]
     return Splits(
         task=task,
@@ -112,16 +114,19 @@ def with_labels(task: Task, train: Encoded, path: Path) -> Task:
     if task.form == "similarity" and None not in numbers and len(set(numbers)) > 2:
         return replace(task, scores=(min(numbers), max(numbers)), metrics=("pearson", "spearman"))
 
-    if len(train.names) < 2:
-        label = train.names[0]
-        raise InputError(f"{path}: every label is {label!r}: there is nothing to learn. Give two labels or more.")
-    return replace(task, labels=tuple(sorted(train.names)))
+    # 1 and 1.0 are one class where all are numbers
+    names = train.names
+    if None not in numbers:
+        names = [name for i, name in enumerate(train.names) if numbers.index(numbers[i]) == i]
+    if len(names) < 2:
+        raise InputError(f"{path}: every label is {names[0]!r}: there is nothing to learn. Give two labels or more.")
+    return replace(task, labels=tuple(sorted(names)))
 
 
-def make_rows(task: Task, folder: Path, encoded: Encoded, encoder: TextEncoder, n_ctx: int) -> Rows:
+def make_rows(task: Task, folder: Path, encoded: Encoded, encoder: TextEncoder, n_ctx: int, is_test: bool) -> Rows:
     """Return a split's rows. Raises InputError for an example whose uncut part does not fit, or a bad label."""
     # only the context of an example is cut
-    labels = label_values(task, folder, encoded)
+    labels = label_values(task, folder, encoded, is_test)
     layout = Layout(task.form, task.cut, encoder.n_vocab, n_ctx)
     rows = Rows(encoded, layout, labels, task.scores)
     lengths = rows.lengths()
@@ -134,8 +139,11 @@ def make_rows(task: Task, folder: Path, encoded: Encoded, encoder: TextEncoder, 
     return rows
 
 
-def label_values(task: Task, folder: Path, encoded: Encoded) -> np.ndarray | None:
-    """Return the labels of examples as indices into task.labels, or as scores (N,); None if any label is missing."""
+def label_values(task: Task, folder: Path, encoded: Encoded, is_test: bool) -> np.ndarray | None:
+    """Return the labels of examples as indices into task.labels, or as scores (N,); None if any label is missing.
+
+    Where test has a class that train lacks it is len(task.labels), which is never predicted. Raises InputError.
+    """
     if encoded.codes.min() < 0:
         return None
 
@@ -153,7 +161,15 @@ def label_values(task: Task, folder: Path, encoded: Encoded) -> np.ndarray | Non
     if FORMS[task.form].has_choices:
         values = [int(name) - 1 for name in encoded.names]
     else:
-        values = [task.labels.index(name) for name in encoded.names]
+        numbers = [as_number(label) for label in task.labels]
+        key_of = str if None in numbers else as_number  # 1 and 1.0 are one class where all are numbers
+        known = {key_of(label): i for i, label in enumerate(task.labels)}
+        values = [known.get(key_of(name), len(task.labels)) for name in encoded.names]
+    if len(task.labels) in values and not is_test and not FORMS[task.form].has_choices:
+        wrong = values.index(len(task.labels))
+        where = encoded.example(int(np.argmax(encoded.codes == wrong))).where
+        why = f"the label {encoded.names[wrong]!r} is not one of {', '.join(task.labels[:10])}"
+        raise InputError(f"{folder}/{where}: {why}. Fix the line or remove it.")
     return np.array(values)[encoded.codes]
 
 
@@ -182,6 +198,14 @@ def notes_on(sources: tuple[Source, ...], folder: Path, split: Encoded, max_exam
     return notes
 
 
+def notes_on_labels(task: Task, test: Rows | None) -> list[str]:
+    """Return a warning if test has classes that train lacks."""
+    if test is None or test.labels is None or task.scores or test.has_choices():
+        return []
+    n = np.count_nonzero(test.labels == len(task.labels))
+    return [f"{n:,} test examples have a label that train lacks: each counts as wrong"] if n > 0 else []
+
+
 # --- the summary before training -------------------------------------------------------------------------------------
 
 
@@ -198,9 +222,24 @@ def describe(splits: Splits, encoder: TextEncoder) -> list[str]:
     median = int(np.median(lengths))
     lines = [describe_labels(splits)]
     lines.append(f"lengths  {median} tokens in the median, {lengths.max()} at most; {n_cut:,} examples are cut")
+    lines += describe_unknown(list({id(rows.encoded): rows.encoded.ids for rows in splits.all()}.values()), encoder)
     lines += [f"note     {note}" for note in splits.notes]
+    lines += describe_repeated(splits)
     for i in range(min(3, len(splits.train))):
         lines += describe_example(splits, i, encoder)
+    return lines
+
+
+def describe_repeated(splits: Splits) -> list[str]:
+    """Return a warning for valid and for test if examples of them are in train too."""
+    seen = set(splits.train.fingerprints())
+    lines = []
+    for name, rows in (("valid", splits.valid), ("test", splits.test)):
+        if rows is None:
+            continue
+        n = sum(fingerprint in seen for fingerprint in rows.fingerprints())
+        if n > 0:
+            lines.append(f"warning  {n:,} of {len(rows):,} {name} examples are in train too: they are no test of it")
     return lines
 
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -127,11 +127,15 @@ def restore(
         torch.get_device_module().set_rng_state(tensors["random.accelerator"][ranks.rank].clone())
 
 
-def save_parameters(path: Path, model: nn.Module) -> None:
-    """Write a model's parameters as one safetensors file, whole or not at all, and its digest as `<path>.sha256`."""
+def save_parameters(path: Path, model: nn.Module, meaning: str = "") -> None:
+    """Write a model's parameters as one safetensors file, whole or not at all, and its digest as `<path>.sha256`.
+
+    Args:
+        meaning: what `meaning_of` returns.
+    """
     part = path.with_name(path.name + ".part")
     try:
-        _save_tensors(dict(model.named_parameters()), part)
+        _save_tensors(dict(model.named_parameters()), part, {"meaning": meaning})
         digest = sha256(part)
         flush(part)
         os.replace(part, path)
@@ -155,8 +159,14 @@ def load_parameters(path: Path, model: nn.Module) -> None:
     model.load_state_dict(tensors)
 
 
-def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+def meaning_of(path: Path) -> str:
+    """Return the digest of the settings that the parameters in a file were saved with (running/record.py)."""
+    with safe_open(path, "pt") as file:
+        return (file.metadata() or {}).get("meaning", "")
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path, metadata)
 
 
 def _digest_line(digest: str, path: Path) -> bytes:

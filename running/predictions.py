@@ -66,7 +66,9 @@ def predicted_examples(
     form = FORMS[task.form]
     part_names = np.repeat([name for name, _ in parts], [n for _, n in parts]).tolist()
     for i, part in enumerate(part_names):
-        texts, _, where = rows.example(i)
+        texts, given, where = rows.example(i)
+        if rows.labels is not None and not task.scores and not form.has_choices and rows.labels[i] == len(task.labels):
+            labels[i] = given  # one that train lacks
         n_out = len(probabilities[i])
         if form.has_choices:
             n_out = len(texts) - form.n_texts

@@ -1,14 +1,20 @@
 """What settings.json and the first line of the log hold of a fine-tuning run: the one place that knows its names."""
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from formats.files import InputError, read_json
+from formats.files import InputError, read_json, text_sha256
 from model_pytorch import Config
 from reading.rows import CUTS, FORMS, Layout
 
+# what the answers of given parameters depend on
+MEANING = (
+    *("form", "cut", "labels", "scores", "n_embd", "n_head", "n_layer", "afn"),
+    *("n_out", "n_vocab", "n_ctx", "n_ctx_allowed", "vocabulary"),
+)
 NETWORK = tuple(f.name for f in dataclasses.fields(Config))
 
 
@@ -80,6 +86,11 @@ class RunRecord:
     def layout(self) -> Layout:
         """Return how examples become rows."""
         return Layout(self.form, self.cut, self.n_vocab, self.n_ctx_allowed)
+
+
+def meaning(values: dict[str, Any]) -> str:
+    """Return the digest of those settings of a run without which its parameters would give other answers."""
+    return text_sha256(json.dumps([values.get(name) for name in MEANING]))
 
 
 def problem_of(values: Any) -> str | None:

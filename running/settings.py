@@ -266,7 +266,8 @@ class FineTuningFlags(RunFlags, NetworkFlags, AdamFlags):
         None, "your column names for --dataset own, such as text=review,label=stars", columns_of_fields
     )
     race: str = setting("all", "which part of --dataset race", choices=["middle", "high", "all"])
-    max_examples: int | None = setting(None, "read at most this many examples of each file, for a dry run", COUNT)
+    max_examples: int | None = setting(None, "use a random part of each file, at most this many examples", COUNT)
+    skip_bad: bool = setting(False, "leave out lines that cannot be read, and count them")
     class_weights: str = setting("none", "balanced: rare labels weigh more in the loss", choices=["none", "balanced"])
     desc: str | None = setting(
         None, "name of the run, in the names of its files; default: the dataset's name", run_name
@@ -331,6 +332,7 @@ class PreTrainingFlags(RunFlags, NetworkFlags, AdamFlags):
         "folder or glob by path",
         nargs="+",
     )
+    field: str | None = setting(None, "of JSON lines: the field that holds the text; default: the lines are text")
     model_dir: str = setting(dataclasses.MISSING, "folder to write, in the authors' format; a vocabulary in it is used")
     init_from: str | None = setting(
         None,

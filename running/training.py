@@ -28,6 +28,7 @@ from running.processes import (
     signals_wait,
     warn_of_slow_bf16,
 )
+from running.record import meaning
 from running.settings import RunFlags
 
 
@@ -74,6 +75,7 @@ class Run:
         n_updates: updates made.
         logs: lines of the log, without the settings.
         costs: training costs (nats) of the updates since the last line.
+        sizes: how much each of these costs weighs.
 
     Raises:
         InputError: the checkpoints of an earlier run do not fit this one.
@@ -98,6 +100,7 @@ class Run:
         self.n_updates = 0
         self.logs: list[dict] = []
         self.costs: list[float] = []
+        self.sizes: list[int] = []
         found = self.find_checkpoint()
         if found is not None:
             tensors, state = found
@@ -105,6 +108,7 @@ class Run:
             self.n_updates = state["updates"]
             self.logs = state["logs"]
             self.costs = state["costs"]
+            self.sizes = state["sizes"]
         self.saved = (self.n_updates, len(self.logs))  # what the newest checkpoint holds
 
     def find_checkpoint(self) -> tuple[dict[str, Tensor], dict] | None:
@@ -214,6 +218,17 @@ class Run:
             with nullcontext() if is_last or self.ranks.size == 1 else self.losses.no_sync():
                 yield own[start : start + self.plan.n_batch]
 
+    def weight(self, counts: np.ndarray, part: Sequence[int]) -> float:
+        """Return how much a part of the update weighs among all parts of all processes, 1.0 if all hold as much.
+
+        So weighted, the parts' means make the mean over one large batch.
+
+        Args:
+            counts: of what the mean is over, rows or tokens, in each example of the data set.
+        """
+        n_parts = self.plan.accumulate * self.plan.n_processes
+        return float(n_parts * counts[part].sum() / counts[self.examples].sum())
+
     def mean_cost(self, cost: Tensor) -> float:
         """Return the mean of a cost over the processes. Raises FloatingPointError when it is not finite."""
         mean = self.ranks.mean(float(cost))
@@ -221,10 +236,11 @@ class Run:
             raise FloatingPointError(f"the cost is {mean}")
         return mean
 
-    def count(self, cost: float) -> None:
-        """Count an update that was made at a cost, and show it."""
+    def count(self, cost: float, size: int = 1) -> None:
+        """Count an update that was made at a cost, which is to weigh as much as `size` says, and show it."""
         self.n_updates += 1
         self.costs.append(cost)
+        self.sizes.append(int(size))
         rate = self.optimizer.param_groups[0]["rate"]
         self.bar.set_postfix({"cost": f"{cost:.3f}", "lr": f"{rate:.2e}"}, refresh=False)
         self.bar.update()
@@ -248,11 +264,12 @@ class Run:
         line["costs"] = [round(cost, 6) for cost in self.costs]
         self.logs.append(line)
         self.costs = []
+        self.sizes = []
         if self.log is not None:
             self.log.write(line)
             tqdm.write(f"{line['n_epochs']} {line['n_updates']} {shown}")
             if is_best:
-                save_parameters(self.folder / "best_params", self.model)
+                save_parameters(self.folder / "best_params", self.model, meaning(self.record))
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -267,7 +284,7 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint."""
-        state = {"settings": self.record, "logs": self.logs, "costs": self.costs}
+        state = {"settings": self.record, "logs": self.logs, "costs": self.costs, "sizes": self.sizes}
         save_checkpoint(self.folder, self.n_updates, self.model, self.optimizer, self.ranks, **state)
         self.saved = (self.n_updates, len(self.logs))
 

@@ -207,7 +207,7 @@ def test_small_files_share_a_shard_and_a_gz_file_is_not_cut(monkeypatch):
     for name, size in (("a", 30), ("b", 60), ("c", 250), ("d", 0), ("e.gz", 300), ("f", 10)):
         Path(name).write_bytes(b"x" * size)
     shards = cut(map(Path, ["a", "b", "c", "d", "e.gz", "f"]))
-    assert [[(str(path), start, end) for path, start, end in shard.ranges] for shard in shards] == [
+    assert [[(str(path), start, end) for path, start, end, _ in shard.ranges] for shard in shards] == [
         [("a", 0, 30), ("b", 0, 60)],
         [("c", 0, 100)],
         [("c", 100, 200)],
@@ -415,6 +415,21 @@ def test_compressed_files_give_the_same_tokens():
     Path("corpus.txt.gz").write_bytes(gzip.compress(Path("corpus.txt").read_bytes()))
     assert made("corpus.txt.gz") == whole
     assert made("corpus.txt*") == 2 * whole
+    Path("corpus.txt.gz").rename("corpus.gz.txt")  # a name that does not say so
+    assert made("corpus.gz.txt") == whole
+
+
+def test_of_json_lines_one_field_is_read(small_shards):
+    learn(10)
+    whole = made()
+    lines = Path("corpus.txt").read_text().splitlines()
+    Path("corpus.jsonl").write_text("\n\n".join(json.dumps({"text": line, "id": "the"}) for line in lines))
+    assert made("corpus.jsonl", field="text") == whole
+    assert json.loads(Path("tokens.json").read_text())["field"] == "text"
+    assert made("corpus.jsonl", field="id") != whole  # not those of the other field
+    Path("one.jsonl").write_text(json.dumps({"text": "the cat\nthe mat"}))
+    Path("one.txt").write_text("the cat the mat")
+    assert made("one.jsonl", field="text") == made("one.txt")  # one document
 
 
 def test_lines_are_read_without_a_byte_order_mark():
@@ -440,6 +455,13 @@ def test_a_text_to_learn_from_that_is_bad_is_named_and_no_vocabulary_is_written(
     assert not list(Path(".").glob("*bpe*"))
 
 
+@pytest.mark.parametrize("line", ["the cat", '"the"', '{"title": "x"}', '{"text": null}', '[{"text": "x"}]'])
+def test_a_line_without_the_field_is_named(line):
+    Path("corpus.jsonl").write_text('{"text": "the cat"}\n' + line)
+    with pytest.raises(InputError, match="corpus.jsonl, line 2: no JSON object with a text in the field 'text'"):
+        made("corpus.jsonl", field="text")
+
+
 @pytest.mark.parametrize(
     "names, message",
     [
@@ -449,6 +471,10 @@ def test_a_text_to_learn_from_that_is_bad_is_named_and_no_vocabulary_is_written(
         (["text.gz"], "text.gz is not a whole .gz file .Not a gzipped file.* Compress or fetch it again"),
         (["flipped.gz"], "flipped.gz is not a whole .gz file .* Compress or fetch it again"),
         (["corpus.txt", "latin.gz"], "latin.gz, line 3: not UTF-8"),
+        (["utf16"], "utf16, line 1: UTF-16. Convert the file: iconv -f utf-16"),
+        (["nul"], "nul, line 1: a NUL byte"),
+        (["lines"], "lines, line 1: JSON, which is no text. --field NAME reads that field"),
+        (["list"], "list, line 1: JSON, which is no text"),
     ],
 )
 def test_a_bad_file_among_others_is_named(names, message):
@@ -458,6 +484,10 @@ def test_a_bad_file_among_others_is_named(names, message):
     Path("text.gz").write_bytes(b"the cat\n")
     whole[len(whole) // 2] ^= 255
     Path("flipped.gz").write_bytes(whole)
+    Path("utf16").write_bytes("the cat".encode("utf-16"))
+    Path("nul").write_bytes("the cat".encode("utf-16-le"))
+    Path("lines").write_text('{"text": "the cat"}\n')
+    Path("list").write_text('[\n{"text": "the cat"}]\n')
     Path("latin.gz").write_bytes(gzip.compress(b"a\nb\ncaf\xe9\n"))
     with pytest.raises(InputError, match=f"^{message}"):
         made(*names)

@@ -97,15 +97,15 @@ def assert_encodes(folder: Path, vocabulary: tuple[str, str], n_encoded: int, so
     encoder = Letters(*vocabulary)
     found = encode_cached(SplitFiles(sources, folder, **settings), encoder)
     assert encoder.n_encoded == n_encoded
-    limit = settings.get("max_examples")
-    examples = [example for source in sources for example in list(source.read(folder))[:limit]]
+    chosen = [list(SplitFiles(sources, folder, **settings).chosen(source, [])) for source in sources]
+    examples = [example for of_source in chosen for example in of_source]
     assert [found.texts(i) for i in range(len(found))] == [Letters().encode(example.texts) for example in examples]
     assert {type(i) for i in range(len(found)) for ids in found.texts(i) for i in ids} <= {int}
     for i, example in enumerate(examples):
-        assert found.example(i) == example._replace(where=example.where.removeprefix(f"{folder}/"))
+        assert found.example(i) == example
     assert found.largest_id == found.ids.max(initial=0)
     assert [found.names[code] if code >= 0 else None for code in found.codes] == [e.label for e in examples]
-    assert found.parts == tuple((s.part, len(list(s.read(folder))[:limit])) for s in sources)
+    assert found.parts == tuple((s.part, len(of_source)) for s, of_source in zip(sources, chosen, strict=True))
     return found
 
 
@@ -158,8 +158,8 @@ CHANGES = {  # what is changed, and the settings for the second time
 def test_other_texts_or_another_vocabulary_are_encoded_anew(folder, vocabulary, change):
     assert_encodes(folder, vocabulary, N_TEXTS)
     settings = change(folder, vocabulary)
-    limit, sources = settings.get("max_examples"), settings.get("sources", SOURCES)
-    n_texts = sum(len(example.texts) for s in sources for example in list(s.read(folder))[:limit])
+    files = SplitFiles(**{"sources": SOURCES, "folder": folder} | settings)
+    n_texts = sum(len(example.texts) for source in files.sources for example in files.chosen(source, []))
     assert_encodes(folder, vocabulary, n_texts, **settings)
     assert_encodes(folder, vocabulary, 0, **settings)
     assert len(caches(folder)) == 2

@@ -82,6 +82,14 @@ def test_a_prompt_is_read_from_a_file(model_dir, capsys, tmp_path):
     assert capsys.readouterr().out == expected(model_dir, temperature=0)[0] + "\n"
 
 
+def test_a_prompt_may_be_in_utf16(model_dir, capsys, monkeypatch, tmp_path):
+    (tmp_path / "prompt.txt").write_bytes(PROMPT.encode("utf-16"))
+    flags = ["--model_dir", model_dir, "--n_tokens", 20, "--temperature", 0]
+    assert command(*flags, "--prompt_file", tmp_path / "prompt.txt") == 0
+    assert command(*flags, text=PROMPT.encode("utf-16"), monkeypatch=monkeypatch) == 0
+    assert capsys.readouterr().out == 2 * (expected(model_dir, temperature=0)[0] + "\n")
+
+
 def test_each_line_of_standard_input_is_a_prompt(model_dir, capsys, monkeypatch):
     flags = ["--model_dir", model_dir, "--n_tokens", 20, "--temperature", 0]
     assert command(*flags, text=b"the cat was in\n\nRed hat.\n", monkeypatch=monkeypatch) == 0
@@ -98,8 +106,8 @@ def test_at_a_terminal_a_bad_prompt_is_named_and_another_one_asked_for(model_dir
     monkeypatch.setattr(sys, "stdin", stdin)
     assert command(*flags) == 0
     out, err = capsys.readouterr()
-    assert "line 1 is not UTF-8" in err and "70 tokens" in err
-    assert err.count("> ") == 4 and len(SPEED.findall(err)) == 1 and out.count("\n") >= 1
+    assert "line 1: not UTF-8" in err and "70 tokens" in err
+    assert len(re.findall("^> ", err, re.MULTILINE)) == 4 and len(SPEED.findall(err)) == 1 and out.count("\n") >= 1
 
 
 def test_a_full_window_is_noted_once(model_dir, capsys):
@@ -144,14 +152,14 @@ def test_what_a_user_can_fix_is_one_line(model_dir, run_dir, tmp_path, capsys, m
         "the prompt is  empty": ["--model_dir", model_dir, "--prompt_file", tmp_path / "blank"],
         "tokens, the model takes at most 64": ["--model_dir", model_dir, "--prompt_file", tmp_path / "long"],
         "no token of the prompt is in the vocabulary": ["--model_dir", demo, "--prompt", "€ §"],
-        "latin1 is not UTF-8 (byte 3)": ["--model_dir", model_dir, "--prompt_file", tmp_path / "latin1"],
-        "--prompt is not UTF-8 (byte 5)": ["--model_dir", model_dir, "--prompt", "the \udcff"],
+        "latin1: not UTF-8 (byte 2)": ["--model_dir", model_dir, "--prompt_file", tmp_path / "latin1"],
+        "--prompt: not UTF-8 (byte 4)": ["--model_dir", model_dir, "--prompt", "the \udcff"],
         "missing cannot be read": ["--model_dir", model_dir, "--prompt_file", tmp_path / "missing"],
         "folder cannot be read": ["--model_dir", model_dir, "--prompt_file", tmp_path / "folder"],
         "is missing": ["--model_dir", tmp_path / "folder", "--prompt", PROMPT],
         "is  missing": ["--model_dir", tmp_path / "nowhere", "--prompt", PROMPT],
         "settings.json is missing": ["--run", model_dir, "--prompt", PROMPT],
-        "standard input, line 2 is not UTF-8": ["--model_dir", model_dir, "--n_tokens", 2],
+        "standard input, line 2: not UTF-8": ["--model_dir", model_dir, "--n_tokens", 2],
     }
     for message, flags in bad.items():
         capsys.readouterr()

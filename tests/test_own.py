@@ -2,10 +2,12 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from launch import ROOT
 
 import train
 from finetuning import fit
@@ -60,6 +62,22 @@ def test_each_format_is_read_and_trains_alike(command, capsys, suffix):
     assert set(line.split("\t")[1] for line in Path("submission/own.tsv").read_text().splitlines()[1:]) <= {"no", "yes"}
     costs = [json.loads(line)["va_cost"] for line in Path("log/own.jsonl").read_text().splitlines()[1:]]
     assert np.isfinite(costs).all()
+
+
+def test_unknown_tokens_and_examples_of_train_in_the_others_are_said(command, capsys):
+    def trained(rows: list, test: list) -> str:
+        write(Path("data/train.csv"), ["text", "label"], rows)
+        write(Path("data/test.csv"), ["text"], test)
+        assert command("classification", "--model_dir", ROOT / "demo/model", "--n_transfer", -1, "--n_embd", 9) == 0
+        return capsys.readouterr().out
+
+    known = [[f"Ben {'sat ' * i}", "no" if i % 4 else "yes"] for i in range(40)]
+    out = trained(known, [["Ida ran"], ["Ben sat sat"], ["Ben  sat sat sat"]])
+    assert "unknown  0.00% of the tokens are not in the vocabulary\n" in out and "warning  the network" not in out
+    assert "warning  2 of 3 test examples are in train too" in out and "valid examples are in train" not in out
+    out = trained([[f"Бен {text}", label] for text, label in known[:20]] * 2, [["Ида"]])
+    assert "warning  the network reads all unknown tokens as one" in out
+    assert re.search(r"warning  [1-4] of 4 valid examples are in train too", out)
 
 
 def test_files_of_the_three_formats_hold_the_same_examples(command):
@@ -177,9 +195,51 @@ def test_malformed_own_data_stops_with_file_and_line(command, capsys, what):
 
 
 def test_a_dry_run_reads_a_few_examples(command, capsys):
-    write(Path("data/train.csv"), ["text", "label"], texts(400))
-    assert command("classification", "--max_examples", 20) == 0
-    assert "examples 18 train, 2 valid" in capsys.readouterr().out
+    # sorted by label, as sets are
+    write(Path("data/train.csv"), ["text", "label"], sorted(texts(400), key=lambda row: row[1]))
+    shown = []
+    for seed in (1, 1, 2):
+        assert command("classification", "--max_examples", 20, "--n_valid", 2, "--seed", seed) == 0
+        assert re.search(r"examples 18 train, 2 valid.*\nlabels   no [45], yes 1[34];", capsys.readouterr().out)
+        shown.append(read_examples())
+    assert shown[0] == shown[1] != shown[2] and all(len(places) == 20 for places in shown)
+
+
+def read_examples() -> list[str]:
+    """Return where the examples stand that the newest cache holds."""
+    *_, newest = sorted(Path("data").glob("encoded_*"), key=lambda path: path.stat().st_mtime_ns)
+    return [json.loads(line)[2] for line in (newest / "records.jsonl").read_text().splitlines()]
+
+
+def test_lines_that_cannot_be_read_are_left_out_where_the_flag_says_so(command, capsys):
+    write(Path("data/train.csv"), ["text", "label"], [*texts(40), ["", "no"], ["the cat", ""]])
+    assert command("classification") == 2
+    assert command("classification", "--skip_bad") == 0
+    note = "2 lines could not be used; the first: data/train.csv, line 42: an empty text"
+    assert note in capsys.readouterr().out
+    assert any(note in line for line in json.loads(Path("log/own.jsonl").read_text().splitlines()[0])["notes"])
+
+
+def test_a_label_of_test_that_train_lacks_is_wrong_and_said(command, capsys):
+    write(Path("data/train.csv"), ["text", "label"], texts(40))
+    write(Path("data/test.csv"), ["text", "label"], [["the cat was in", "perhaps"], ["the red was in", "yes"]])
+    assert command("classification", "--submit", "--analysis") == 0
+    assert "1 test examples have a label that train lacks: each counts as wrong" in capsys.readouterr().out
+    lines = [json.loads(line) for line in Path("log/own.predictions.jsonl").read_text().splitlines()]
+    test = [line for line in lines if line["split"] == "test"]
+    assert [line["label"] for line in test] == ["perhaps", "yes"]
+    results = json.loads(Path("log/own.json").read_text())
+    n_right = sum(line["label"] == line["prediction"] for line in test)
+    assert results["splits"]["test"]["all"]["metrics"]["acc"]["value"] == 50 * n_right
+    assert results["labels"] == ["no", "yes", "perhaps"]
+
+
+def test_numbers_that_are_spelled_in_two_ways_are_one_label(command):
+    rows = [[text, ("1", "1.0", "2")[i % 3]] for i, (text, _) in enumerate(texts(40))]
+    write(Path("data/train.csv"), ["text", "label"], rows)
+    write(Path("data/valid.csv"), ["text", "label"], [["the cat", "2.0"], ["the hat", "1.00"]])
+    assert command("classification") == 0
+    assert settings()["labels"] == ["1", "2"]
 
 
 def test_balanced_weights_make_labels_weigh_the_same(command):

@@ -56,9 +56,10 @@ def trained(tmp_path, monkeypatch, model_dir):
     return run
 
 
-def command(*flags, text: str | None = None, monkeypatch=None) -> int:
+def command(*flags, text: str | bytes | None = None, monkeypatch=None) -> int:
     if text is not None:
-        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+        content = text.encode() if isinstance(text, str) else text
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
     return predict.main([str(flag) for flag in flags])
 
 
@@ -106,6 +107,17 @@ def test_a_file_of_the_data_set_is_read_as_such_where_the_flag_says_so(tmp_path,
     assert Path("out.tsv").read_text().splitlines() == ["index\tprediction", *expected]
 
 
+def test_all_of_a_file_that_a_list_divides_is_read_and_a_link_has_its_own_name(tmp_path):
+    lines = ["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", "1\t1\t2\tthe cat\tthe hat", "0\t3\t4\tthe hat\tred"]
+    (tmp_path / "msr_paraphrase_train.txt").write_text("\n".join(lines))
+    (tmp_path / "mrpc_dev_ids.tsv").write_text("1\t2\n")
+    examples = predict.read_official(tmp_path / "msr_paraphrase_train.txt", "mrpc")
+    assert [example.texts for example in examples] == [("the cat", "the hat"), ("the hat", "red")]
+    (tmp_path / "blob").write_text("index\tsentence\n0\tthe cat\n")
+    (tmp_path / "test.tsv").symlink_to(tmp_path / "blob")
+    assert [example.texts for example in predict.read_official(tmp_path / "test.tsv", "sst2")] == [("the cat",)]
+
+
 @pytest.mark.parametrize("dataset", ["race", "mnli", "rocstories"])
 def test_a_path_of_a_data_set_is_taken_as_a_whole(tmp_path, monkeypatch, dataset):
     for files in getattr(official, dataset)(tmp_path).values():
@@ -118,6 +130,8 @@ def test_a_path_of_a_data_set_is_taken_as_a_whole(tmp_path, monkeypatch, dataset
                 assert len(examples) - len(good) == len(file.bad)
     with pytest.raises(InputError, match="other.tsv is not a file of cola: train.tsv, dev.tsv, test.tsv"):
         predict.read_official(tmp_path / "other.tsv", "cola")
+    with pytest.raises(ValueError, match="official is for a file of the data set"):
+        predict.PredictFlags(official=True)
     with pytest.raises(InputError, match="own data"):
         predict.read_official(tmp_path / "test.tsv", "own")
 
@@ -144,6 +158,39 @@ def test_a_run_alone_suffices_also_when_moved(trained, tmp_path, model_dir, monk
     expected = open_run("elsewhere/moved").predict(["the cat was in"])[0]
     assert first["label"] == expected.label
     assert first["probabilities"] == pytest.approx(expected.probabilities, abs=1e-6)
+
+
+def test_standard_input_is_read_as_files_are(trained, monkeypatch, capsys):
+    trained("classification")
+    flags = ["--desc", "classification"]
+    lines = ["the cat was in", "", '{"text": "the hat, in"}', " "]
+    expected = [p.label for p in open_run("save/classification").predict([lines[0], "the hat, in"])]
+    text = "\n".join(lines)
+    for encoding in ("utf-8-sig", "utf-16", "utf-8"):
+        assert command(*flags, "--output", "out.csv", text=text.encode(encoding), monkeypatch=monkeypatch) == 0
+        rows = list(csv.reader(io.StringIO(Path("out.csv").read_text())))
+        assert rows == [["index", "prediction"], ["0", expected[0]], ["1", ""], ["2", expected[1]], ["3", ""]]
+    assert command(*flags, "--output", "out.jsonl", text=text, monkeypatch=monkeypatch) == 0
+    assert [answer["label"] for answer in answers(Path("out.jsonl"))] == [expected[0], None, expected[1], None]
+
+    for content, why in (("caf\xe9".encode("latin-1"), "If it is Latin-1"), (b"\xff\xfea", "not UTF-16")):
+        capsys.readouterr()
+        assert command(*flags, text=content, monkeypatch=monkeypatch) == 2
+        assert f"standard input, line 1: {why}" in capsys.readouterr().err.replace("not UTF-8 (byte 3). ", "")
+
+
+def test_an_output_in_csv_quotes_where_it_must():
+    assert predict.as_row(".csv", 1, 'a, "b"') == '1,"a, ""b"""\n'
+    assert predict.as_row(".tsv", 1, 'a, "b"') == '1\ta, "b"\n'
+
+
+def test_an_example_too_long_is_named_with_its_line(trained, capsys):
+    trained("multiple_choice")
+    records = [*ROWS["multiple_choice"][:2], {"context": "the cat", "choices": ["red", "red " * 80]}]
+    write_jsonl(Path("long.jsonl"), records)
+    capsys.readouterr()
+    assert command("--desc", "multiple_choice", "--input", "long.jsonl") == 2
+    assert "long.jsonl, line 3: " in capsys.readouterr().err
 
 
 def test_tables_and_renamed_columns_are_read(trained):

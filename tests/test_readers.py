@@ -55,6 +55,14 @@ def test_a_byte_order_mark_is_one_only_at_the_beginning(tmp_path):
     assert [line for _, line, _ in numbered_lines(path)] == ["\ufeffa\n", "\ufeffb\n"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_a_byte_order_mark_of_utf16_is_one(tmp_path, encoding):
+    mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
+    path = write(tmp_path / "t", mark + "a\u010ab\r\n\nc".encode(encoding))  # the bytes of \u010a hold a newline's
+    assert list(numbered_lines(path)) == [(1, "a\u010ab\r\n", ""), (2, "\n", ""), (3, "c", "")]
+    assert list(read_csv(path)) == [(1, ["a\u010ab"], ""), (3, ["c"], "")]
+
+
 @pytest.mark.parametrize("read", [numbered_lines, read_csv, read_tsv])
 def test_a_file_that_is_not_there_or_is_none_is_named(tmp_path, read):
     with pytest.raises(InputError, match="t.tsv is missing. See 'Weights and data'"):

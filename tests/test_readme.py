@@ -70,7 +70,7 @@ def run(command: str, monkeypatch) -> None:
     if words[0] != "python":
         subprocess.run(last, shell=True, check=True, input=given, text=True)
         return
-    monkeypatch.setattr(sys, "stdin", io.StringIO(given))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
     monkeypatch.setattr(sys, "argv", words[2:] if words[1] == "-m" else words[1:])
     try:
         if words[1] == "-m":

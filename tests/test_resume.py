@@ -212,6 +212,14 @@ def test_a_finished_run_resumed_predicts_again(world, unbroken, tmp_path):
     assert outcome(tmp_path) == unbroken["train"]
 
 
+def test_a_finished_run_resumed_without_predicting_keeps_its_predictions(world, unbroken, tmp_path):
+    finish(command("train", world), tmp_path)
+    resume = command("train", world, "--resume")
+    flags = [flag for flag in resume.args[0] if flag != "--submit"]
+    finish(partial(train.main, flags), tmp_path)
+    assert outcome(tmp_path) == unbroken["train"]
+
+
 # --- kill -9 ---------------------------------------------------------------------------------------------------------
 
 

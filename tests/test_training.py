@@ -1,9 +1,11 @@
 """Several processes train as one does; updates that must not be made are not; a log tells what its run depends on."""
 
 import json
+import math
 import os
 import re
 import signal
+import sys
 import threading
 import types
 from contextlib import nullcontext
@@ -21,6 +23,7 @@ from test_golden import GOLDEN, Golden, Product
 from test_pretrain import write_corpus
 
 import loss
+import opt
 import pretrain
 import train
 from formats.files import InputError, sha256
@@ -174,6 +177,66 @@ def test_torchrun_pretrains_as_one_process_does(world, pretrained_alone, tmp_pat
     code, _, err = torchrun(n_processes, ROOT / "pretrain.py", flags, tmp_path / "together")
     assert code == 0, err
     assert_same_training(tmp_path / "together", pretrained_alone, "pretrain")
+
+
+def write_first_gradients(main, flags: list[str]) -> None:
+    """Run a command up to its first update, write the gradients that it is made with, and what it costs."""
+
+    def step(optimizer) -> None:
+        gradients = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"]]
+        np.save(f"gradients_{rank()}.npy", torch.cat(gradients).numpy())
+        sys.exit(0)
+
+    opt.OpenAIAdam.step = step
+    main(flags)
+
+
+def unequal_flags(world: Path) -> list[str]:
+    """Return flags of a run on examples of two to five choices."""
+    folder = world / "unequal"
+    folder.mkdir(exist_ok=True)
+    words = "the cat was in red".split()
+    examples = []
+    for i in range(40):
+        choices = [f"{word} {' was' * i}" for word in words[: 2 + i * i % 4]]
+        examples.append({"context": f"a {words[i % 5]}", "choices": choices, "label": 1 + i % 2})
+    (folder / "train.jsonl").write_text("".join(json.dumps(example) + "\n" for example in examples))
+    return train_flags(world, "--dataset", "own", "--task", "multiple_choice", "--data_dir", folder, "--lm_coef", 3)
+
+
+@pytest.mark.parametrize("form", ["choices", "windows", "documents"])
+def test_the_parts_of_an_update_have_the_gradients_of_one_large_batch(world, tmp_path, form):
+    main, flags = train.main, unequal_flags(world)
+    if form != "choices":
+        main, flags = pretrain.main, pretrain_flags(world, "--init_std", 0.2)
+    if form == "documents":
+        flags.append("--by_document")
+    found = {}
+    for n_batch, accumulate, n_processes in ((8, 1, None), (1, 8, None), (2, 2, 2)):
+        more = [f"--n_batch={n_batch}", f"--accumulate={accumulate}"]
+        run = Processes(partial(write_first_gradients, main, flags + more), tmp_path / f"by_{n_batch}", n_processes)
+        assert set(run.wait()) == {0}, run.err()
+        found[n_batch] = np.load(run.folder / "gradients_0.npy")
+    assert np.abs(found[8]).max() > 0.1
+    for n_batch in (1, 2):
+        np.testing.assert_allclose(found[n_batch], found[8], rtol=0, atol=1e-6)
+
+
+def test_the_training_perplexity_is_over_tokens(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sizes, costs, original = [], [], training.Run.count
+
+    def count_update(run, cost, size):
+        costs.append(cost)
+        sizes.append(size)
+        original(run, cost, size)
+
+    monkeypatch.setattr(training.Run, "count", count_update)
+    assert pretrain.main(pretrain_flags(world, "--n_batch", 4, "--by_document")) == 0
+    logged = read_log(tmp_path, "pretrain")[1]
+    n = logged["n_updates"]
+    assert len(set(sizes[:n])) > 1
+    assert logged["tr_ppl"] == pytest.approx(math.exp(np.average(costs[:n], weights=sizes[:n])), rel=1e-12)
 
 
 def run_of(ranks: processes.Ranks, n_batch: int, accumulate: int = 1, **attributes) -> training.Run:

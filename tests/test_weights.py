@@ -1,5 +1,6 @@
 """Folders opened from Python: a model folder, and the folder of a fine-tuned run, wherever it was moved to."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ import train
 import weights
 from datasets import read_cloze
 from formats.authors import load_openai_pretrained_model
+from formats.examples import Example
 from formats.files import InputError
 from model_pytorch import Config, LMModel
 from reading.rows import with_positions
@@ -186,16 +188,16 @@ def test_a_stream_gives_what_predict_does_reading_no_further_than_it_must(traine
     monkeypatch.setattr(weights, "CHUNK", 8)
     run, examples, n_read = open_run(run_dir), test_examples(trained), []
     expected = run.predict(examples)
-    stream = run.stream(n_read.append(i) or example for i, example in enumerate(examples))
+    stream = run.stream(n_read.append(i) or Example(texts, None, "") for i, texts in enumerate(examples))
     assert next(stream).label == expected[0].label and len(n_read) == 8
     assert [prediction.label for prediction in stream] == [prediction.label for prediction in expected[1:]]
     assert len(n_read) == 40
 
 
 def test_choices_that_do_not_fit_without_their_context_are_named(run_dir):
-    change_settings(cut="longest")(run_dir / "settings.json")
     run = open_run(run_dir)
-    with pytest.raises(InputError, match="an example takes 303 tokens without its context; .*'the cat red red"):
+    run = dataclasses.replace(run, record=dataclasses.replace(run.record, cut="longest"))
+    with pytest.raises(InputError, match="example 1: 303 tokens without its context; .*'the cat red red"):
         run.predict([("the cat", "red", "in"), ("the cat", "red " * 100, "in")])
     (prediction,) = run.predict([("the cat " * 100, "red", "in")])
     assert set(prediction.probabilities) == {"1", "2"}
@@ -209,6 +211,17 @@ def test_a_saved_copy_is_the_run(trained, run_dir, tmp_path):
     shutil.rmtree(run_dir)
     examples = test_examples(trained)
     assert open_run(tmp_path / "copies/of the run").predict(examples) == run.predict(examples)
+
+
+@pytest.mark.parametrize("name", ["settings.json", "encoder_bpe_40000.json"])
+def test_a_copy_does_not_replace_another_run_or_model(run_dir, tmp_path, name):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / name).write_text("precious")
+    run = open_run(run_dir)
+    with pytest.raises(InputError, match=f"{name} is of another run or model. Name another folder"):
+        run.save(tmp_path / "other")
+    assert [path.read_text() for path in (tmp_path / "other").iterdir()] == ["precious"]
+    run.save(run_dir)  # itself it may be
 
 
 def change_settings(*without: str, **changes):
@@ -252,6 +265,9 @@ RUN_DAMAGES = {
     "other sizes": ("settings.json", change_settings(n_embd=32), OTHERS),
     "a wrong form": ("settings.json", change_settings(form="classification"), OTHERS),
     "fewer blocks": ("settings.json", change_settings(n_layer=1), OTHERS),
+    "exchanged labels": ("settings.json", change_settings(labels=["2", "1"]), OTHERS),
+    "other heads": ("settings.json", change_settings(n_head=4), OTHERS),
+    "another cut": ("settings.json", change_settings(cut="longest"), OTHERS),
     "no activation": ("settings.json", change_settings(afn="tanh"), OTHERS),
 }
 
