@@ -25,6 +25,7 @@ from formats.hugging_face import (
     CONFIG_FILE,
     WEIGHTS_FILES,
     authors_arrays,
+    check_vocabulary,
     is_hugging_face,
     read_config,
     read_tensors,
@@ -159,6 +160,7 @@ def run_from_hugging_face(src: Path, config: dict[str, Any], out: Path) -> None:
         )
 
     # the network: tokens, special ones too, positions, blocks, and the head
+    check_vocabulary(src)
     sizes = read_sizes(src)
     tensors = read_tensors(src)
     positions, tokens, *blocks = authors_arrays(src, tensors, sizes.shapes())

@@ -199,13 +199,11 @@ def encode_prompt(encoder: TextEncoder, text: str, n_allowed: int, may_be_empty:
     Raises InputError for one that is longer, empty unless it may be, or without any token of the vocabulary.
     """
     (ids,) = encoder.encode([text], verbose=False)
-    if not ids and may_be_empty:
-        return ids
-    if not ids:
+    if not ids and not may_be_empty:
         raise InputError("the prompt is empty. Give at least one word.")
     if len(ids) > n_allowed:
         raise InputError(f"the prompt has {len(ids)} tokens, the model takes at most {n_allowed}. Shorten it.")
-    if not any(ids):  # 0 is the unknown token
+    if ids and not any(ids):  # 0 is the unknown token
         raise InputError(f"no token of the prompt is in the vocabulary: {text.strip()[:60]!r}. Give other words.")
     return ids
 
@@ -282,29 +280,28 @@ def stream_text(
 
     Raises InputError for a prompt that cannot be continued.
     """
-    start, ends = _row_ends(model, encoder)
-    ids = _ids_of(model, encoder, prompt, len(start))
+    start, ends, (ids,) = _read_prompts(model, encoder, [prompt])
     stops = [stop.lower() for stop in stops if stop]
     transcripts = [Transcript(encoder, ids, stops) for _ in range(n_samples)]
     how |= dict(n_samples=n_samples, n_allowed=encoder.n_vocab, stop_ids=ends)
     return _show(generate(model, [*start, *ids], n_tokens, **how), transcripts, n_tokens)
 
 
-def _row_ends(model: LMModel | DoubleHeadModel, encoder: TextEncoder) -> tuple[list[int], list[int]]:
-    """Return the tokens before a prompt, and those at which its continuation ends."""
-    if not isinstance(model, DoubleHeadModel):
-        return [], []
-    special = special_tokens(encoder.n_vocab)
-    return [special.start], [special.delimiter, special.classify]
-
-
-def _ids_of(
-    model: LMModel | DoubleHeadModel, encoder: TextEncoder, prompt: str | Sequence[int], n_before: int
-) -> list[int]:
-    """Return the token ids of a prompt, which n_before tokens precede. Raises InputError."""
-    if not isinstance(prompt, str):
-        return [int(i) for i in prompt]
-    return encode_prompt(encoder, prompt, model.transformer.n_ctx - n_before, may_be_empty=n_before > 0)
+def _read_prompts(
+    model: LMModel | DoubleHeadModel, encoder: TextEncoder, prompts: Sequence[str | Sequence[int]]
+) -> tuple[list[int], list[int], list[list[int]]]:
+    """Return the tokens before a prompt, those that end its continuation, and those of each. Raises InputError."""
+    start, ends = [], []
+    if isinstance(model, DoubleHeadModel):
+        special = special_tokens(encoder.n_vocab)
+        start = [special.start]
+        ends = [special.delimiter, special.classify]
+    ids_of = []
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            prompt = encode_prompt(encoder, prompt, model.transformer.n_ctx - len(start), bool(start))
+        ids_of.append([int(i) for i in prompt])
+    return start, ends, ids_of
 
 
 def _show(steps: Iterator[list[int | None]], transcripts: list[Transcript], n_tokens: int) -> Iterator[list[str]]:
@@ -341,8 +338,7 @@ def generate_texts(
     **how,
 ) -> list[Continuation]:
     """Return what follows each of several prompts, which are computed together; the arguments as of `stream_text`."""
-    start, ends = _row_ends(model, encoder)
-    ids_of = [_ids_of(model, encoder, prompt, len(start)) for prompt in prompts]
+    start, ends, ids_of = _read_prompts(model, encoder, prompts)
     rows = [[*start, *ids] for ids in ids_of]
     stops = [stop.lower() for stop in stops if stop]
 
@@ -351,13 +347,11 @@ def generate_texts(
     how |= dict(n_allowed=encoder.n_vocab, stop_ids=ends)
     for ids, tokens in zip(ids_of, generate_batch(model, rows, n_tokens, **how), strict=True):
         transcript = Transcript(encoder, ids, stops)
-        text = ""
-        n_read = 0
+        parts = []
         for token in tokens:
+            parts.append(transcript.add(token.id))
             if transcript.has_ended:
                 break
-            text += transcript.add(token.id)
-            n_read += 1
-        text += transcript.add(None)
-        found.append(Continuation(text, tokens[:n_read]))
+        text = "".join(parts) + transcript.add(None)
+        found.append(Continuation(text, tokens[: len(parts)]))
     return found

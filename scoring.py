@@ -281,6 +281,7 @@ def score(
     stride: int | None = None,
     all_rows: bool = False,
     context: Text = "",
+    starts: Sequence[int] = (0,),
 ) -> Score:
     """Return the log-probabilities of a text.
 
@@ -290,25 +291,13 @@ def score(
         all_rows: normalise over all entries of the embedding matrix, as the training loss does, not over the words
             only.
         context: what comes before the text; it is not scored itself.
+        starts: as of score_ids, without a context: each text by itself.
 
     Raises InputError for a text without tokens, or of a single one without a context: the first one is not scored.
     """
-    before = [i for word in words_of(encoder, context) for i in word.ids]
-    return _score(model, encoder, words_of(encoder, text), stride, all_rows, before)
-
-
-def _score(
-    model: nn.Module,
-    encoder: TextEncoder,
-    words: list[Word],
-    stride: int | None,
-    all_rows: bool,
-    before: Sequence[int] = (),
-    starts: Sequence[int] = (0,),
-) -> Score:
-    """Return the score of words: of one text behind the ids before it, or of texts that begin at these tokens."""
-    before = list(before)
+    words = words_of(encoder, text)
     ids = [i for word in words for i in word.ids]
+    before = [i for word in words_of(encoder, context) for i in word.ids]
     if not ids or len(before) + len(ids) <= len(starts):
         raise InputError(f"{len(ids)} tokens: there is nothing to score, as the first one is not. Give a longer text.")
 
@@ -365,7 +354,7 @@ def score_file(
 
     # all lines are one text, or each one is
     try:
-        found = _score(model, encoder, words, stride, all_rows, starts=starts if by_line else [0])
+        found = score(model, encoder, words, stride, all_rows, starts=starts if by_line else [0])
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     if out is not None:

@@ -155,7 +155,10 @@ def make_folders(settings: FineTuningFlags) -> None:
     """Make the folders of the output. Raises InputError for one that takes no files, now and not after training."""
     if settings.tensorboard:
         summary_writer()
-    folders = [settings.log_dir, Path(settings.save_dir) / settings.desc]
+    run_folder = Path(settings.save_dir) / settings.desc
+    if Path(settings.model_dir).resolve() == run_folder.resolve():
+        raise InputError(f"{run_folder} is the run to go on from, and would be replaced. Give another --desc.")
+    folders = [settings.log_dir, run_folder]
     if settings.submit:
         folders.append(settings.submission_dir)
     for folder in folders:
@@ -191,9 +194,7 @@ def build_network(settings: FineTuningFlags, splits: Splits, n_vocab: int) -> tu
     # sizes: from the flags, or else from the model folder
     model_dir = Path(settings.model_dir)
     loads = settings.n_transfer >= 0
-    sizes = None
-    if loads or is_model(model_dir) or is_run(model_dir):
-        sizes = folder_sizes(model_dir)
+    sizes = folder_sizes(model_dir) if loads or is_model(model_dir) or is_run(model_dir) else None
     if loads and n_vocab != sizes.n_vocab:
         raise InputError(
             f"{settings.encoder_path} has {n_vocab} tokens, the weights in {model_dir} are for {sizes.n_vocab}. "

@@ -22,7 +22,7 @@ from formats.authors import (
     weight_files,
 )
 from formats.files import InputError, copy_file, make_output_folder, sha256
-from formats.hugging_face import is_hugging_face
+from formats.hugging_face import check_vocabulary, is_hugging_face
 from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel, LMModel, TransformerModel
 from reading.encoding import Encoded
 from reading.rows import FORMS, N_SPECIAL, Rows, special_tokens
@@ -48,13 +48,9 @@ def open_model(folder: str | os.PathLike, return_probs: bool = True) -> tuple[LM
     """
     folder = open_folder(folder)
     sizes = read_sizes(folder)
-    vocabulary = vocabulary_files(folder)
-    if is_hugging_face(folder) and not vocabulary[0].exists():
-        raise InputError(
-            f"{vocabulary[0]} is missing, and so is tokenizer.json: no text can be encoded. Fetch one of them; "
-            "the transformer alone opens without, by load_openai_pretrained_model."
-        )
-    encoder = TextEncoder(*vocabulary)
+    if is_hugging_face(folder):
+        check_vocabulary(folder)
+    encoder = TextEncoder(*vocabulary_files(folder))
     if encoder.n_vocab != sizes.n_vocab:
         raise InputError(
             f"{encoder.files[0]} has {encoder.n_vocab} tokens, the weights are for {sizes.n_vocab}. "
@@ -101,8 +97,7 @@ def load_weights(model: TransformerModel, n_transfer: int, folder: Path) -> int:
     words, positions = source.embed.weight.split([sizes.n_vocab + N_SPECIAL, source.n_ctx])
     with torch.no_grad():
         model.embed.weight.copy_(torch.cat([words, positions[: model.n_ctx]]))
-        pairs = zip(source.h[:n_transfer].parameters(), model.h[:n_transfer].parameters(), strict=True)
-        for value, parameter in pairs:
+        for value, parameter in zip(source.h.parameters(), model.h[:n_transfer].parameters(), strict=False):
             parameter.copy_(value)
     return n_transfer
 

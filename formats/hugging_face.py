@@ -108,6 +108,16 @@ def tokenizer_files(folder: Path) -> tuple[Path, Path]:
     return _vocabulary_in(tokenizer, sha256(tokenizer))
 
 
+def check_vocabulary(folder: Path) -> None:
+    """Raise InputError for a folder without a vocabulary."""
+    path, _ = tokenizer_files(folder)
+    if not path.exists():
+        raise InputError(
+            f"{path} is missing, and so is {TOKENIZER_FILE}: no text can be encoded. Fetch one of them; "
+            "the transformer alone opens without, by load_openai_pretrained_model."
+        )
+
+
 @cache
 def _vocabulary_in(path: Path, _digest: str) -> tuple[Path, Path]:
     """Return files of vocabulary and merges with what tokenizer.json holds; they are removed at the end."""
@@ -154,17 +164,13 @@ def weights_files(folder: Path) -> list[Path]:
     # the index says in which file of the folder each tensor is
     index = read_json(path)
     names = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(names, dict) or not names or not all(_is_file_name(name) for name in names.values()):
+    if not isinstance(names, dict) or not names or any(str(name) != Path(str(name)).name for name in names.values()):
         raise InputError(f"{path} does not say which files hold the weights. Fetch it again.")
-    paths = [folder / name for name in sorted(set(names.values()))]
+    paths = [folder / name for name in sorted({str(name) for name in names.values()})]
     for part in paths:
         if not part.exists():
             raise InputError(f"{part} is missing, which {path.name} names. Fetch it.")
     return paths
-
-
-def _is_file_name(name: Any) -> bool:
-    return isinstance(name, str) and name == Path(name).name
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:

@@ -276,7 +276,7 @@ class FineTuningFlags(RunFlags, NetworkFlags, AdamFlags):
     data_dir: str = setting("data/", "folder of the task's files", is_input=True)
     model_dir: str = setting(
         "model/",
-        "folder of the pre-trained model, in the authors' format or Hugging Face's, or of a run to go on from",
+        "folder of a pre-trained model, the authors' or Hugging Face's, or of a run to go on from",
         is_input=True,
     )
     encoder_path: str | None = setting(

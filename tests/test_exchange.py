@@ -402,6 +402,12 @@ def test_a_run_without_its_special_tokens_is_refused(runs, tmp_path, capsys):
     assert_refused(["from_hf", str(hf), str(tmp_path / "back")], "config.json tells of .TypeError", capsys)
 
 
+def test_a_run_without_vocabulary_is_refused(runs, tmp_path, capsys):
+    hf = to_hf(runs["multiple_choice"].folder, tmp_path / "hf")
+    (hf / "vocab.json").unlink()
+    assert_refused(["from_hf", str(hf), str(tmp_path / "back")], "vocab.json is missing", capsys)
+
+
 # --- torch.export ----------------------------------------------------------------------------------------------------
 
 

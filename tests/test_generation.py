@@ -174,10 +174,10 @@ def test_generation_is_in_evaluation_mode_and_without_gradients_but_the_caller_i
 def test_prompts_of_different_lengths_are_continued_as_each_alone(request, name):
     model, encoder = request.getfixturevalue(name)
     rng = np.random.default_rng(0)
-    prompts = [rng.integers(1, encoder.n_vocab, n).tolist() for n in (7, 1, 30, 7, model.transformer.n_ctx)]
-    for how in ({}, {"repetition_penalty": 1.3}):
-        found = generate_batch(model, prompts, 200, temperature=0, **how)
-        alone = [tokens_of(generate(model, prompt, 200, temperature=0, **how))[0] for prompt in prompts]
+    prompts = [rng.integers(1, encoder.n_vocab, n).tolist() for n in (1, 30, 7, model.transformer.n_ctx)]
+    for n_tokens, how in ((200, {}), (70, {"repetition_penalty": 1.3})):
+        found = generate_batch(model, prompts, n_tokens, temperature=0, **how)
+        alone = [tokens_of(generate(model, prompt, n_tokens, temperature=0, **how))[0] for prompt in prompts]
         assert [[token.id for token in tokens] for tokens in found] == alone
     assert generate_batch(model, [], 3) == []
 

@@ -262,6 +262,7 @@ def test_a_run_is_trained_further(command, model_dir):
         assert not torch.equal(blocks[1].mlp.c_fc.w, expected[1].mlp.c_fc.w)
     with pytest.raises(InputError, match="the weights have n_embd 16, the model 32"):
         fit(pairs, labels, "similarity", model_dir=first, n_embd=32)
+    assert command("classification", *again, "--desc", "first") == 2
     Path("save/first/best_params").unlink()
     assert command("classification", *again) == 2
 
