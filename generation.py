@@ -325,7 +325,7 @@ class Continuation(NamedTuple):
     """What follows a prompt."""
 
     text: str
-    tokens: list[Token]  # all of them, also those of the stop text
+    tokens: list[Token]  # those of the stop text too
 
 
 def generate_texts(

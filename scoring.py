@@ -39,16 +39,12 @@ def pack(transformer: TransformerModel, examples: Sequence[list[Ids]], share_con
 
 
 def pack_before(transformer: TransformerModel, rows: Sequence[Ids]) -> Packing:
-    """Return rows of two to n_ctx + 1 token ids as input: the last one is predicted and not read.
-
-    What next_tokens says of them is (R, T-1) as of other rows.
-    """
+    """As `pack`, for rows of two to n_ctx + 1 token ids: the last one is predicted and not read."""
     packing = pack(transformer, [[row[:-1]] for row in rows])
-    device = packing.tokens.device
 
     # each token that is read predicts the one after it
-    n_tokens = len(packing.tokens)
-    packing.predictors = torch.arange(n_tokens, device=device)
+    device = packing.tokens.device
+    packing.predictors = torch.arange(len(packing.tokens), device=device)
     packing.targets = torch.tensor([i for row in rows for i in row[1:]], device=device)
     packing.predictions = packing.source
     if packing.source is None:

@@ -76,10 +76,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def n_tokens(folder: Path, config: Mapping[str, Any]) -> int:
-    """Return how many tokens the vocabulary has; further embeddings of the model are of added tokens.
-
-    Without a vocabulary, all embeddings are of its tokens.
-    """
+    """Return how many tokens the vocabulary has, without one all; further embeddings are of added tokens."""
     file, _ = tokenizer_files(folder)
     if not file.exists():
         return config["vocab_size"]
@@ -96,11 +93,7 @@ def n_tokens(folder: Path, config: Mapping[str, Any]) -> int:
 
 
 def tokenizer_files(folder: Path) -> tuple[Path, Path]:
-    """Return the files of vocabulary and merges, whether they exist or not.
-
-    If tokenizer.json stands in their place, they are made of it, in a temporary folder. Raises InputError for a damaged
-    one.
-    """
+    """Return the files of vocabulary and merges; made of tokenizer.json, if it is alone. Raises InputError for that."""
     paths = (folder / VOCAB_FILE, folder / MERGES_FILE)
     tokenizer = folder / TOKENIZER_FILE
     if all(path.exists() for path in paths) or not tokenizer.exists():
@@ -120,7 +113,7 @@ def check_vocabulary(folder: Path) -> None:
 
 @cache
 def _vocabulary_in(path: Path, _digest: str) -> tuple[Path, Path]:
-    """Return files of vocabulary and merges with what tokenizer.json holds; they are removed at the end."""
+    """Return files of vocabulary and merges with what tokenizer.json holds, in a folder that is removed at the end."""
     tokenizer = read_json(path)
     try:
         vocabulary = tokenizer["model"]["vocab"]
