@@ -16,7 +16,6 @@ import torch
 from formats.authors import (
     BPE_FILE,
     ENCODER_FILE,
-    load_openai_pretrained_model,
     read_sizes,
     save_openai_model,
     vocabulary_files,
@@ -25,6 +24,8 @@ from formats.files import InputError, copy_file, digests, make_output_folder, wr
 from formats.hugging_face import (
     CONFIG_FILE,
     WEIGHTS_FILES,
+    authors_arrays,
+    check_vocabulary,
     is_hugging_face,
     read_config,
     read_tensors,
@@ -110,7 +111,7 @@ def run_to_hugging_face(run: SavedRun, out: Path) -> None:
             "summary_use_proj": True,
             "summary_proj_to_labels": True,
             "summary_first_dropout": record.clf_pdrop,  # before the head
-            RUN_KEY: {name: getattr(record, name) for name in RUN_SETTINGS},
+            RUN_KEY: {name: getattr(record, name) for name in (*RUN_SETTINGS, "integer_labels")},
         }
         note = f"{MULTIPLE_CHOICE}: give mc_token_ids, the position of _classify_ in each row"
     else:
@@ -158,21 +159,24 @@ def run_from_hugging_face(src: Path, config: dict[str, Any], out: Path) -> None:
             f"Remove {RUN_KEY!r} for the transformer alone."
         )
 
-    # the network: the transformer, then what load_openai_pretrained_model leaves out, special tokens and head
+    # the network: tokens, special ones too, positions, blocks, and the head
+    check_vocabulary(src)
     sizes = read_sizes(src)
     tensors = read_tensors(src)
+    positions, tokens, *blocks = authors_arrays(src, tensors, sizes.shapes())
     n_embeddings = sizes.n_vocab + N_SPECIAL + sizes.n_positions
-    special = slice(sizes.n_vocab, sizes.n_vocab + N_SPECIAL)
+    n_tokens = sizes.n_vocab + N_SPECIAL
     dropouts = [config.get(name, 0.1) for name in (*DROPOUTS, "summary_first_dropout")]
     try:
         network = Config(sizes.n_embd, sizes.n_head, sizes.n_layer, *dropouts, sizes.afn)
         classify = special_tokens(sizes.n_vocab).classify
         model = DoubleHeadModel(network, classify, "multiple_choice", n_embeddings, sizes.n_positions)
-        load_openai_pretrained_model(model.transformer, path=src, n_transfer=sizes.n_layer)
-        if config["vocab_size"] < special.stop or len(tensors["tokens_embed.weight"]) < special.stop:
+        if config["vocab_size"] < n_tokens or len(tokens) < n_tokens:
             raise ValueError("without the special tokens")
         with torch.no_grad():
-            model.transformer.embed.weight[special] = tensors["tokens_embed.weight"][special]
+            model.transformer.embed.weight.copy_(torch.cat([tokens[:n_tokens], positions]))
+            for parameter, value in zip(model.transformer.h.parameters(), blocks, strict=True):
+                parameter.copy_(value)
         head = {"weight": tensors[f"{HEAD}.weight"], "bias": tensors[f"{HEAD}.bias"]}
         model.task_head.linear.load_state_dict(head)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -185,6 +189,7 @@ def run_from_hugging_face(src: Path, config: dict[str, Any], out: Path) -> None:
     prepare_output(out)
     vocabulary = copy_vocabulary(src, out)
     values = {name: kept[name] for name in RUN_SETTINGS} | dataclasses.asdict(network)
+    values["integer_labels"] = kept.get("integer_labels", False)  # folders of earlier versions lack it
     values |= {"n_vocab": sizes.n_vocab, "n_ctx": sizes.n_positions, "vocabulary": list(digests(vocabulary).values())}
     record = RunRecord.of_json(values, src / CONFIG_FILE)
     save_parameters(out / "best_params", model, meaning(record.to_json()))

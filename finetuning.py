@@ -1,14 +1,16 @@
 """Fine-tune in Python: `run = fit(texts, labels, model_dir="demo/model")`, `run.predict(texts)`."""
 
+import dataclasses
 import json
 import shutil
 import tempfile
 import weakref
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 
 from formats.examples import OWN_FIELDS
-from formats.files import InputError
+from formats.files import InputError, write_json
 from running.processes import join_ranks
 from running.settings import FineTuningFlags
 from train import fine_tune
@@ -26,7 +28,10 @@ def fit(
         labels: one per example; for multiple_choice the number of the right choice, from 1, or its text. In a
             similarity task, numbers with more than two distinct values are scores.
         task: the form, one of these four.
-        settings: flags of train.py: model_dir="demo/model", n_iter=3, lr=6.25e-5, ...
+        settings: flags of train.py: model_dir="demo/model", n_iter=3, lr=6.25e-5, ... The model_dir may be a run, or
+            its folder.
+
+    Labels that are integers, of classes or choices, are predicted as integers.
 
     Raises:
         InputError: as train.py does, for what the user can fix; "example" counts from 1.
@@ -39,6 +44,8 @@ def fit(
             file.write(json.dumps(record, default=lambda value: value.item()) + "\n")  # NumPy's numbers
 
     # train as train.py does
+    if "model_dir" in settings:
+        settings["model_dir"] = str(getattr(settings["model_dir"], "folder", settings["model_dir"]))
     folders = {name: str(folder / name) for name in ("log_dir", "save_dir", "submission_dir")}
     try:
         flags = FineTuningFlags(**{"dataset": "own", "task": task, "data_dir": str(folder)} | folders | settings)
@@ -46,7 +53,14 @@ def fit(
         raise InputError(str(error)) from None
     with join_ranks() as ranks:
         fine_tune(flags, ranks)
-    saved = open_run(Path(flags.save_dir) / flags.desc)
+    run_folder = Path(flags.save_dir) / flags.desc
+    saved = open_run(run_folder)
+
+    # labels come back as they were given
+    if saved.record.scores is None and all(isinstance(i, Integral) and not isinstance(i, bool) for i in labels):
+        record = dataclasses.replace(saved.record, integer_labels=True)
+        write_json(run_folder / "settings.json", record.to_json(), indent=2)
+        saved = dataclasses.replace(saved, record=record)
     weakref.finalize(saved, shutil.rmtree, folder, ignore_errors=True)  # the temporary files are removed with the run
     return saved
 

@@ -4,8 +4,8 @@ Without --prompt and --prompt_file each line of standard input is a prompt. Word
 come, the speed to standard error. Of several samples the first is written as it comes, the others after it.
 
 `--score FILE` instead writes a table of the file's words, with their surprisal, to standard output (scoring.py) and its
-perplexity to standard error; `--zero_shot choice --dataset NAME --data_dir DIR` answers the examples of a data set as
-section 5 of the paper does.
+perplexity to standard error, each line by itself with --by_line; `--zero_shot choice --dataset NAME --data_dir DIR`
+answers the examples of a data set as section 5 of the paper does.
 """
 
 import os
@@ -60,6 +60,7 @@ class GenerateFlags(Flags):
     all_rows: bool = setting(
         False, "of --score: normalise over special tokens and positions too, as the training loss does"
     )
+    by_line: bool = setting(False, "of --score: score each line of the file by itself; default: all lines as one text")
     zero_shot: str | None = setting(
         None,
         "answer the examples of --dataset instead: choice (of the highest mean log-probability), sentiment ('very' "
@@ -82,6 +83,8 @@ class GenerateFlags(Flags):
                 raise ValueError(f"{one} and {other} exclude each other: give one")
         if (self.dataset == "own") != (self.task is not None):
             raise ValueError("task is the form of dataset own: give both or neither")
+        if self.by_line and self.score is None:
+            raise ValueError("by_line is of --score: give both or neither")
         if self.stop == "":
             raise ValueError("stop is empty: leave it out")
 
@@ -167,7 +170,8 @@ def continue_prompt(
 
 def write_scores(settings: GenerateFlags, model: Model, encoder: TextEncoder) -> None:
     """Write the table of --score, and the perplexity. Raises InputError."""
-    found = score_file(model, encoder, settings.score, sys.stdout, settings.stride, settings.all_rows)
+    how = {name: getattr(settings, name) for name in ("stride", "all_rows", "by_line")}
+    found = score_file(model, encoder, settings.score, sys.stdout, **how)
     print(found.perplexities(), file=sys.stderr)
 
 

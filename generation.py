@@ -9,6 +9,7 @@ sampled.
 
 import math
 from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,17 +54,8 @@ def sample(
     return torch.multinomial(logits.softmax(1), 1, generator=generator).squeeze(1)
 
 
-@torch.no_grad()
 def generate(
-    model: Model,
-    ids: Sequence[int] | Tensor,
-    n_tokens: int,
-    *,
-    repetition_penalty: float = 1.0,
-    n_samples: int = 1,
-    n_allowed: int | None = None,
-    stop_ids: Collection[int] = (),
-    **how,
+    model: Model, ids: Sequence[int] | Tensor, n_tokens: int, *, n_samples: int = 1, **how
 ) -> Iterator[list[int | None]]:
     """Continue a prompt: yield the next token of each sample, n_tokens times; None for a sample that has ended.
 
@@ -73,25 +65,85 @@ def generate(
     Args:
         model: put into evaluation mode.
         ids: token ids of the prompt (T,).
-        repetition_penalty: the logits of tokens that have occurred are divided by it, or multiplied if negative.
         n_samples: computed together, the prompt once for all.
-        n_allowed: the first so many rows of the embedding matrix can be sampled; default: all but the positions.
-        stop_ids: can be sampled too, and end a sample; they are not yielded.
-        how: temperature, top_k, top_p and generator, see `sample`.
+        how: see generate_batch.
 
     Raises ValueError for a prompt that is empty or longer than n_ctx.
+    """
+    for step in _generate(model, [ids], n_tokens, n_samples, **how):
+        yield [None if token is None else token.id for token in step]
+
+
+class Token(NamedTuple):
+    """A generated token."""
+
+    id: int
+    log_probability: float  # nats; over all that may be sampled, whatever temperature, top_k, top_p and penalty are
+
+
+def generate_batch(model: Model, prompts: Sequence[Sequence[int]], n_tokens: int, **how) -> list[list[Token]]:
+    """Continue prompts of any lengths together, each by up to n_tokens tokens, as `generate` does one alone.
+
+    Args:
+        model: put into evaluation mode.
+        prompts: token ids of each.
+        how: repetition_penalty: the logits of tokens that have occurred are divided by it, or multiplied if negative;
+            n_allowed: the first so many rows of the embedding matrix can be sampled, default: all but the positions;
+            stop_ids: can be sampled too, and end a continuation, without being part of it;
+            temperature, top_k, top_p and generator: see `sample`.
+
+    Raises ValueError for a prompt that is empty or longer than n_ctx.
+    """
+    found: list[list[Token]] = [[] for _ in prompts]
+    if not prompts:
+        return found
+
+    # the shortest begins; the others begin when they have been read, and none goes on for longer
+    n_steps = n_tokens + max(map(len, prompts)) - min(map(len, prompts))
+    for step in _generate(model, prompts, n_steps, **how):
+        for tokens, token in zip(found, step, strict=True):
+            if token is not None and len(tokens) < n_tokens:
+                tokens.append(token)
+    return found
+
+
+@torch.no_grad()
+def _generate(
+    model: Model,
+    prompts: Sequence[Sequence[int] | Tensor],
+    n_steps: int,
+    n_samples: int = 1,
+    *,
+    repetition_penalty: float = 1.0,
+    n_allowed: int | None = None,
+    stop_ids: Collection[int] = (),
+    **how,
+) -> Iterator[list[Token | None]]:
+    """Yield the next token of each sample, None for one that has ended or whose prompt goes on.
+
+    All prompts begin at the same time. Once the shortest has been read, each step reads one more token of the longer
+    ones: all samples have the same positions, and no padding.
+
+    Args:
+        n_steps: from the first token of the shortest prompt on.
+        n_samples: of one prompt; several prompts have one each.
+        prompts and the others: as of generate_batch.
     """
     transformer = getattr(model, "transformer", model).eval()
     table = transformer.embed.weight  # (V, C)
     n_ctx = transformer.n_ctx
     first_position = len(table) - n_ctx
-    if not 0 < len(ids) <= n_ctx:
-        raise ValueError(f"the prompt has {len(ids)} tokens, the model has positions for 1 to {n_ctx}")
+    for ids in prompts:
+        if not 0 < len(ids) <= n_ctx:
+            raise ValueError(f"the prompt has {len(ids)} tokens, the model has positions for 1 to {n_ctx}")
 
     # the tokens that are not in the cache, and all so far
-    new = torch.as_tensor(ids, dtype=torch.long, device=table.device)[None]  # (1, T): the same for all samples
+    n_samples = max(n_samples, len(prompts))
+    n_first = min(map(len, prompts))
+    first = [torch.as_tensor(ids[:n_first], dtype=torch.long) for ids in prompts]
+    new = torch.stack(first).to(table.device)  # (1, T): one for all samples; or (S, T)
     window = new.expand(n_samples, -1)  # (S, T)
-    n_slots = min(n_ctx, len(ids) + n_tokens)
+    n_slots = min(n_ctx, n_first + n_steps)
     caches = transformer.new_caches(n_samples, n_slots)
 
     # the rows of the embedding matrix that can be sampled
@@ -103,22 +155,28 @@ def generate(
     has_occurred = torch.zeros(n_samples, len(table), dtype=torch.bool, device=table.device)  # (S, V)
     has_occurred.scatter_(1, window, True)
     has_ended = [False] * n_samples
-    for _ in range(n_tokens):
+    for n_read in range(n_first, n_first + n_steps):
         # the logits of the next token
         positions = first_position + torch.arange(window.size(1) - new.size(1), window.size(1), device=table.device)
         h = transformer(torch.stack([new, positions.expand_as(new)], -1), caches=caches)[:, -1]
         logits = F.linear(h, table[:n_rows]).float().expand(n_samples, -1)  # (S, R)
         logits = logits.masked_fill(is_forbidden, -math.inf)
+        unchanged = logits
         if repetition_penalty != 1:
             penalised = torch.where(logits > 0, logits / repetition_penalty, logits * repetition_penalty)
             logits = torch.where(has_occurred[:, :n_rows], penalised, logits)
 
         # one token a sample
         tokens = sample(logits, **how)  # (S,)
-        step: list[int | None] = []
+        logs = (unchanged.gather(1, tokens[:, None])[:, 0] - unchanged.logsumexp(1)).tolist()
+        step: list[Token | None] = []
         for i, token in enumerate(tokens.tolist()):
+            if len(prompts) > 1 and n_read < len(prompts[i]):  # what the prompt goes on with, instead
+                tokens[i] = prompts[i][n_read]
+                step.append(None)
+                continue
             has_ended[i] = has_ended[i] or token in stop_ids
-            step.append(None if has_ended[i] else token)
+            step.append(None if has_ended[i] else Token(token, logs[i]))
         yield step
         if all(has_ended):
             return
@@ -135,17 +193,17 @@ def generate(
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
-def encode_prompt(encoder: TextEncoder, text: str, n_allowed: int) -> list[int]:
+def encode_prompt(encoder: TextEncoder, text: str, n_allowed: int, may_be_empty: bool = False) -> list[int]:
     """Return the token ids of a prompt of at most n_allowed tokens.
 
-    Raises InputError for one that is longer, empty, or without any token of the vocabulary.
+    Raises InputError for one that is longer, empty unless it may be, or without any token of the vocabulary.
     """
     (ids,) = encoder.encode([text], verbose=False)
-    if not ids:
+    if not ids and not may_be_empty:
         raise InputError("the prompt is empty. Give at least one word.")
     if len(ids) > n_allowed:
         raise InputError(f"the prompt has {len(ids)} tokens, the model takes at most {n_allowed}. Shorten it.")
-    if not any(ids):  # 0 is the unknown token
+    if ids and not any(ids):  # 0 is the unknown token
         raise InputError(f"no token of the prompt is in the vocabulary: {text.strip()[:60]!r}. Give other words.")
     return ids
 
@@ -209,8 +267,8 @@ def stream_text(
 ) -> Iterator[list[str]]:
     """Continue a text: yield for each token the words that it completes, a text for each sample, "" where none is.
 
-    A DoubleHeadModel continues a row as in fine-tuning: it begins with the start token, and ends at a delimiter or
-    classify token. An LMModel knows none of these.
+    A DoubleHeadModel continues a row as in fine-tuning: it begins with the start token, even where the prompt is empty,
+    and ends at a delimiter or classify token. An LMModel knows none of these.
 
     Args:
         model, encoder: from weights.open_model, or the attributes of what weights.open_run returns.
@@ -222,20 +280,28 @@ def stream_text(
 
     Raises InputError for a prompt that cannot be continued.
     """
-    start: list[int] = []
-    ends: list[int] = []
-    if isinstance(model, DoubleHeadModel):
-        special = special_tokens(encoder.n_vocab)
-        start = [special.start]
-        ends = [special.delimiter, special.classify]
-    if isinstance(prompt, str):
-        ids = encode_prompt(encoder, prompt, model.transformer.n_ctx - len(start))
-    else:
-        ids = [int(i) for i in prompt]
+    start, ends, (ids,) = _read_prompts(model, encoder, [prompt])
     stops = [stop.lower() for stop in stops if stop]
     transcripts = [Transcript(encoder, ids, stops) for _ in range(n_samples)]
     how |= dict(n_samples=n_samples, n_allowed=encoder.n_vocab, stop_ids=ends)
     return _show(generate(model, [*start, *ids], n_tokens, **how), transcripts, n_tokens)
+
+
+def _read_prompts(
+    model: LMModel | DoubleHeadModel, encoder: TextEncoder, prompts: Sequence[str | Sequence[int]]
+) -> tuple[list[int], list[int], list[list[int]]]:
+    """Return the tokens before a prompt, those that end its continuation, and those of each. Raises InputError."""
+    start, ends = [], []
+    if isinstance(model, DoubleHeadModel):
+        special = special_tokens(encoder.n_vocab)
+        start = [special.start]
+        ends = [special.delimiter, special.classify]
+    ids_of = []
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            prompt = encode_prompt(encoder, prompt, model.transformer.n_ctx - len(start), bool(start))
+        ids_of.append([int(i) for i in prompt])
+    return start, ends, ids_of
 
 
 def _show(steps: Iterator[list[int | None]], transcripts: list[Transcript], n_tokens: int) -> Iterator[list[str]]:
@@ -253,3 +319,39 @@ def generate_text(
     """Return what follows a prompt, a text a sample; the arguments are those of `stream_text`."""
     steps = stream_text(model, encoder, prompt, n_tokens, **how)
     return ["".join(of_sample) for of_sample in zip(*steps, strict=True)]
+
+
+class Continuation(NamedTuple):
+    """What follows a prompt."""
+
+    text: str
+    tokens: list[Token]  # those of the stop text too
+
+
+def generate_texts(
+    model: LMModel | DoubleHeadModel,
+    encoder: TextEncoder,
+    prompts: Sequence[str | Sequence[int]],
+    n_tokens: int,
+    *,
+    stops: Sequence[str] = (),
+    **how,
+) -> list[Continuation]:
+    """Return what follows each of several prompts, which are computed together; the arguments as of `stream_text`."""
+    start, ends, ids_of = _read_prompts(model, encoder, prompts)
+    rows = [[*start, *ids] for ids in ids_of]
+    stops = [stop.lower() for stop in stops if stop]
+
+    # tokens -> text, up to a stop text
+    found = []
+    how |= dict(n_allowed=encoder.n_vocab, stop_ids=ends)
+    for ids, tokens in zip(ids_of, generate_batch(model, rows, n_tokens, **how), strict=True):
+        transcript = Transcript(encoder, ids, stops)
+        parts = []
+        for token in tokens:
+            parts.append(transcript.add(token.id))
+            if transcript.has_ended:
+                break
+        text = "".join(parts) + transcript.add(None)
+        found.append(Continuation(text, tokens[: len(parts)]))
+    return found

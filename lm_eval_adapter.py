@@ -5,27 +5,29 @@ python lm_eval_adapter.py --model gpt1 --model_args model_dir=model --tasks NAME
 
 import re
 import sys
+from collections.abc import Sequence
 from os.path import commonprefix
 
 from formats.files import InputError
 from generation import generate_text
 from running.command import exit_code
 from running.processes import Ranks
-from scoring import next_tokens, pack, score_ids
+from scoring import next_tokens, pack_before
 from weights import open_model
 
 
 class Adapter:
     """What the harness asks of a model; a request holds its arguments in `args`."""
 
-    def __init__(self, model_dir: str = "model", batch_size: int | str = 8, device: str | None = None, **unused):
+    def __init__(self, model_dir: str = "model", batch_size: int | str | None = 8, device: str | None = None, **unused):
         super().__init__()
         self.model, self.encoder = open_model(model_dir)
         self.model.to("cpu" if device == "cpu" else Ranks().device)
         self.transformer = self.model.transformer
         self.n_ctx = self.transformer.n_ctx
         self.n_words = self.encoder.n_vocab
-        self.n_batch = int(batch_size) if str(batch_size).isdecimal() else 8  # "auto"
+        self.n_batch = int(batch_size) if str(batch_size).isdecimal() else 0  # "auto"
+        self.n_batch = self.n_batch or 8
 
     def encode(self, context: str, continuation: str = "") -> tuple[list[int], int]:
         """Return the ids of both texts together, after a newline if there is no context, and how many it continues."""
@@ -36,51 +38,96 @@ class Adapter:
         newline = self.encoder.encoder.get("\n</w>", 0)
         return [newline, *ids], len(ids)
 
-    def loglikelihood(self, requests) -> list[tuple[float, bool]]:
-        """Return the log-probability of each continuation of a context, and whether it is the most probable one."""
-        rows = [self.encode(*request.args) for request in requests]
-        longest = max(n for _, n in rows)
-        if longest >= self.n_ctx:
-            raise InputError(f"a continuation has {longest} tokens, the model takes {self.n_ctx - 1}. Leave it out.")
+    def score(self, rows: Sequence[tuple[list[int], int]]) -> list[tuple[float, bool]]:
+        """Return the log-probability of the last n ids of each row, and whether each is the most probable one.
+
+        Args:
+            rows: ids and n; the network reads the last n_ctx of the ids before the last one.
+        """
         found = []
         for start in range(0, len(rows), self.n_batch):
-            # a context that is too long is cut from the left
-            batch = [(ids[-self.n_ctx :], n) for ids, n in rows[start : start + self.n_batch]]
-            packing = pack(self.transformer, [[ids] for ids, _ in batch])
-            logs, _, ranks = next_tokens(
-                self.transformer, packing, self.n_words
-            )  # (B, T-1), of all tokens but the first
+            batch = [(ids[-self.n_ctx - 1 :], n) for ids, n in rows[start : start + self.n_batch]]
+            packing = pack_before(self.transformer, [ids for ids, _ in batch])
+            logs, _, ranks = next_tokens(self.transformer, packing, self.n_words)  # (B, T-1)
             for i, (ids, n) in enumerate(batch):
                 end = len(ids) - 1
                 own = slice(end - n, end)
                 found.append((logs[i, own].sum().item(), bool((ranks[i, own] == 1).all())))
         return found
 
+    def loglikelihood(self, requests) -> list[tuple[float, bool]]:
+        """Return the log-probability of each continuation of a context, and whether it is the most probable one.
+
+        Raises InputError for a continuation without tokens, or of more than n_ctx.
+        """
+        rows = []
+        for request in requests:
+            ids, n = self.encode(*request.args)
+            if not 0 < n <= self.n_ctx:
+                raise InputError(
+                    f"a continuation has {n} tokens, the model takes 1 to {self.n_ctx}: {request.args[1][:60]!r}. "
+                    "Leave it out."
+                )
+            rows.append((ids, n))
+        return self.score(rows)
+
     def loglikelihood_rolling(self, requests) -> list[float]:
-        """Return the log-probability of each text, of any length; each of its tokens is scored once."""
+        """Return the log-probability of each text, of any length; each of its tokens is scored once.
+
+        As in the harness, n_ctx tokens at a time are scored, the first of them behind one token only; at the end of a
+        text the window is full too, and what is left is scored.
+        """
         found = []
         for request in requests:
             ids, _ = self.encode("", *request.args)
-            tokens = score_ids(self.model, ids, self.n_words, n_batch=self.n_batch)
-            found.append(float(tokens.log_probabilities[1:].sum()))
+            rows = []
+            for start in range(1, len(ids), self.n_ctx):
+                end = min(start + self.n_ctx, len(ids))
+                rows.append((ids[:end], end - start))
+            found.append(sum(log for log, _ in self.score(rows)))
         return found
 
     def generate_until(self, requests) -> list[str]:
         """Return what follows each context, in lower case, up to any of the texts `until`."""
         texts = []
         for request in requests:
-            context, how = request.args
-            n_tokens = int(how.get("max_gen_toks", 256))
-            temperature = how.get("temperature", 1.0) if how.get("do_sample") else 0
-            until = how.get("until") or []
+            context, asked = request.args
+            ids, _ = self.encode(context)
+            n_tokens = length_asked(asked, len(ids))
+            until = asked.get("until") or []
             until = [until] if isinstance(until, str) else until
             stops = [re.sub(r"\s*\n\s*", "\n", stop) for stop in until]
 
             # the window starts with as much of the context as leaves room for what follows, but at least half of it
-            ids, _ = self.encode(context)
             ids = ids[-max(self.n_ctx - n_tokens, self.n_ctx // 2) :]
-            texts += generate_text(self.model, self.encoder, ids, n_tokens, temperature=temperature, stops=stops)
+            texts += generate_text(self.model, self.encoder, ids, n_tokens, stops=stops, **sampling_asked(asked))
         return texts
+
+
+def length_asked(asked: dict, n_context: int) -> int:
+    """Return how many tokens a request asks for, by any of the names that tasks have for it; 256 by default."""
+    for name in ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"):
+        if asked.get(name) is not None:
+            return int(asked[name])
+    if asked.get("max_length") is not None:  # of context and continuation together
+        return max(1, int(asked["max_length"]) - n_context)
+    return 256
+
+
+def sampling_asked(asked: dict) -> dict:
+    """Return how a request asks for tokens to be sampled, as arguments of generate_text; by default greedily."""
+    how = {}
+    for name, kind in (("temperature", float), ("top_k", int), ("top_p", float), ("repetition_penalty", float)):
+        if asked.get(name) is not None:
+            how[name] = kind(asked[name])
+
+    # without do_sample, a temperature asks for samples
+    samples = asked.get("do_sample")
+    if samples is None:
+        samples = how.get("temperature", 0) > 0
+    if not samples:
+        how["temperature"] = 0
+    return how
 
 
 def main() -> None:

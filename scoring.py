@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -35,6 +36,20 @@ def pack(transformer: TransformerModel, examples: Sequence[list[Ids]], share_con
     # positions are the last entries of the embedding matrix, whether special tokens stand before them or not
     first_position = len(transformer.embed.weight) - transformer.n_ctx
     return Packing.of_rows(examples, first_position, share_context).to(transformer.embed.weight.device)
+
+
+def pack_before(transformer: TransformerModel, rows: Sequence[Ids]) -> Packing:
+    """As `pack`, for rows of two to n_ctx + 1 token ids: the last one is predicted and not read."""
+    packing = pack(transformer, [[row[:-1]] for row in rows])
+
+    # each token that is read predicts the one after it
+    device = packing.tokens.device
+    packing.predictors = torch.arange(len(packing.tokens), device=device)
+    packing.targets = torch.tensor([i for row in rows for i in row[1:]], device=device)
+    packing.predictions = packing.source
+    if packing.source is None:
+        packing.predictions = packing.predictors.view(packing.shape)
+    return packing
 
 
 class NextTokens(NamedTuple):
@@ -88,7 +103,12 @@ def windows(n_tokens: int, n_ctx: int, stride: int) -> Iterator[tuple[int, int, 
 
 
 def score_ids(
-    model: nn.Module, ids: Ids, n_entries: int | None = None, stride: int | None = None, n_batch: int = 8
+    model: nn.Module,
+    ids: Ids,
+    n_entries: int | None = None,
+    stride: int | None = None,
+    n_batch: int = 8,
+    starts: Sequence[int] = (0,),
 ) -> NextTokens:
     """Return what the model says of each token of a text of any length (T,), NaN where it is not scored.
 
@@ -99,14 +119,20 @@ def score_ids(
             n_ctx - stride tokens or more. None: half of n_ctx. With n_ctx, the first token of every window is not
             scored.
         n_batch: windows computed at a time.
+        starts: where texts begin in ids, each of them scored by itself.
     """
     n_ctx = model.transformer.n_ctx
     stride = n_ctx // 2 if stride is None else stride
     if not 1 <= stride <= n_ctx:
         raise InputError(f"the stride is {stride}; windows of {n_ctx} tokens take 1 to that many.")
 
+    # the windows on each text
+    todo = []
+    for begin, end_of_text in pairwise([*starts, len(ids)]):
+        for start, end, first in windows(end_of_text - begin, n_ctx, stride):
+            todo.append((begin + start, begin + end, begin + first))
+
     # some windows at a time
-    todo = list(windows(len(ids), n_ctx, stride))
     found = np.full((3, len(ids)), np.nan)
     name = "scoring" if len(todo) > n_batch else None  # short texts show no progress
     with progress_bar(len(todo), name, "windows", Ranks()) as bar:
@@ -251,6 +277,7 @@ def score(
     stride: int | None = None,
     all_rows: bool = False,
     context: Text = "",
+    starts: Sequence[int] = (0,),
 ) -> Score:
     """Return the log-probabilities of a text.
 
@@ -260,18 +287,19 @@ def score(
         all_rows: normalise over all entries of the embedding matrix, as the training loss does, not over the words
             only.
         context: what comes before the text; it is not scored itself.
+        starts: as of score_ids, without a context: each text by itself.
 
     Raises InputError for a text without tokens, or of a single one without a context: the first one is not scored.
     """
     words = words_of(encoder, text)
     ids = [i for word in words for i in word.ids]
     before = [i for word in words_of(encoder, context) for i in word.ids]
-    if not ids or len(before) + len(ids) < 2:
+    if not ids or len(before) + len(ids) <= len(starts):
         raise InputError(f"{len(ids)} tokens: there is nothing to score, as the first one is not. Give a longer text.")
 
     # the context and the text as one; then the text alone
     n_entries = len(model.transformer.embed.weight) if all_rows else encoder.n_vocab
-    found = score_ids(model, before + ids, n_entries, stride)
+    found = score_ids(model, before + ids, n_entries, stride, starts=starts)
     log_probabilities, entropies, ranks = (values[len(before) :] for values in found)
     return Score(words, log_probabilities, entropies, ranks, before, n_entries)
 
@@ -288,6 +316,7 @@ def score_file(
     out: IO[str] | None = None,
     stride: int | None = None,
     all_rows: bool = False,
+    by_line: bool = False,
 ) -> Score:
     """Return the score of a text file, and write a line for each of its words: tab separated, without quoting.
 
@@ -297,23 +326,31 @@ def score_file(
     Args:
         out: a file open for text; None: write nothing.
         model, stride, all_rows: as of `score`.
+        by_line: score each line by itself, without a newline at its end; its first token is not scored.
 
-    Raises InputError for a file that is missing, not UTF-8, or holds fewer than two tokens.
+    Raises InputError for a file that is missing, not UTF-8, or holds nothing to score.
     """
     # as in pre-training: lines that are not blank, each ended by the newline token
     newline = Word("\n", [encoder.encoder.get("\n</w>", 0)], [None])
     words, numbers = [], []  # numbers: the line of each word
+    starts = []  # the first token of each line
+    n_tokens = 0
     for number, line, why in numbered_lines(Path(path)):
         if why:
             raise InputError(f"{path}, line {number}: {why}")
         of_line = words_of(encoder, line)
-        if of_line:
-            words += [*of_line, newline]
-            numbers += [number] * (len(of_line) + 1)
+        if not of_line:
+            continue
+        if not by_line:
+            of_line.append(newline)
+        words += of_line
+        numbers += [number] * len(of_line)
+        starts.append(n_tokens)
+        n_tokens += sum(len(word.ids) for word in of_line)
 
-    # all lines are one text
+    # all lines are one text, or each one is
     try:
-        found = score(model, encoder, words, stride, all_rows)
+        found = score(model, encoder, words, stride, all_rows, starts=starts if by_line else [0])
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     if out is not None:

@@ -234,6 +234,11 @@ class TextEncoder:
         self.encoder = _read_encoder(self.files[0])
         self.decoder = {i: token for token, i in self.encoder.items()}
         self.n_vocab = len(self.encoder)
+        if self.encoder.get("<unk>", 0) != 0:
+            raise InputError(
+                f"{encoder_path}: <unk> has the id {self.encoder['<unk>']}, and here 0. Give it that one, in the "
+                "weights too."
+            )
         merges = _read_merges(self.files[1])
         for merge in merges:
             if "".join(merge) not in self.encoder:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from analysis import analyse
-from formats.authors import BPE_FILE, ENCODER_FILE, is_model, load_openai_pretrained_model, read_sizes, weight_files
+from formats.authors import BPE_FILE, ENCODER_FILE, is_model
 from formats.examples import parse_columns
 from formats.files import InputError, copy_file, digests, make_output_folder
 from loss import PackedLosses
@@ -42,6 +42,7 @@ from running.record import RunRecord
 from running.settings import FineTuningFlags, parse
 from running.training import Plan, Run, summary_writer
 from text_utils import TextEncoder
+from weights import folder_sizes, is_run, load_weights, parameter_files
 
 
 def fine_tune(settings: FineTuningFlags, ranks: Ranks, make_network=None) -> None:
@@ -157,7 +158,10 @@ def make_folders(settings: FineTuningFlags) -> None:
     """Make the folders of the output. Raises InputError for one that takes no files, now and not after training."""
     if settings.tensorboard:
         summary_writer()
-    folders = [settings.log_dir, Path(settings.save_dir) / settings.desc]
+    run_folder = Path(settings.save_dir) / settings.desc
+    if Path(settings.model_dir).resolve() == run_folder.resolve():
+        raise InputError(f"{run_folder} is the run to go on from, and would be replaced. Give another --desc.")
+    folders = [settings.log_dir, run_folder]
     if settings.submit:
         folders.append(settings.submission_dir)
     for folder in folders:
@@ -172,7 +176,7 @@ def read_task(settings: FineTuningFlags, encoder: TextEncoder) -> Splits:
         task = replace(task, strict=False)
     n_ctx = settings.n_ctx
     if settings.n_transfer >= 0:
-        n_ctx = min(n_ctx, read_sizes(Path(settings.model_dir)).n_positions)
+        n_ctx = min(n_ctx, folder_sizes(Path(settings.model_dir)).n_positions)
     limits = Limits(settings.n_valid, settings.seed, n_ctx, settings.max_examples)
     return read_splits(task, data_dir, encoder, limits)
 
@@ -195,7 +199,7 @@ def build_network(settings: FineTuningFlags, splits: Splits, n_vocab: int) -> tu
     # sizes: from the flags, or else from the model folder
     model_dir = Path(settings.model_dir)
     loads = settings.n_transfer >= 0
-    sizes = read_sizes(model_dir) if loads or is_model(model_dir) else None
+    sizes = folder_sizes(model_dir) if loads or is_model(model_dir) or is_run(model_dir) else None
     if loads and n_vocab != sizes.n_vocab:
         raise InputError(
             f"{settings.encoder_path} has {n_vocab} tokens, the weights in {model_dir} are for {sizes.n_vocab}. "
@@ -213,7 +217,7 @@ def build_network(settings: FineTuningFlags, splits: Splits, n_vocab: int) -> tu
     if not loads:
         np.random.randn(N_SPECIAL, cfg.n_embd)  # what the loader draws: the epochs' order stays the same
         return model, "nothing"
-    n_blocks = load_openai_pretrained_model(model.transformer, n_ctx, N_SPECIAL, settings.n_transfer, model_dir)
+    n_blocks = load_weights(model.transformer, settings.n_transfer, model_dir)
     return model, f"embeddings and {n_blocks} blocks from {model_dir}"
 
 
@@ -241,7 +245,7 @@ def record_of(
     """Return what settings.json holds of this run."""
     # the files that it depends on
     task = splits.task
-    weights = weight_files(Path(settings.model_dir)) if settings.n_transfer >= 0 else []
+    weights = parameter_files(Path(settings.model_dir)) if settings.n_transfer >= 0 else []
     others = settings.fixed_on_resume() | {
         "n_processes": ranks.size,
         "precision": pick_precision(settings.precision, ranks.device),

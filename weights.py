@@ -14,6 +14,7 @@ from formats.authors import (
     BPE_FILE,
     ENCODER_FILE,
     FolderSizes,
+    check_sizes,
     load_openai_pretrained_model,
     open_folder,
     read_sizes,
@@ -22,6 +23,7 @@ from formats.authors import (
 )
 from formats.examples import Example
 from formats.files import InputError, copy_file, make_output_folder, sha256
+from formats.hugging_face import check_vocabulary, is_hugging_face
 from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel, LMModel, TransformerModel
 from reading.encoding import Encoded
 from reading.rows import FORMS, N_SPECIAL, Rows, special_tokens
@@ -47,6 +49,8 @@ def open_model(folder: str | os.PathLike, return_probs: bool = True) -> tuple[LM
     """
     folder = open_folder(folder)
     sizes = read_sizes(folder)
+    if is_hugging_face(folder):
+        check_vocabulary(folder)
     encoder = TextEncoder(*vocabulary_files(folder))
     if encoder.n_vocab != sizes.n_vocab:
         raise InputError(
@@ -70,6 +74,33 @@ def open_transformer(folder: Path) -> tuple[TransformerModel, TextEncoder, Folde
     cfg, n_positions = model.cfg, model.transformer.n_ctx
     sizes = FolderSizes(encoder.n_vocab, n_positions, cfg.n_embd, cfg.n_head, cfg.n_layer, cfg.afn)
     return model.transformer, encoder, sizes
+
+
+def folder_sizes(folder: Path) -> FolderSizes:
+    """Return the sizes of the network in a model folder or a saved run. Raises InputError."""
+    if not is_run(folder):
+        return read_sizes(folder)
+    record = RunRecord.read(folder)
+    return FolderSizes(record.n_vocab, record.n_ctx, record.n_embd, record.n_head, record.n_layer, record.afn)
+
+
+def load_weights(model: TransformerModel, n_transfer: int, folder: Path) -> int:
+    """Copy the weights of a model folder or a saved run to a network with special tokens, and return how many blocks.
+
+    The special tokens are those of the run; as load_openai_pretrained_model else. Raises InputError.
+    """
+    if not is_run(folder):
+        return load_openai_pretrained_model(model, model.n_ctx, N_SPECIAL, n_transfer, folder)
+    source, _, sizes = open_transformer(folder)
+    n_transfer = min(n_transfer, sizes.n_layer, len(model.h))
+    check_sizes(folder, sizes, model, model.n_ctx, N_SPECIAL, n_transfer)
+    np.random.randn(N_SPECIAL, sizes.n_embd)  # what the other loader draws: the epochs' order is the same
+    words, positions = source.embed.weight.split([sizes.n_vocab + N_SPECIAL, source.n_ctx])
+    with torch.no_grad():
+        model.embed.weight.copy_(torch.cat([words, positions[: model.n_ctx]]))
+        for value, parameter in zip(source.h.parameters(), model.h[:n_transfer].parameters(), strict=False):
+            parameter.copy_(value)
+    return n_transfer
 
 
 def copy_weights(source: TransformerModel, target: TransformerModel, n_vocab: int) -> None:
@@ -98,8 +129,8 @@ def is_run(folder: Path) -> bool:
 class Prediction:
     """A run's prediction for one example."""
 
-    label: str  # for scores: the expected score, with three decimals
-    probabilities: dict[str, float]  # of every label or choice; for scores: of the six classes
+    label: str | int  # an integer if `fit` was given integers; for scores: the expected score, with three decimals
+    probabilities: dict[str | int, float]  # of every label or choice; for scores: of the six classes
 
 
 CHUNK = 512  # examples encoded and predicted at a time by SavedRun.stream
@@ -182,6 +213,9 @@ class SavedRun:
             if n_out > len(known):  # more choices than in training: the numbers are their names
                 names = [str(i + 1) for i in range(n_out)]
             (label,) = written_answers([answer], names, record.scores)
+            if record.integer_labels:
+                label = int(label)
+                names = [int(name) for name in names]
             yield Prediction(label, dict(zip(names[:n_out], values[:n_out], strict=True)))
 
     def save(self, folder: str | os.PathLike) -> None:

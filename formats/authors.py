@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,15 @@ from torch import Tensor, nn
 from formats.files import WHERE_TO_GET_IT, InputError, find, read_json, replacing, write_json
 from formats.hugging_face import (
     ACTIVATIONS,
-    MERGES_FILE,
-    VOCAB_FILE,
+    array_names,
     authors_arrays,
     is_hugging_face,
     n_tokens,
     read_config,
     read_tensors,
+    tokenizer_files,
     weights_file,
+    weights_files,
 )
 
 ENCODER_FILE, BPE_FILE = "encoder_bpe_40000.json", "vocab_40000.bpe"
@@ -68,14 +70,14 @@ def is_model(folder: Path) -> bool:
 def vocabulary_files(folder: Path) -> tuple[Path, Path]:
     """Return the paths of a model folder's vocabulary and merges, which both formats have under their own names."""
     if is_hugging_face(folder):
-        return folder / VOCAB_FILE, folder / MERGES_FILE
+        return tokenizer_files(folder)
     return folder / ENCODER_FILE, folder / BPE_FILE
 
 
 def weight_files(folder: Path) -> list[Path]:
     """Return the files of a model folder that hold its weights."""
     if is_hugging_face(folder):
-        return [weights_file(folder)]
+        return weights_files(folder)
     return [folder / name for name in SHARDS if (folder / name).exists()]
 
 
@@ -83,7 +85,7 @@ def read_sizes(folder: str | os.PathLike) -> FolderSizes:
     """Return the sizes of the network in a model folder.
 
     In the authors' format they follow from params_shapes.json and hparams.json, in Hugging Face's from config.json and
-    vocab.json. Raises InputError when a file is missing or is not of such a network.
+    the vocabulary. Raises InputError when a file is missing or is not of such a network.
     """
     folder = Path(folder)
     if is_hugging_face(folder):
@@ -131,7 +133,7 @@ def load_openai_pretrained_model(
     """Copy the weights of a model folder into a transformer and return how many blocks were copied.
 
     The special tokens' embeddings are initialised as TF:410 does: N(0, 0.02) from NumPy's global stream. Tokens that
-    were added to a Hugging Face folder are left out.
+    were added to a Hugging Face folder are left out; other tensors than the transformer's are named on standard error.
 
     Args:
         model: a TransformerModel; all checks come before its first parameter changes.
@@ -157,7 +159,7 @@ def load_openai_pretrained_model(
     if n_special < 0:
         n_special = len(model.embed.weight) - sizes.n_vocab - n_ctx
     n_transfer = min(n_transfer, sizes.n_layer, len(model.h))
-    _check_sizes(folder, sizes, model, n_ctx, n_special, n_transfer)
+    check_sizes(folder, sizes, model, n_ctx, n_special, n_transfer)
     with torch.no_grad():
         tokens, special, positions = model.embed.weight.split([sizes.n_vocab, n_special, n_ctx])
         _copy_arrays(folder, sizes, [positions, tokens, *model.h[:n_transfer].parameters()])
@@ -165,7 +167,7 @@ def load_openai_pretrained_model(
     return n_transfer
 
 
-def _check_sizes(
+def check_sizes(
     folder: Path, sizes: FolderSizes, model: nn.Module, n_ctx: int, n_special: int, n_transfer: int
 ) -> None:
     """Raise InputError unless the weights of a folder fit into a model."""
@@ -189,7 +191,11 @@ def _check_sizes(
 def _copy_arrays(folder: Path, sizes: FolderSizes, tensors: list[Tensor]) -> None:
     """Copy the first arrays of a folder into tensors, which may have fewer rows, once all of the folder is checked."""
     if is_hugging_face(folder):
-        arrays = authors_arrays(folder, read_tensors(folder), sizes.shapes())
+        found = read_tensors(folder)
+        arrays = authors_arrays(folder, found, sizes.shapes())
+        unused = sorted(found.keys() - set(array_names(sizes.n_layer)))
+        if unused:
+            print(f"{weights_file(folder)}: not of the transformer, left out: {', '.join(unused)}", file=sys.stderr)
         for tensor, array in zip(tensors, arrays[: len(tensors)], strict=True):
             tensor.copy_(array[: len(tensor)])
     else:

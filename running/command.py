@@ -1,5 +1,6 @@
 """What every command has in common: one line for what the user can fix, and exit codes."""
 
+import os
 import signal
 import sys
 import threading
@@ -19,7 +20,12 @@ class Interrupted(KeyboardInterrupt):
 def exit_code(program: str, action: Callable[[], None], when_stopped: str) -> int:
     """Run a command's action and return 0; 2 after one line on what the user can fix; 128 + n after signal n."""
 
+    process = os.getpid()
+
     def terminate(number: int, _frame) -> None:
+        if os.getpid() != process:  # a worker, forked by a library, ends as it would without this handler
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         signal.signal(number, signal.SIG_IGN)  # `timeout` sends it twice
         raise Interrupted(number)
 

@@ -30,6 +30,7 @@ class RunRecord:
     scores: list[float] | None  # lowest and highest
     metrics: list[str]  # keys of METRICS
     columns: str | None  # names of the user's columns, as --columns takes them
+    integer_labels: bool = False  # labels were given to `fit` as integers, and are predicted as such
 
     # the network
     n_embd: int
@@ -114,7 +115,7 @@ def problem_of(values: Any) -> str | None:
 def is_of_type(value: Any, kind: Any) -> bool:
     """Return whether a JSON value is of the type of a field."""
     if isinstance(value, bool):
-        return False
+        return kind is bool
     if value is None:
         return str(kind).endswith("None")
     if isinstance(value, list):

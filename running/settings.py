@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from formats.authors import BPE_FILE, ENCODER_FILE, FolderSizes, vocabulary_files
 from formats.examples import OWN_FIELDS, parse_columns
-from formats.files import find
+from formats.files import InputError, find
 from model_pytorch import ACTIVATIONS, DEFAULT_CONFIG, Config
 from opt import SCHEDULES
 from reading.tasks import TASKS
@@ -152,6 +152,8 @@ def parse(settings: type[S], description: str, argv: list[str] | None) -> S:
         return settings(**vars(parser.parse_args(argv)))
     except ValueError as error:  # settings that contradict each other
         parser.error(str(error))
+    except InputError as error:  # a vocabulary that is damaged
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
 
 
 def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
@@ -274,7 +276,9 @@ class FineTuningFlags(RunFlags, NetworkFlags, AdamFlags):
     )
     data_dir: str = setting("data/", "folder of the task's files", is_input=True)
     model_dir: str = setting(
-        "model/", "folder of the pre-trained model, in the authors' format or Hugging Face's", is_input=True
+        "model/",
+        "folder of a pre-trained model, the authors' or Hugging Face's, or of a run to go on from",
+        is_input=True,
     )
     encoder_path: str | None = setting(
         None, f"vocabulary; default: {ENCODER_FILE} or vocab.json in --model_dir", is_input=True

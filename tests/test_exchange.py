@@ -6,6 +6,7 @@ import math
 import pickle
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from conftest import write_model
 from safetensors.torch import load_file, save_file
 from test_shards import Touch
+from tokenizers import Tokenizer, models
 from torch.export import Dim, export
 
 import convert
@@ -165,6 +167,121 @@ def test_added_tokens_are_left_out_of_a_language_model(hf_dir, model_dir, tmp_pa
     assert "2 added ones are left out" in capsys.readouterr().out
 
 
+# --- as transformers of today writes them ---------------------------------------------------------------------------
+
+
+def tokenizer_json(folder: Path, as_text: bool = False, **added) -> None:
+    """Put a tokenizer.json in the place of vocab.json and merges.txt, by the library that transformers uses."""
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    merges = [tuple(line.split()) for line in (folder / "merges.txt").read_text().splitlines()[1:]]
+    Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix="</w>")).save(str(folder / "tokenizer.json"))
+    content = json.loads((folder / "tokenizer.json").read_text())
+    if as_text:
+        content["model"]["merges"] = [" ".join(merge) for merge in merges]
+    content["added_tokens"] = [{"content": token, "id": i} for token, i in added.items()]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).unlink()
+
+
+def split_weights(folder: Path) -> None:
+    """Put two files and an index in the place of model.safetensors."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    index = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(tensors)}
+    for file in set(index.values()):
+        save_file({name: tensors[name] for name in tensors if index[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_tokenizer_json_alone_and_weights_in_several_files(hf_dir, model_dir, tmp_path, as_text):
+    tokenizer_json(hf_dir, as_text, _start_=len(json.loads((model_dir / "encoder_bpe_40000.json").read_text())))
+    split_weights(hf_dir)
+    expected, found = open_model(model_dir), open_model(hf_dir)
+    assert found[1].encoder == expected[1].encoder and found[1].bpe_ranks == expected[1].bpe_ranks
+    x = torch.randint(40, (2, 5, 2))
+    with torch.no_grad():
+        assert torch.equal(found[0](x), expected[0](x))
+    back = from_hf(hf_dir, tmp_path / "back")
+    for path in model_dir.iterdir():
+        if path.name != "encoder_bpe_40000.json":
+            assert (back / path.name).read_bytes() == path.read_bytes()
+    assert open_model(back)[1].encoder == expected[1].encoder
+
+
+def test_training_from_tokenizer_json(hf_dir, data_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tokenizer_json(hf_dir)
+    split_weights(hf_dir)
+    flags = f"--data_dir {data_dir} --n_valid 10 --n_batch 4 --n_iter 1 --model_dir {hf_dir}".split()
+    assert train.main(flags) == 0
+    assert len(open_run(tmp_path / "save/rocstories").predict([("the cat", "red", "a cat")])) == 1
+    digests = json.loads((tmp_path / "save/rocstories/settings.json").read_text())["digests"]
+    assert {"vocab.json", "merges.txt", "model-00002-of-00002.safetensors"} <= digests.keys()
+    (hf_dir / "tokenizer.json").write_text("{}")
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        train.main(flags)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "tokenizer.json holds no vocabulary" in line
+
+
+def test_a_folder_without_vocabulary_opens_as_a_transformer(hf_dir, model_dir):
+    for name in ("vocab.json", "merges.txt"):
+        (hf_dir / name).unlink()
+    sizes = read_sizes(hf_dir)
+    assert sizes == read_sizes(model_dir)
+    expected = open_model(model_dir)[0]
+    model = LMModel(expected.cfg, sizes.n_vocab + sizes.n_positions, sizes.n_positions)
+    load_openai_pretrained_model(model.transformer, path=hf_dir)
+    for name, value in expected.transformer.state_dict().items():
+        assert torch.equal(value, model.transformer.state_dict()[name])
+    with pytest.raises(InputError, match="vocab.json is missing, and so is tokenizer.json: no text can be encoded"):
+        open_model(hf_dir)
+
+
+def test_tensors_that_are_left_out_are_named(hf_dir, capsys):
+    open_model(hf_dir)
+    assert capsys.readouterr().err == ""
+    tensors(score__weight=torch.ones(3, 16))(hf_dir)
+    open_model(hf_dir)
+    assert capsys.readouterr().err == f"{hf_dir}/model.safetensors: not of the transformer, left out: score.weight\n"
+
+
+def tokenizer(**changes):
+    """Return a damage: tokenizer.json alone, with changes to its model."""
+
+    def damage(folder: Path) -> None:
+        tokenizer_json(folder)
+        content = json.loads((folder / "tokenizer.json").read_text())
+        content["model"] |= changes
+        (folder / "tokenizer.json").write_text(json.dumps(content))
+
+    return damage
+
+
+def other_unknown(folder: Path) -> None:
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    swapped = {"<unk>" if token == "b" else token: i for token, i in vocabulary.items()}
+    (folder / "vocab.json").write_text(json.dumps(swapped))
+
+
+def index_of(value):
+    """Return a damage: several files of weights, their index another value."""
+
+    def damage(folder: Path) -> None:
+        split_weights(folder)
+        (folder / "model.safetensors.index.json").write_text(json.dumps(value))
+
+    return damage
+
+
+def lose_part(folder: Path) -> None:
+    split_weights(folder)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+
+
 # --- training from one -----------------------------------------------------------------------------------------------
 
 
@@ -283,6 +400,12 @@ def test_a_run_without_its_special_tokens_is_refused(runs, tmp_path, capsys):
     assert_refused(["from_hf", str(hf), str(tmp_path / "back")], "without the special tokens", capsys)
     config(vocab_size=runs["multiple_choice"].record.n_vocab + N_SPECIAL, attn_pdrop="often")(hf)
     assert_refused(["from_hf", str(hf), str(tmp_path / "back")], "config.json tells of .TypeError", capsys)
+
+
+def test_a_run_without_vocabulary_is_refused(runs, tmp_path, capsys):
+    hf = to_hf(runs["multiple_choice"].folder, tmp_path / "hf")
+    (hf / "vocab.json").unlink()
+    assert_refused(["from_hf", str(hf), str(tmp_path / "back")], "vocab.json is missing", capsys)
 
 
 # --- torch.export ----------------------------------------------------------------------------------------------------
@@ -561,6 +684,15 @@ DAMAGES = {
     "vocabulary": (add_word, "vocab.json has .* tokens, the weights are for"),
     "vocabulary of a list": (text("vocab.json", b"[1]"), "vocab.json is not an object"),
     "no weights": (without("model.safetensors"), "model.safetensors is missing, and so is pytorch_model.bin"),
+    "no tokens": (tokenizer(vocab=None), "tokenizer.json holds no vocabulary"),
+    "no pairs": (tokenizer(merges=["t h e"]), "tokenizer.json holds no vocabulary"),
+    "a merge of none": (tokenizer(merges=[["x", "y"]]), "tokenizer.json holds .* makes no token"),
+    "numbers of tokens": (tokenizer(vocab={"a": 1}, merges=[]), "tokenizer.json holds .*the ids are not 0"),
+    "unknown added": (partial(tokenizer_json, **{"<unk>": 95}), "tokenizer.json: <unk> has the id 95, and here 0"),
+    "unknown": (other_unknown, "vocab.json: <unk> has the id 1, and here 0"),
+    "no index": (index_of([]), "index.json does not say which files"),
+    "files elsewhere": (index_of({"weight_map": {"h": "../model.safetensors"}}), "index.json does not say which files"),
+    "a part": (lose_part, "model-00002-of-00002.safetensors is missing, which model.safetensors.index.json names"),
     "half": (halve, "model.safetensors is not a valid file"),
     "empty": (text("model.safetensors", b""), "model.safetensors is not a valid file"),
     "garbage": (text("model.safetensors", b"\xff" * 100), "model.safetensors is not a valid file"),

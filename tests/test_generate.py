@@ -139,6 +139,9 @@ def test_a_fine_tuned_run_generates(run_dir, capsys):
     out = capsys.readouterr().out
     run = open_run(run_dir)
     assert out == generate_text(run.model, run.encoder, "the cat", 8, temperature=0)[0] + "\n"
+    flags[3] = ""
+    assert command(*flags) == 0
+    assert capsys.readouterr().out == generate_text(run.model, run.encoder, "", 8, temperature=0)[0] + "\n"
 
 
 def test_what_a_user_can_fix_is_one_line(model_dir, run_dir, tmp_path, capsys, monkeypatch):

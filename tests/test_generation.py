@@ -15,10 +15,20 @@ from torch import Tensor
 
 import generation
 from formats.files import InputError
-from generation import Transcript, encode_prompt, generate, generate_text, sample, stream_text
+from generation import (
+    Transcript,
+    encode_prompt,
+    generate,
+    generate_batch,
+    generate_text,
+    generate_texts,
+    sample,
+    stream_text,
+)
 from model_pytorch import DoubleHeadModel, LMModel
 from reading.rows import special_tokens
 from reading.tasks import ROCSTORIES_TEST
+from scoring import score_ids
 from speed.kernels import attention, plain_attention
 from text_utils import TextEncoder
 from weights import open_model
@@ -155,6 +165,57 @@ def test_generation_is_in_evaluation_mode_and_without_gradients_but_the_caller_i
         assert torch.is_grad_enabled()
         steps.append(step)
     assert tokens_of(steps) == expected
+
+
+# --- several prompts -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["tiny", "demo"])
+def test_prompts_of_different_lengths_are_continued_as_each_alone(request, name):
+    model, encoder = request.getfixturevalue(name)
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(1, encoder.n_vocab, n).tolist() for n in (1, 30, 7, model.transformer.n_ctx)]
+    for n_tokens, how in ((200, {}), (70, {"repetition_penalty": 1.3})):
+        found = generate_batch(model, prompts, n_tokens, temperature=0, **how)
+        alone = [tokens_of(generate(model, prompt, n_tokens, temperature=0, **how))[0] for prompt in prompts]
+        assert [[token.id for token in tokens] for tokens in found] == alone
+    assert generate_batch(model, [], 3) == []
+
+
+def test_a_continuation_ends_by_itself_and_not_at_a_token_of_a_prompt(tiny):
+    model, prompts = tiny[0], [[1, 2, 3], [5, 6, 7, 8, 9]]
+    free = [[token.id for token in tokens] for tokens in generate_batch(model, prompts, 20, temperature=0)]
+    for stop in ({free[0][5]}, {free[1][5]}, {8}):
+        found = generate_batch(model, prompts, 20, temperature=0, stop_ids=stop)
+        for tokens, prompt in zip(found, prompts, strict=True):
+            (expected,) = tokens_of(generate(model, prompt, 20, temperature=0, stop_ids=stop))
+            assert [token.id for token in tokens] == [i for i in expected if i is not None]
+    with pytest.raises(ValueError, match="the prompt has 0 tokens"):
+        generate_batch(model, [[1], []], 3)
+
+
+@pytest.mark.parametrize("how", [{}, {"temperature": 0.5, "top_k": 3, "top_p": 0.5, "repetition_penalty": 1.5}])
+def test_log_probabilities_are_those_of_scoring(tiny, how):
+    model, encoder = tiny
+    prompts = [[1, 2, 3], [5, 6, 7, 8, 9]]
+    found = generate_batch(model, prompts, 40, n_allowed=encoder.n_vocab, **how)
+    for prompt, tokens in zip(prompts, found, strict=True):
+        ids = prompt + [token.id for token in tokens]
+        expected = score_ids(model, ids, encoder.n_vocab, stride=1).log_probabilities[len(prompt) :]
+        np.testing.assert_allclose([token.log_probability for token in tokens], expected, atol=1e-4)
+
+
+def test_texts_that_follow_several_prompts(demo):
+    model, encoder = demo
+    prompts = ["Anna wanted to bake a cake. She used salt in place of sugar.", "Ben was sad.", "Anna had a big exam."]
+    found = generate_texts(model, encoder, prompts, 36, temperature=0, stops=["."])
+    for prompt, continuation in zip(prompts, found, strict=True):
+        (expected,) = generate_text(model, encoder, prompt, 36, temperature=0, stops=["."])
+        assert continuation.text == expected
+        assert encoder.decode(token.id for token in continuation.tokens) == expected + "."
+    for prompt, continuation in zip(prompts, generate_texts(model, encoder, prompts, 9, temperature=0), strict=True):
+        assert [continuation.text] == generate_text(model, encoder, prompt, 9, temperature=0)
+        assert len(continuation.tokens) == 9
 
 
 # --- what is sampled -------------------------------------------------------------------------------------------------
@@ -366,6 +427,13 @@ def test_a_fine_tuned_model_begins_with_start_and_ends_at_delimiter_or_classify(
     ids = [special.start, *encoder.encode(["a was"], verbose=False)[0]]
     assert first == [[[i, n_vocab + 3 + t] for t, i in enumerate(ids)]]
     assert second == [[[script[0], n_vocab + 3 + len(ids)]]]
+
+    # an empty prompt is the start token alone
+    rows.clear()
+    monkeypatch.setattr(generation, "sample", lambda logits: torch.tensor([script[1]] * len(logits)))
+    assert generate_text(model, encoder, "", 10) == [""]
+    assert rows == [[[[special.start, n_vocab + 3]]]]
+    assert [c.text for c in generate_texts(model, encoder, ["", " "], 10)] == ["", ""]
 
 
 BAD_PROMPTS = {

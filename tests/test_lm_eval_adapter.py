@@ -4,13 +4,16 @@ import importlib.util
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+import lm_eval_adapter
 from formats.files import InputError
 from generation import generate_text
 from lm_eval_adapter import Adapter
@@ -43,12 +46,11 @@ def logs_of(adapter: Adapter, text: str) -> list[float]:
 
 
 def test_the_log_probability_of_a_continuation_is_that_of_its_tokens_in_the_whole_text(adapter):
-    context, endings = STORY, [" She knew every answer.", " It rained.", "", " In the end, she was glad."]
+    context, endings = STORY, [" She knew every answer.", " It rained.", " In the end, she was glad."]
     found = answers(adapter, *((context, ending) for ending in endings))
     n_context = len(adapter.encoder.encode([context], verbose=False)[0])
     expected = [sum(logs_of(adapter, context + ending)[n_context - 1 :]) for ending in endings]
     assert [log for log, _ in found] == pytest.approx(expected, abs=1e-4)
-    assert found[2] == (0, True)
 
 
 def test_context_and_continuation_are_encoded_together(adapter):
@@ -75,28 +77,96 @@ def test_a_continuation_is_the_most_probable_one_if_greedy_generation_gives_it(a
     assert is_best and not other_is
 
 
-def test_a_long_context_is_cut_from_the_left(adapter):
+def plain_logs(adapter: Adapter, ids: list[int], n: int) -> float:
+    """Return the log-probability of the last n ids, each from the states of the whole row without the last id."""
+    table = adapter.transformer.embed.weight
+    x = torch.tensor([[[id, len(table) - adapter.n_ctx + t] for t, id in enumerate(ids[:-1])]])
+    with torch.no_grad():
+        logs = (adapter.transformer(x)[0] @ table[: adapter.n_words].T).log_softmax(1)
+    return logs[torch.arange(len(ids) - 1), ids[1:]][-n:].sum().item()
+
+
+def test_of_a_long_context_the_last_n_ctx_tokens_are_read(adapter):
     long = " ".join([STORY] * 20)
-    ids = adapter.encoder.encode([long], verbose=False)[0]
-    assert len(ids) > adapter.n_ctx
     ending = " She was glad."
-    _, n = adapter.encode(long, ending)
+    ids, n = adapter.encode(long, ending)
     (log, _), (unlike, _) = answers(adapter, (long, ending), ("Bob gave Ida a hat.", ending))
-    window = ids[-(adapter.n_ctx - n) :]
-    cut = adapter.encoder.decode(window)
-    assert adapter.encoder.encode([cut], verbose=False)[0] == window
-    assert log == pytest.approx(sum(logs_of(adapter, cut + ending)[-n:]), abs=1e-4)
+    assert log == pytest.approx(plain_logs(adapter, ids[-adapter.n_ctx - 1 :], n), abs=1e-4)
+    assert log != pytest.approx(plain_logs(adapter, ids[-adapter.n_ctx :], n), abs=1e-4)
     assert log != pytest.approx(unlike, abs=0.1)
-    with pytest.raises(InputError, match=f"the model takes {adapter.n_ctx - 1}. Leave it out"):
-        answers(adapter, ("Anna", " " + long))
 
 
-def test_the_tokens_of_a_text_of_any_length_are_scored_once(adapter):
-    long = " ".join([STORY] * 20)
-    values = score(adapter.model, adapter.encoder, "x\n" + long).log_probabilities  # windows as of --score
-    (rolling,) = adapter.loglikelihood_rolling(requests((long,)))
-    assert math.isfinite(rolling) and len(values) > 2 * adapter.n_ctx
-    assert rolling == pytest.approx(values[2:].sum(), rel=0.05)  # here each window begins a token earlier
+def test_a_continuation_without_tokens_or_with_too_many_is_refused(adapter):
+    longest = adapter.encoder.decode(adapter.encode("", " ".join([STORY] * 20))[0][1 : adapter.n_ctx + 1])
+    assert adapter.encode("", longest)[1] == adapter.n_ctx
+    assert len(answers(adapter, ("", longest))) == 1
+    for ending in ("", " ", longest + " She was glad."):
+        with pytest.raises(InputError, match=f"the model takes 1 to {adapter.n_ctx}: .*Leave it out"):
+            answers(adapter, ("", ending))
+
+
+@pytest.mark.parametrize("batch_size", ["auto", "0", None, 1])
+def test_no_requests_have_no_answers(batch_size):
+    adapter = Adapter(str(ROOT / "demo/model"), batch_size=batch_size)
+    assert adapter.loglikelihood([]) == adapter.loglikelihood_rolling([]) == adapter.generate_until([]) == []
+    assert adapter.n_batch == (1 if batch_size == 1 else 8)
+
+
+@pytest.mark.parametrize("n_tokens", [5, 96, 97, 200, 288])
+def test_a_text_of_any_length_is_scored_in_the_windows_of_the_harness(adapter, n_tokens):
+    ids = adapter.encode("", " ".join([STORY] * 24))[0][: n_tokens + 1]
+    text = adapter.encoder.decode(ids[1:])
+    assert adapter.encode("", text)[0] == ids
+    (rolling,) = adapter.loglikelihood_rolling(requests((text,)))
+
+    # its windows: what is read, and what is scored
+    tokens, n_ctx, expected = ids[1:], adapter.n_ctx, 0.0
+    for done in range(0, n_tokens, n_ctx):
+        scored = tokens[done : done + n_ctx]
+        before = [ids[0]] if done == 0 else tokens[: done + len(scored)][-n_ctx - 1 : -len(scored)]
+        expected += plain_logs(adapter, before + scored, len(scored))
+    assert rolling == pytest.approx(expected, abs=1e-3)
+
+
+def test_what_a_task_says_of_sampling_is_obeyed(adapter, monkeypatch):
+    calls = []
+
+    def call(model, encoder, ids, n_tokens, **how) -> list[str]:
+        calls.append((n_tokens, how))
+        return [""]
+
+    monkeypatch.setattr(lm_eval_adapter, "generate_text", call)
+    names = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+    adapter.generate_until(requests(*((STORY, {name: 7}) for name in names), (STORY, {"max_length": 20}), (STORY, {})))
+    n_context = len(adapter.encode(STORY)[0])
+    assert [n for n, _ in calls] == [7, 7, 7, 7, 20 - n_context, 256]
+    assert all(how == {"stops": [], "temperature": 0} for _, how in calls)
+    calls.clear()
+    how = {"top_k": 5, "top_p": 0.9, "repetition_penalty": 1.2}
+    asked = [{"do_sample": True}, {"temperature": 0.5}, {"do_sample": False, "temperature": 0.5}]
+    adapter.generate_until(requests(*((STORY, how | more) for more in asked)))
+    temperatures = [{}, {"temperature": 0.5}, {"temperature": 0}]
+    assert [found for _, found in calls] == [{"stops": []} | how | temperature for temperature in temperatures]
+
+
+FORKING = """
+import multiprocessing, sys, time
+from running.command import exit_code
+
+def main():
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    worker.start()
+    worker.terminate()
+    worker.join()
+    print(worker.exitcode)
+
+sys.exit(exit_code("program", main, "stopped"))
+"""
+
+
+def test_a_worker_that_a_library_ends_prints_nothing():
+    done = subprocess.run([sys.executable, "-c", FORKING], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{-signal.SIGTERM}\n", "")
 
 
 def test_text_is_generated_greedily_up_to_a_stop(adapter):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from launch import ROOT
 
 import train
@@ -283,6 +284,47 @@ def test_three_lines_of_python_fit_predict_and_save(tmp_path, monkeypatch, model
     assert fit(choices, np.array([1, 3] * 10), "multiple_choice", model_dir=str(model_dir), n_iter=1).predict(
         choices[:1]
     )
+
+
+@pytest.mark.parametrize("labels", [[2, 0, 1] * 10, np.array([2, 0, 1] * 10), ["2", "0", "1"] * 10], ids=type)
+def test_labels_come_back_as_the_kind_of_value_they_were_given_as(model_dir, tmp_path, labels):
+    kind = str if labels[0] == "2" else int
+    run = fit([f"the {w} was in" for w in WORDS] * 6, labels, model_dir=model_dir, n_iter=1)
+    run.save(tmp_path / "kept")
+    for saved in (run, open_run(tmp_path / "kept")):
+        (found,) = saved.predict(["the cat"])
+        assert type(found.label) is kind and [*found.probabilities] == [kind(i) for i in range(3)]
+
+
+def test_a_run_is_trained_further(command, model_dir):
+    write(Path("data/train.csv"), ["text", "label"], texts(40))
+    assert command("classification", "--desc", "first", "--lr", 1e-3) == 0
+    first = open_run("save/first")
+    again = ["--desc", "second", "--lr", 0, "--model_dir", "save/first"]
+    assert command("classification", *again) == 0
+    second = open_run("save/second")
+
+    # all of the transformer is that of the first run, special tokens too, and the head is a new one
+    for name, value in first.model.transformer.state_dict().items():
+        assert torch.equal(value, second.model.transformer.state_dict()[name]), name
+    assert not torch.equal(first.model.task_head.linear.weight, second.model.task_head.linear.weight)
+    assert {"best_params"} <= settings("second")["digests"].keys()
+
+    # in another form too, by its name or as it is, with shorter rows and some of the blocks
+    pairs, labels = [("the cat", "red"), ("the hat", "in")] * 10, ["a", "b"] * 10
+    how = {"lr": 0.0, "n_iter": 1, "n_transfer": 1}
+    for model in ("save/first", first):
+        run = fit(pairs, labels, "similarity", model_dir=model, **how)
+        blocks, expected = run.model.transformer.h, first.model.transformer.h
+        assert torch.equal(blocks[0].ln_1.g, expected[0].ln_1.g) and torch.equal(
+            blocks[0].mlp.c_fc.w, expected[0].mlp.c_fc.w
+        )
+        assert not torch.equal(blocks[1].mlp.c_fc.w, expected[1].mlp.c_fc.w)
+    with pytest.raises(InputError, match="the weights have n_embd 16, the model 32"):
+        fit(pairs, labels, "similarity", model_dir=first, n_embd=32)
+    assert command("classification", *again, "--desc", "first") == 2
+    Path("save/first/best_params").unlink()
+    assert command("classification", *again) == 2
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,16 @@ def text(tmp_path) -> Path:
 
 def test_the_table_goes_to_standard_output_and_the_perplexity_to_standard_error(text, model_dir, capsys):
     opened = open_model(model_dir, return_probs=False)
-    for flags, options in (([], {}), (["--all_rows", "--stride", "4"], {"all_rows": True, "stride": 4})):
+    chosen = [
+        ([], {}),
+        (["--all_rows", "--stride", "4"], {"all_rows": True, "stride": 4}),
+        (["--by_line", "--all_rows"], {"all_rows": True, "by_line": True}),
+    ]
+    for flags, options in chosen:
         assert generate.main(["--model_dir", str(model_dir), "--score", str(text), *flags]) == 0
         out, err = capsys.readouterr()
         header, *rows = out.splitlines()
-        assert header.startswith("line\tstart\tend\tword\t") and len(rows) == 9
+        assert header.startswith("line\tstart\tend\tword\t") and len(rows) == (7 if "by_line" in options else 9)
         found = score_file(*opened, text, **options)
         assert f"perplexity {found.per_token():.4f} per token, {found.per_word():.4f} per word" in err
         n_entries = len(opened[0].transformer.embed.weight) if flags else opened[1].n_vocab
@@ -69,3 +74,6 @@ def test_flags_that_exclude_each_other(text, capsys):
     with pytest.raises(SystemExit, match="2"):
         generate.main(["--score", str(text), "--zero_shot", "choice"])
     assert "score and zero_shot exclude each other" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        generate.main(["--prompt", "x", "--by_line"])
+    assert "by_line is of --score" in capsys.readouterr().err

@@ -247,6 +247,22 @@ def test_the_table_of_a_file(opened, tmp_path):
     assert "in 11 words" in line and f"over {opened[1].n_vocab} entries" in line
 
 
+def test_each_line_of_a_file_by_itself(opened, tmp_path):
+    lines = ["The cat sat.", "", "x", "a red hat. " * 30, "The cat sat."]
+    (path := tmp_path / "text.txt").write_text("\n".join(lines))
+    found = score_file(*opened, path, out := io.StringIO(), stride=5, by_line=True)
+    rows = list(csv.reader(io.StringIO(out.getvalue()), delimiter="\t", quoting=csv.QUOTE_NONE))[1:]
+    expected = []
+    for line in (lines[0], lines[3], lines[4]):
+        expected.append(score(*opened, line, stride=5).log_probabilities)
+    expected.insert(1, [np.nan] * len(opened[1].encode(["x"], verbose=False)[0]))
+    np.testing.assert_allclose(found.log_probabilities, np.concatenate(expected), atol=1e-5)
+    assert "\\n" not in [row[3] for row in rows] and {row[0] for row in rows} == set("1345")
+    (path := tmp_path / "short.txt").write_text("x\nx\n")
+    with pytest.raises(InputError, match="short.txt: .*nothing to score"):
+        score_file(*opened, path, by_line=True)
+
+
 def test_files_that_cannot_be_scored_are_named(opened, tmp_path):
     (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin1"))
     (tmp_path / "short.txt").write_text("")
