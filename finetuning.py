@@ -7,8 +7,8 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
-from formats.examples import OWN_FIELDS
 from formats.files import InputError
+from formats.own import OWN_FIELDS
 from running.processes import join_ranks
 from running.settings import FineTuningFlags
 from train import fine_tune

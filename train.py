@@ -15,7 +15,6 @@ from torch import Tensor
 
 from analysis import analyse
 from formats.authors import BPE_FILE, ENCODER_FILE, is_model, load_openai_pretrained_model, read_sizes, weight_files
-from formats.examples import parse_columns
 from formats.files import InputError, copy_file, digests, make_output_folder
 from loss import PackedLosses
 from model_pytorch import DoubleHeadModel
@@ -164,7 +163,7 @@ def make_folders(settings: FineTuningFlags) -> None:
 def read_task(settings: FineTuningFlags, encoder: TextEncoder) -> Splits:
     """Return the examples of the data set. Raises InputError."""
     data_dir = Path(settings.data_dir)
-    task = find_task(settings.dataset, data_dir, settings.task, parse_columns(settings.columns), settings.race)
+    task = find_task(settings.dataset, data_dir, race=settings.race, **settings.own())
     n_ctx = settings.n_ctx
     if settings.n_transfer >= 0:
         n_ctx = min(n_ctx, read_sizes(Path(settings.model_dir)).n_positions)

@@ -260,7 +260,11 @@ def _write(path: Path, split: SplitFiles, encoder: TextEncoder) -> None:
             n = 0
             examples = islice(split.examples(source, bad), split.max_examples)
             while step := list(islice(examples, EXAMPLES_PER_STEP)):
-                ids = encoder.encode(list(chain.from_iterable(example.texts for example in step)), verbose=False)
+                # a text that several examples share, such as an article with its questions, is tokenized once
+                texts = list(chain.from_iterable(example.texts for example in step))
+                different = list(dict.fromkeys(texts))
+                known = dict(zip(different, encoder.encode(different, verbose=False), strict=True))
+                ids = [known[text] for text in texts]
                 records = [json.dumps(example).encode() + b"\n" for example in step]
                 for example in step:
                     if example.label is not None:

@@ -54,6 +54,7 @@ def read_splits(task: Task, data_dir: Path, encoder: TextEncoder, limits: Limits
     Raises InputError: a file is missing or malformed, or an example does not fit into n_ctx.
     """
     folder = task.find(data_dir)
+    is_own = task.labels is None and task.scores is None
     train_file = folder / task.train[0].files[0]
 
     # train comes first: where the task does not fix the labels, they are those of train
@@ -65,7 +66,12 @@ def read_splits(task: Task, data_dir: Path, encoder: TextEncoder, limits: Limits
     known = None if task.scores or FORMS[task.form].has_choices else task.labels
     for name, sources in (("valid", task.valid), ("test", task.test)):
         if sources:
-            encoded[name] = encode_cached(replace(files, sources=sources, labels=known), encoder)
+            allowed = None if is_own and name == "test" else known
+            encoded[name] = encode_cached(replace(files, sources=sources, labels=allowed), encoder)
+    notes = list(task.notes)
+    if is_own and "test" in encoded:
+        encoded["test"], note = without_placeholders(task, folder, encoded["test"])
+        notes += note
 
     # texts to rows, labels to numbers
     rows = {name: make_rows(task, folder, split, encoder, limits.n_ctx) for name, split in encoded.items()}
@@ -79,7 +85,6 @@ def read_splits(task: Task, data_dir: Path, encoder: TextEncoder, limits: Limits
         parts["valid"] = (("", len(valid)),)
 
     # what the files lack
-    notes = []
     for name, split in encoded.items():
         notes += notes_on(getattr(task, name), folder, split, limits.max_examples)
     read = [folder / name for source in task.sources() for name in source.files]
@@ -107,15 +112,65 @@ def with_labels(task: Task, train: Encoded, path: Path) -> Task:
         n_choices = int(n_texts.max()) - form.n_texts
         return replace(task, labels=tuple(str(i + 1) for i in range(n_choices)))
 
-    # more than two different numbers are scores of similarity
-    numbers = [as_number(name) for name in train.names]
-    if task.form == "similarity" and None not in numbers and len(set(numbers)) > 2:
-        return replace(task, scores=(min(numbers), max(numbers)), metrics=("pearson", "spearman"))
+    # of a regression they are scores, and more than two different numbers are scores of similarity
+    numbers = {as_number(name) for name in train.names}
+    n_numbers = len(numbers - {None})
+    if len(train.names) > 1 and (task.form == "regression" or (task.form == "similarity" and n_numbers > 2)):
+        scores = score_values(train, path.parent)
+        notes = task.notes
+        if task.form == "similarity" and all(score == int(score) for score in scores):
+            why = "numbers, so they are scores. If they are classes, write them as words, such as c1"
+            notes += (f"{path}: its labels are {n_numbers} different {why}",)
+        return replace(task, scores=(min(scores), max(scores)), metrics=("pearson", "spearman"), notes=notes)
 
     if len(train.names) < 2:
         label = train.names[0]
         raise InputError(f"{path}: every label is {label!r}: there is nothing to learn. Give two labels or more.")
     return replace(task, labels=tuple(sorted(train.names)))
+
+
+def without_placeholders(task: Task, folder: Path, test: Encoded) -> tuple[Encoded, list[str]]:
+    """Return the user's test set, its labels removed if they are no labels (-1 in every line), and notes on them.
+
+    Raises InputError for a label that train lacks.
+    """
+    path = folder / task.test[0].files[0]
+    n_unlabelled = np.count_nonzero(test.codes < 0)
+    if 0 < n_unlabelled < len(test):
+        return test, [f"{path}: {n_unlabelled} of {len(test)} examples have no label: they are predicted, not scored"]
+    if n_unlabelled or FORMS[task.form].has_choices:
+        return test, []
+
+    # a label that train does not have may stand for an unknown one
+    if task.scores:
+        number = as_number(test.names[0])
+        is_known = number is not None and task.scores[0] <= number <= task.scores[1]
+    else:
+        unknown = [name for name in test.names if name not in task.labels]
+        is_known = not unknown
+    if len(test.names) == 1:
+        if is_known:
+            return test, [f"{path}: every label is {test.names[0]!r}"] if len(test) > 1 else []
+        removed = replace(test, codes=np.full(len(test), -1))
+        return removed, [f"{path}: every label is {test.names[0]!r}, which is none of train's: taken for no label"]
+    if not task.scores and unknown:
+        why = f"the label {unknown[0]!r} is not one of {', '.join(task.labels[:10])}. Fix the line or remove it."
+        raise InputError(f"{folder}/{place_of(test, unknown[0])}: {why}")
+    return test, []
+
+
+def place_of(encoded: Encoded, label: str) -> str:
+    """Return file and line of the first example with a label."""
+    return encoded.example(int(np.argmax(encoded.codes == encoded.names.index(label)))).where
+
+
+def score_values(encoded: Encoded, folder: Path) -> list[float]:
+    """Return the numbers that labels spell. Raises InputError for another label."""
+    for name in encoded.names:
+        if as_number(name) is None:
+            why = f"the label {name!r} is not a number, as the others are. Fix the line."
+            raise InputError(f"{folder}/{place_of(encoded, name)}: {why}")
+    return [as_number(name) for name in encoded.names]
 
 
 def make_rows(task: Task, folder: Path, encoded: Encoded, encoder: TextEncoder, n_ctx: int) -> Rows:
@@ -141,13 +196,7 @@ def label_values(task: Task, folder: Path, encoded: Encoded) -> np.ndarray | Non
 
     # scores are numbers
     if task.scores:
-        numbers = [as_number(name) for name in encoded.names]
-        if None in numbers:
-            wrong = numbers.index(None)
-            label = encoded.names[wrong]
-            where = encoded.example(int(np.argmax(encoded.codes == wrong))).where
-            raise InputError(f"{folder}/{where}: the label {label!r} is not a number, as the others are. Fix the line.")
-        return np.array(numbers)[encoded.codes]
+        return np.array(score_values(encoded, folder))[encoded.codes]
 
     # choices are numbered from 1, and there may be more of them than in train
     if FORMS[task.form].has_choices:
@@ -232,7 +281,10 @@ def describe_example(splits: Splits, i: int, encoder: TextEncoder) -> list[str]:
         special.classify: " _classify_ ",
     }
     names = encoder.decoder | names
-    for row in train.rows(i):
+    for k, row in enumerate(train.rows(i)):
+        # what the choices have in common is shown once
+        if k > 0 and train.has_choices():
+            row = row[row.index(special.delimiter) :]
         text = "".join(names[token] for token in row)
         words = text.replace("</w>", " ").split()
         lines.append("         " + " ".join(words))

@@ -141,7 +141,7 @@ BAD = {  # form, files and what is said of the last one
     "a NUL byte": ("classification", {"train.tsv": "text\tlabel\nthe\0cat\tyes\n"}, "line 2: a NUL byte"),
     "one label": ("classification", {"train.csv": ONE + "the hat,yes\n"}, "every label is 'yes'"),
     "nothing": ("classification", {"train.csv": "text,label\n"}, "holds no examples"),
-    "no file": ("classification", {}, "holds none of train.csv, train.tsv and train.jsonl"),
+    "no file": ("classification", {}, "holds none of train.csv, train.tsv, train.jsonl"),
     "two files": ("classification", {"train.tsv": ONE, "train.csv": ONE}, "holds train.csv and train.tsv. Keep one"),
     "a label that train lacks": (
         "classification",
