@@ -137,7 +137,7 @@ def table(
             names = [name.strip() for name in fields] if header else None
             indices = [column_index(column, names, path) for column in columns]
             n_needed = max(indices) + 1
-            n_columns = len(fields)
+            n_columns = len(fields) if header else n_needed  # without names, the last one read is the last
             if header:
                 continue
 
@@ -147,7 +147,7 @@ def table(
         elif len(fields) < n_needed:
             yield Bad(where, f"{len(fields)} columns, {n_needed} are needed. Fix the line or remove it.", n_kept)
         elif len(fields) > n_columns and any(fields[n_columns:]):
-            why = f"{len(fields)} columns, {n_columns} in the first line. Is there a {separator} in a text?"
+            why = f"{len(fields)} columns, {n_columns} are known. Is there a {separator} in a text?"
             yield Bad(where, why, n_kept)
         else:
             values = tuple(fields[i] for i in indices)

@@ -296,7 +296,7 @@ def test_a_line_of_more_fields_than_names_is_no_example(tmp_path, name, content,
 def test_a_line_of_more_fields_is_no_example_of_an_official_table_either(tmp_path):
     write(tmp_path / "t.tsv", "text\tlabel\na\tb\t1\nc\t0\t\nd\n")
     more, good, fewer = table(tmp_path, "t.tsv", (0,), 1)
-    assert more.why.startswith("3 columns, 2 in the first line.") and good.texts == ("c",) and isinstance(fewer, Bad)
+    assert more.why.startswith("3 columns, 2 are known.") and good.texts == ("c",) and isinstance(fewer, Bad)
 
 
 def test_empty_columns_that_a_spreadsheet_adds_are_none(tmp_path):
