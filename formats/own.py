@@ -437,12 +437,18 @@ def find_dialect(path: Path, encoding: str | None, needed: list[str]) -> Dialect
 
     # by numbers: the one with which all lines have the same number of fields
     n_needed = 1 + max(int(name) for name in needed if name.isdigit())
+    fitting = []
     for separator in separators:
         if len(fields[separator]) >= n_needed or '"' in first:
             dialect = find_quote(path, encoding, Dialect(separator, '"', False))
             if scan(path, encoding, dialect).n_fields >= n_needed:
-                return dialect
-    return Dialect(of_suffix, '"', False)
+                fitting.append(dialect)
+                if separator == of_suffix:
+                    break
+    if len(fitting) > 1:
+        shown = " or ".join(SEPARATORS[dialect.separator] for dialect in fitting)
+        raise InputError(f"{path} may be separated by {shown}. Put a line such as sep={fitting[0].separator} first.")
+    return fitting[0] if fitting else Dialect(of_suffix, '"', False)
 
 
 def split_line(line: str, separator: str) -> list[str]:
@@ -482,20 +488,19 @@ def find_quote(path: Path, encoding: str | None, dialect: Dialect) -> Dialect:
     """Return a dialect with the quotes that a file has. Raises InputError where it can be read in two ways."""
     if dialect.separator == ",":
         return dialect
-    unquoted = dialect._replace(quote=None)
-    is_csv = False
-    for quote in ('"', "'"):
-        quoted = dialect._replace(quote=quote)
-        found = scan(path, encoding, quoted)
-        if found.n_fields > 0:
-            if found.has_newlines and scan(path, encoding, unquoted).n_fields > 0:
-                why = "its quotes may be part of the texts, or hold texts of several lines"
-                raise InputError(f"{path}: {why}. Write it as .csv.")
-            return quoted
-        if quote == '"':
-            is_csv = found.n_fields == 0
+    ways = [dialect._replace(quote=quote) for quote in ('"', "'", None)]
+    found = [scan(path, encoding, way) for way in ways]
+
+    # all lines have the same number of fields: the fewest, as a quote that is not seen as one does not hold a separator
+    quoted = [i for i in (0, 1) if found[i].n_fields > 0]
+    if quoted:
+        best = min(quoted, key=lambda i: found[i].n_fields)
+        if found[best].has_newlines and found[2].n_fields > 0:
+            why = "its quotes may be part of the texts, or hold texts of several lines"
+            raise InputError(f"{path}: {why}. Write it as .csv.")
+        return ways[best]
 
     # lines of different lengths: those that are wrong are named when they are read
-    if is_csv and scan(path, encoding, unquoted).n_fields <= 0:
-        return dialect
-    return unquoted
+    if found[0].n_fields == 0 and found[2].n_fields <= 0:
+        return ways[0]
+    return ways[2]

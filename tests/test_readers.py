@@ -409,6 +409,10 @@ def test_quotes_that_are_part_of_texts_are_kept(tmp_path):
 
 
 def test_excels_first_line_names_the_separator(tmp_path):
+    lines = "".join(f"a, {i}@yes\n" for i in range(3))
+    with pytest.raises(InputError, match="may be separated by a comma or an @. Put a line such as sep=, first."):
+        own(tmp_path, "t.txt", lines, columns="text=0,label=1")
+    assert own(tmp_path, "t.txt", "sep=@\n" + lines, columns="text=0,label=1")[0] == ("a, 0", "yes")
     assert own(tmp_path, "t.csv", "sep=;\r\ntext;label\r\na, b;yes\r\n") == [("a, b", "yes")]
 
 
