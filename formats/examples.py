@@ -51,7 +51,8 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str, str]]:
                     why += "iconv -f latin1 -t utf-8 OLD > NEW"
                 nul = raw.find(b"\0")
                 if nul >= 0:
-                    why = f"a NUL byte (byte {n_before + nul:,}): the file is damaged. Fetch it again."
+                    why = f"a NUL byte (byte {n_before + nul:,}): the file is UTF-16, or damaged. "
+                    why += "Convert it (iconv -f utf-16 -t utf-8) or fetch it again."
                 yield number, text, why
                 n_before += len(raw)
     except FileNotFoundError:
@@ -213,7 +214,7 @@ def json_example(
             return Bad(where, f"{choices!r} is not a list of two or more texts. Fix the line.")
         found += value[choices]
     if not all(isinstance(text, str) for text in found):
-        return Bad(where, "a field that should be a text is none. Fix the line.")
+        return Bad(where, "a field that should be a text is a number, a list or nothing. Fix the line.")
 
     # the label may be missing, or a number
     answer = None if label is None else value.get(label)

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import re
+import string
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -106,7 +107,7 @@ def own_example(record: dict[str, Any], where: str, own: OwnData, labelled: bool
         column = own.column(name)
         value = value_at(record, column)
         if value is None and column not in record:
-            return Bad(where, f"no field {column!r} among {', '.join(record)}. Fix the line, or use --columns.")
+            return Bad(where, f"no field {column!r} among {', '.join(record)[:150]}. Fix the line, or use --columns.")
         found.append(value)
 
     # its choices
@@ -185,25 +186,24 @@ def right_choice(label: str, choices: tuple[str, ...], first_choice: int) -> int
 
     A number is the number of a choice, also where a choice is that number. Else it is a letter or a choice's text.
     """
+    n = len(choices)
     value = as_number(label)
+    found = set()
     if value is not None:
-        number = value - first_choice + 1
-        if number == int(number) and 1 <= number <= len(choices):
-            return int(number)
-        last = first_choice + len(choices) - 1
-        why = f"the label {label!r} is neither a number from {first_choice} to {last} nor one of the choices."
-        return why + (" If choices are counted from 0: --first_choice 0" if value == 0 else "")
-    found = []
-    if label in choices:
-        found.append(1 + choices.index(label))
-    if len(label) == 1 and "A" <= label.upper() <= chr(ord("A") + len(choices) - 1):
-        found.append(1 + ord(label.upper()) - ord("A"))
-    if len(set(found)) == 1:
+        found.add(value - first_choice + 1)
+    else:
+        if label in choices:
+            found.add(1 + choices.index(label))
+        if len(label) == 1 and label in string.ascii_letters:
+            found.add(1 + string.ascii_uppercase.find(label.upper()))
+    found = [int(number) for number in found if number in range(1, n + 1)]
+    if len(found) == 1:
         return found[0]
     if found:
-        return f"the label {label!r} may be the letter of choice {found[1]} or the text of {found[0]}: give its number."
-    last = first_choice + len(choices) - 1
-    return f"the label {label!r} is neither a number from {first_choice} to {last} nor one of the choices."
+        return f"the label {label!r} may be the letter of a choice or the text of another. Give its number."
+    last = first_choice + n - 1
+    why = f"the label {label!r} is neither a number from {first_choice} to {last} nor one of the choices."
+    return why + (" If choices are counted from 0: --first_choice 0" if value == 0 else "")
 
 
 # --- lines, JSON, fastText -------------------------------------------------------------------------------------------
@@ -218,7 +218,8 @@ def own_lines(path: Path, encoding: str | None) -> Iterator[tuple[int, str, str]
         if start == b"\x1f\x8b":
             raise InputError(f"{path} is compressed. Unpack it: gunzip")
     if encoding is None or encoding.lower() in ("utf-8", "utf8"):
-        yield from numbered_lines(path)
+        for number, line, why in numbered_lines(path):
+            yield number, line, why.replace("convert it: iconv -f latin1 -t utf-8 OLD > NEW", "use --encoding latin-1")
         return
     number = 0
     try:
@@ -291,12 +292,9 @@ FASTTEXT = "__label__"
 
 
 def is_fasttext(path: Path, encoding: str | None) -> bool:
-    """Return whether the first line of a .txt begins with a label of fastText's."""
-    if path.suffix.lower() != ".txt":
-        return False
-    for _, line, _ in own_lines(path, encoding):
-        return line.startswith(FASTTEXT)
-    return False
+    """Return whether a file begins with a label of fastText's."""
+    first = next(own_lines(path, encoding), (0, "", ""))
+    return first[1].startswith(FASTTEXT)
 
 
 def fasttext_records(path: Path, encoding: str | None) -> Iterator[tuple[str, dict | Bad]]:

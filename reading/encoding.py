@@ -109,6 +109,9 @@ class SplitFiles:
                 if not self.labels or found.label is None or found.label in self.labels:
                     yield found._replace(where=where)
                     continue
+                if found.label == "-" and not self.strict:  # SNLI's and MNLI's word for it
+                    bad.append(f"{where}: its annotators agreed on no label: left out, as the authors do")
+                    continue
                 known = ", ".join(self.labels[:10])
                 if len(self.labels) > 10:
                     known += ", ..."
@@ -285,7 +288,9 @@ def _write(path: Path, split: SplitFiles, encoder: TextEncoder) -> None:
                 n += len(step)
                 bar.update(len(step))
             if n == 0:
-                raise InputError(f"{split.folder / source.files[0]} holds no examples. Fetch it again.")
+                raise InputError(
+                    f"{split.folder / source.files[0]} holds no examples. Is it another file that is meant?"
+                )
             parts.append((source.part, n))
         index = {"names": list(codes), "parts": parts, "largest_id": largest_id}
         index |= {"n_bad": len(bad), "first_bad": bad[0] if bad else ""}

@@ -47,7 +47,12 @@ def test_lines_keep_their_ends_and_say_what_is_wrong_with_them(tmp_path):
         (2, "b\u2028\x0b\r c\n", ""),  # none of these three ends a line
         (3, "\n", ""),
         (4, "", "not UTF-8 (byte 19). If it is Latin-1, convert it: iconv -f latin1 -t utf-8 OLD > NEW"),
-        (5, "d\0\n", "a NUL byte (byte 22): the file is damaged. Fetch it again."),
+        (
+            5,
+            "d\0\n",
+            "a NUL byte (byte 22): the file is UTF-16, or damaged. "
+            "Convert it (iconv -f utf-16 -t utf-8) or fetch it again.",
+        ),
         (6, "e", ""),
     ]
     assert path.read_bytes()[19] == 0xE9 and path.read_bytes()[22] == 0
@@ -206,8 +211,8 @@ def test_json_lines_hold_texts_labels_and_lists_of_choices(tmp_path):
         (b'{"a": "x"}', "no field 'c' among a."),
         (b'{"a": "x", "c": ["1"]}', "'c' is not a list of two or more texts."),
         (b'{"a": "x", "c": "12"}', "'c' is not a list of two or more texts."),
-        (b'{"a": 5, "c": ["1", "2"]}', "a field that should be a text is none."),
-        (b'{"a": "x", "c": ["1", null]}', "a field that should be a text is none."),
+        (b'{"a": 5, "c": ["1", "2"]}', "a field that should be a text is a number, a list or nothing."),
+        (b'{"a": "x", "c": ["1", null]}', "a field that should be a text is a number, a list or nothing."),
         (b'{"a": "x", "c": ["1", "2"], "label": ["1"]}', "'label' is neither a text nor a number."),
         (b'{"a": "x", "c": ["1", "2"], "label": {}}', "'label' is neither a text nor a number."),
         (b'{"a": "caf\xe9", "c": ["1", "2"]}', "not UTF-8"),
@@ -322,8 +327,9 @@ def test_the_number_of_a_choice_wins_over_its_text(tmp_path, label, right):
         (["3", "5", "6", "8"], "8", 1, "the label '8' is neither a number from 1 to 4"),
         (["x", "y"], "0", 1, "If choices are counted from 0: --first_choice 0"),
         (["x", "y"], "2", 0, "the label '2' is neither a number from 0 to 1"),
-        (["B", "A"], "A", 1, "may be the letter of choice 1 or the text of 2"),
+        (["B", "A"], "A", 1, "may be the letter of a choice or the text of another"),
         (["x", "y"], "C", 1, "neither a number"),
+        (["x", "y"], "AB", 1, "neither a number"),
         (["x", "y"], "-1", 1, "neither a number"),
         ({"a": "x"}, "1", 1, "is not a list of two or more texts"),
     ],
