@@ -243,12 +243,7 @@ def json_records(path: Path, encoding: str | None) -> Iterator[tuple[str, dict |
 
     # a list is parsed as a whole
     if path.suffix.lower() == ".json" and first[1].lstrip().startswith("["):
-        texts = []
-        for number, line, why in lines:
-            if why:
-                raise InputError(f"{path}, line {number}: {why}")
-            texts.append(line)
-        items = parse_json("".join(texts))
+        items = parse_json("".join(_text_lines(path, encoding)))
         if isinstance(items, str):
             raise InputError(f"{path}: {items}")
         for i, item in enumerate(items, 1):
@@ -350,6 +345,7 @@ def table_records(path: Path, own: OwnData, labelled: bool) -> Iterator[tuple[st
     dialect = find_dialect(path, own.encoding, needed)
     if dialect is None:  # nothing in it
         return
+    separator = SEPARATORS.get(dialect.separator, repr(dialect.separator))
     names = None
     first = 1  # line where a record begins; it may hold newlines
     try:
@@ -366,7 +362,8 @@ def table_records(path: Path, own: OwnData, labelled: bool) -> Iterator[tuple[st
                     continue
             where = f"{path}, line {number}"
             if any(fields[len(names) :]):
-                yield where, Bad(where, too_many(fields, names, dialect))
+                why = f"{len(fields)} columns, {len(names)} in the first line. Quote a text that holds {separator}."
+                yield where, Bad(where, why)
             elif len(fields) < n_needed:
                 why = f"{len(fields)} columns, {n_needed} are needed. Fix the line or remove it."
                 yield where, Bad(where, why)
@@ -378,13 +375,6 @@ def table_records(path: Path, own: OwnData, labelled: bool) -> Iterator[tuple[st
         if "field limit" in str(error):
             why = f"a field of more than {csv.field_size_limit():,} characters. Is a quote not closed there?"
         raise InputError(f"{path}, line {first}: {why}") from None
-
-
-def too_many(fields: list[str], names: list[str], dialect: Dialect) -> str:
-    """Return what is wrong with a line of more fields than the line of names has."""
-    separator = SEPARATORS.get(dialect.separator, repr(dialect.separator))
-    first = "the first line" if dialect.has_names else "line 1"
-    return f"{len(fields)} columns, {len(names)} in {first}. Quote a text that holds {separator}, or fix the line."
 
 
 def check_names(path: Path, names: list[str], needed: list[str], dialect: Dialect, own: OwnData) -> int:
@@ -399,10 +389,10 @@ def check_names(path: Path, names: list[str], needed: list[str], dialect: Dialec
             if not dialect.has_names:
                 remedy = "Without a line of names --columns gives every field a number, from 0."
             raise InputError(f"{start}: no column {name!r} among {shown}. {remedy}")
-        if names.count(name) > 1:
+    for name in names:
+        is_read = name in needed or name == own.column("label") or name.startswith("choice_")
+        if is_read and names.count(name) > 1:
             raise InputError(f"{start}: two columns {name!r}. Rename one of them.")
-    if own.column("label") not in needed and names.count(own.column("label")) > 1:
-        raise InputError(f"{start}: two columns {own.column('label')!r}. Rename one of them.")
     return 1 + max(names.index(name) for name in needed)
 
 

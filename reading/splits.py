@@ -138,22 +138,21 @@ def without_placeholders(task: Task, folder: Path, test: Encoded) -> tuple[Encod
     n_unlabelled = np.count_nonzero(test.codes < 0)
     if 0 < n_unlabelled < len(test):
         return test, [f"{path}: {n_unlabelled} of {len(test)} examples have no label: they are predicted, not scored"]
-    if n_unlabelled or FORMS[task.form].has_choices:
-        return test, []
 
-    # a label that train does not have may stand for an unknown one
+    # labels that train does not have; of scores, one below the lowest
     if task.scores:
-        number = as_number(test.names[0])
-        is_known = number is not None and task.scores[0] <= number <= task.scores[1]
+        numbers = {name: as_number(name) for name in test.names}
+        unknown = [name for name, number in numbers.items() if number is None or number < task.scores[0]]
     else:
         unknown = [name for name in test.names if name not in task.labels]
-        is_known = not unknown
-    if len(test.names) == 1:
-        if is_known:
-            return test, [f"{path}: every label is {test.names[0]!r}"] if len(test) > 1 else []
+    if FORMS[task.form].has_choices or not unknown:
+        return test, []
+
+    # a single one stands for an unknown label
+    if len(test.names) == 1 and not n_unlabelled:
         removed = replace(test, codes=np.full(len(test), -1))
-        return removed, [f"{path}: every label is {test.names[0]!r}, which is none of train's: taken for no label"]
-    if not task.scores and unknown:
+        return removed, [f"{path}: every label is {unknown[0]!r}, which is none of train's: taken for no label"]
+    if not task.scores:
         why = f"the label {unknown[0]!r} is not one of {', '.join(task.labels[:10])}. Fix the line or remove it."
         raise InputError(f"{folder}/{place_of(test, unknown[0])}: {why}")
     return test, []
