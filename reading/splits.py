@@ -110,7 +110,8 @@ def with_labels(task: Task, train: Encoded, path: Path) -> Task:
     if form.has_choices:
         n_texts = np.diff(train.example_ends, prepend=0)
         n_choices = int(n_texts.max()) - form.n_texts
-        return replace(task, labels=tuple(str(i + 1) for i in range(n_choices)))
+        shown = tuple(str(i + task.first_choice) for i in range(n_choices))
+        return replace(task, labels=tuple(str(i + 1) for i in range(n_choices)), shown=shown)
 
     # of a regression they are scores, and more than two different numbers are scores of similarity
     numbers = {as_number(name) for name in train.names}
@@ -126,7 +127,10 @@ def with_labels(task: Task, train: Encoded, path: Path) -> Task:
     if len(train.names) < 2:
         label = train.names[0]
         raise InputError(f"{path}: every label is {label!r}: there is nothing to learn. Give two labels or more.")
-    return replace(task, labels=tuple(sorted(train.names)))
+    notes = task.notes
+    if len(train) >= 10 and np.count_nonzero(train.codes == train.codes[0]) == 1:
+        notes += (f"{path}: only the first line has the label {train.names[0]!r}: is it a line of names?",)
+    return replace(task, labels=tuple(sorted(train.names)), notes=notes)
 
 
 def without_placeholders(task: Task, folder: Path, test: Encoded) -> tuple[Encoded, list[str]]:

@@ -60,6 +60,7 @@ class Task:
     split_seed: int | None = None  # of the split of train into train and valid; None: the run's, stratified by label
     strict: bool = False  # stop at a line that cannot be read, rather than skip and count it
     notes: tuple[str, ...] = ()  # warnings about its folder
+    first_choice: int = 1  # number of the first choice in own data's labels
 
     def sources(self) -> tuple[Source, ...]:
         return self.train + self.valid + self.test
@@ -143,7 +144,8 @@ def own_task(data_dir: Path, own: OwnData) -> Task:
     unused = [path.name for path in files if path.name not in used and path.suffix.lower() != ".txt"]
     notes = (f"{data_dir}: not used: {', '.join(unused)[:150]}",) if unused else ()
     submission = {"": "own.tsv"}
-    return Task("Own data", own.form, labels=None, submission=submission, strict=True, notes=notes, **sources)
+    more = {"notes": notes, "first_choice": own.first_choice}
+    return Task("Own data", own.form, labels=None, submission=submission, strict=True, **more, **sources)
 
 
 # --- the records -----------------------------------------------------------------------------------------------------

@@ -292,6 +292,25 @@ def test_placeholders_in_a_test_file_are_no_labels(folder, model_dir, form):
     assert "data/test.csv: every label is '-1', which is none of train's: taken for no label" in splits.notes
 
 
+def test_a_line_of_names_that_was_taken_for_an_example_is_said(folder, model_dir):
+    write(folder / "train.csv", ["class", "words"], [row[::-1] for row in texts(20)])
+    splits = read(model_dir, "classification", columns={"text": "1", "label": "0"})
+    assert splits.notes == ("data/train.csv: only the first line has the label 'class': is it a line of names?",)
+
+
+def test_choices_are_answered_as_they_are_counted(command):
+    rows = [["the cat", "red", "hat", "in", i % 3] for i in range(12)]
+    for name in ("train", "test"):
+        write(Path(f"data/{name}.csv"), ["context", "choice_1", "choice_2", "choice_3", "label"], rows)
+    assert command("multiple_choice", "--first_choice", 0, "--n_batch", 2, "--submit", "--analysis") == 0
+    assert settings()["labels"] == ["0", "1", "2"]
+    lines = [json.loads(line) for line in Path("log/own.predictions.jsonl").read_text().splitlines()]
+    assert [line["label"] for line in lines if line["split"] == "test"] == list("012" * 4)
+    assert {line["prediction"] for line in lines} <= {"0", "1", "2"}
+    (found,) = open_run("save/own").predict([("the cat", "red", "hat", "in", "an")])
+    assert list(found.probabilities) == ["0", "1", "2", "3"]
+
+
 def test_what_a_test_file_lacks_is_said(folder, model_dir):
     write(folder / "train.csv", ["text", "label"], texts(40))
     write(folder / "test.csv", ["text", "label"], [["the cat", ""], ["the hat", "yes"], ["a rat", ""]])
