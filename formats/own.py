@@ -350,6 +350,7 @@ def table_records(path: Path, own: OwnData, labelled: bool) -> Iterator[tuple[st
     first = 1  # line where a record begins; it may hold newlines
     try:
         for number, fields in read_table(path, own.encoding, dialect):
+            first = number + 1
             # the line of names; a spreadsheet ends it with columns that have none
             if names is None:
                 names = [name.strip() for name in fields]
@@ -369,7 +370,6 @@ def table_records(path: Path, own: OwnData, labelled: bool) -> Iterator[tuple[st
                 yield where, Bad(where, why)
             else:
                 yield where, dict(zip(names, fields, strict=False))
-            first = number + 1
     except csv.Error as error:
         why = f"not CSV ({error}). Is a quote not closed, or a text that holds quotes not quoted?"
         if "field limit" in str(error):

@@ -382,6 +382,11 @@ def test_columns_that_cannot_be_meant_are_refused(tmp_path, name, content, colum
         own(tmp_path, name, content, columns=columns)
 
 
+def test_a_quote_that_is_not_closed_is_named_with_its_line(tmp_path):
+    with pytest.raises(InputError, match="t.csv, line 3: not CSV .* Is a quote not closed"):
+        own(tmp_path, "t.csv", 'text,label\na,yes\n"b" c,no\n')
+
+
 def test_a_gap_in_the_choices_is_named(tmp_path):
     content = "context,choice_1,choice_2,choice_4,label\nx,p,q,r,1\n"
     ((_, why, _),) = own(tmp_path, "t.csv", content, "multiple_choice")
