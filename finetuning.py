@@ -21,11 +21,11 @@ def fit(
     """Fine-tune on lists and return the run, with its methods `predict` and `save`.
 
     Args:
-        examples: each one text (classification), two texts (entailment, similarity), or a context and its choices
+        examples: each one text (classification, regression), two texts (entailment, similarity), or a context and its choices
             (multiple_choice).
-        labels: one per example; for multiple_choice the number of the right choice, from 1, or its text. In a
-            similarity task, numbers with more than two distinct values are scores.
-        task: the form, one of these four.
+        labels: one per example; for multiple_choice the number of the right choice, from 1, its letter or its
+            text. In a regression they are scores, and in a similarity task numbers with more than two distinct values.
+        task: the form, one of these five.
         settings: flags of train.py: model_dir="demo/model", n_iter=3, lr=6.25e-5, ...
 
     Raises:
