@@ -21,8 +21,8 @@ def fit(
     """Fine-tune on lists and return the run, with its methods `predict` and `save`.
 
     Args:
-        examples: each one text (classification, regression), two texts (entailment, similarity), or a context and its choices
-            (multiple_choice).
+        examples: each one text (classification, regression), two texts (entailment, similarity), or a context and
+            its choices (multiple_choice).
         labels: one per example; for multiple_choice the number of the right choice, from 1, its letter or its
             text. In a regression they are scores, and in a similarity task numbers with more than two distinct values.
         task: the form, one of these five.

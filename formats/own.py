@@ -351,6 +351,7 @@ def table_records(path: Path, own: OwnData, labelled: bool) -> Iterator[tuple[st
     try:
         for number, fields in read_table(path, own.encoding, dialect):
             first = number + 1
+
             # the line of names; a spreadsheet ends it with columns that have none
             if names is None:
                 names = [name.strip() for name in fields]
@@ -361,6 +362,8 @@ def table_records(path: Path, own: OwnData, labelled: bool) -> Iterator[tuple[st
                 n_needed = check_names(path, names, needed, dialect, own)
                 if dialect.has_names:
                     continue
+
+            # an example
             where = f"{path}, line {number}"
             if any(fields[len(names) :]):
                 why = f"{len(fields)} columns, {len(names)} in the first line. Quote a text that holds {separator}."
