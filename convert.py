@@ -47,6 +47,7 @@ HEAD = "multiple_choice_head.summary"  # name of its linear map there
 CHOICE_FORMS = ("multiple_choice", "reading")
 WHY_NO_HEAD = {
     "classification": "OpenAIGPTForSequenceClassification has no bias",
+    "regression": "OpenAIGPTForSequenceClassification has no bias",
     "entailment": "OpenAIGPTForSequenceClassification has no bias",
     "similarity": "no head of transformers adds the states of two rows",
 }

@@ -1,4 +1,39 @@
-"""The Story Cloze Test as columns for a notebook; the records of all data sets, which stand in reading/tasks.py."""
+"""The Story Cloze Test as columns for a notebook; the records of all data sets, which stand in reading/tasks.py.
+
+Common public sets are read as own data: put the file into DIR as `train` with its suffix, its others as `valid` and
+`test` if there are any, and run `python train.py --dataset own --data_dir DIR` with
+
+    SMS spam (UCI)        --task classification --columns label=0,text=1
+    SMS spam (Kaggle)     --task classification --columns label=v1,text=v2 --encoding latin-1
+    UCI sentences         --task classification --columns text=0,label=1
+    GermEval 2018         --task classification --columns text=0,label=1
+    AG news               --task classification --columns label=0,text=2
+    SICK                  --task entailment --columns premise=sentence_A,hypothesis=sentence_B,label=entailment_judgment
+    amazon reviews        --task classification --columns label=0,text=2
+    yelp reviews          --task classification --columns label=0,text=1
+    emotion               --task classification --columns text=0,label=1
+    10kGNAD               --task classification --columns label=0,text=1
+    TREC                  --task classification --columns label=coarse_label
+    IMDB                  --task classification --columns text=review,label=sentiment
+    COPA                  --task multiple_choice --first_choice 0
+      --columns context=premise,choice_1=choice1,choice_2=choice2
+    XCOPA                 --task multiple_choice --first_choice 0
+      --columns context=premise,choice_1=choice1,choice_2=choice2
+    SWAG                  --task multiple_choice --first_choice 0
+      --columns context=startphrase,choice_1=ending0,choice_2=ending1,choice_3=ending2,choice_4=ending3
+    ARC                   --task multiple_choice
+      --columns context=question.stem,choices=question.choices.text,label=answerKey
+    CommonsenseQA         --task multiple_choice
+      --columns context=question.stem,choices=question.choices.text,label=answerKey
+    BoolQ                 --task entailment --columns premise=passage,hypothesis=question,label=answer
+    CB                    --task entailment
+    WiC                   --task similarity --columns text_a=sentence1,text_b=sentence2
+    financial phrasebank  --task classification --columns text=0,label=1 --encoding latin-1
+    airline tweets        --task classification --columns label=airline_sentiment
+    disaster tweets       --task classification --columns label=target
+    banking77             --task classification --columns label=category
+    MRPC                  --dataset mrpc
+"""
 
 import os
 from pathlib import Path

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
 
-from formats.examples import OWN_FIELDS
 from formats.files import InputError, write_json
+from formats.own import OWN_FIELDS
 from running.processes import join_ranks
 from running.settings import FineTuningFlags
 from train import fine_tune
@@ -23,11 +23,11 @@ def fit(
     """Fine-tune on lists and return the run, with its methods `predict` and `save`.
 
     Args:
-        examples: each one text (classification), two texts (entailment, similarity), or a context and its choices
-            (multiple_choice).
-        labels: one per example; for multiple_choice the number of the right choice, from 1, or its text. In a
-            similarity task, numbers with more than two distinct values are scores.
-        task: the form, one of these four.
+        examples: each one text (classification, regression), two texts (entailment, similarity), or a context and
+            its choices (multiple_choice).
+        labels: one per example; for multiple_choice the number of the right choice, from 1, its letter or its
+            text. In a regression they are scores, and in a similarity task numbers with more than two distinct values.
+        task: the form, one of these five.
         settings: flags of train.py: model_dir="demo/model", n_iter=3, lr=6.25e-5, ... The model_dir may be a run, or
             its folder.
 

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 
-from formats.examples import OWN_FIELDS, parse_columns
 from formats.files import InputError, decoded, text_lines
 from generation import stream_text
 from model_pytorch import DoubleHeadModel, LMModel
@@ -26,7 +25,7 @@ from port import append_batch  # noqa: F401  a public name of this file
 from reading.tasks import find_task
 from running.command import exit_code
 from running.processes import Ranks, keep_freed_memory
-from running.settings import COUNT, NOT_NEGATIVE, SEED, Flags, columns_of_fields, dataset_names, number, parse, setting
+from running.settings import COUNT, NOT_NEGATIVE, SEED, OwnFlags, dataset_names, number, parse, setting
 from scoring import score_file
 from text_utils import TextEncoder
 from weights import open_model, open_run
@@ -36,7 +35,7 @@ Model = LMModel | DoubleHeadModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateFlags(Flags):
+class GenerateFlags(OwnFlags):
     """The flags of generate.py."""
 
     model_dir: str | None = setting(None, "folder of a pre-trained model; default: model/")
@@ -67,13 +66,12 @@ class GenerateFlags(Flags):
         "positive or negative) or acceptability (mean log-probability, threshold fitted on train)",
         choices=list(HEURISTICS),
     )
+    label_names: str | None = setting(
+        None, "of --zero_shot sentiment and acceptability: the bad label and the good one, as neg,pos; default: known"
+    )
     dataset: str = setting("rocstories", "of --zero_shot, as of train.py", choices=dataset_names)
     data_dir: str = setting("data/", "of --zero_shot: folder of the data set's files", is_input=True)
-    task: str | None = setting(None, "of --zero_shot: form of --dataset own", choices=list(OWN_FIELDS))
     n_valid: int = setting(374, "of --zero_shot: examples taken for validation where there is no file of them", COUNT)
-    columns: str | None = setting(
-        None, "of --zero_shot: names of columns of --dataset own, as text=review", columns_of_fields
-    )
 
     def __post_init__(self):
         """Check all values. Raises ValueError."""
@@ -178,8 +176,9 @@ def write_scores(settings: GenerateFlags, model: Model, encoder: TextEncoder) ->
 def write_answers(settings: GenerateFlags, model: Model, encoder: TextEncoder) -> None:
     """Write what --zero_shot gets right on a data set. Raises InputError."""
     folder = Path(settings.data_dir)
-    task = find_task(settings.dataset, folder, settings.task, parse_columns(settings.columns))
-    lines = zero_shot_on(model, encoder, settings.zero_shot, task, folder, settings.n_valid, settings.seed)
+    task = find_task(settings.dataset, folder, **settings.own())
+    names = tuple(settings.label_names.split(",")) if settings.label_names else None
+    lines = zero_shot_on(model, encoder, settings.zero_shot, task, folder, settings.n_valid, settings.seed, names)
     print("\n".join(lines))
 
 

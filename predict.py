@@ -19,22 +19,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from formats.examples import (
-    CHOICE_FORMS,
-    FIELDS,
-    SUFFIXES,
-    Bad,
-    Example,
-    check_own,
-    json_example,
-    own_examples,
-    parse_columns,
-)
+from formats.examples import Bad, Example
 from formats.files import InputError, replacing, text_lines
+from formats.own import FIELDS, SUFFIXES, OwnData, json_record, own_example, own_examples, parse_columns
 from reading.tasks import LAYOUTS, TASKS
 from running.command import exit_code
 from running.processes import keep_freed_memory
-from running.settings import COUNT, Flags, columns_of_fields, parse, setting
+from running.settings import COUNT, Flags, columns_of_fields, encoding_name, parse, setting
 from weights import Prediction, SavedRun, open_run
 
 
@@ -52,6 +43,7 @@ class PredictFlags(Flags):
     columns: str | None = setting(
         None, "your column names, such as text=review; default: those of the run", columns_of_fields
     )
+    encoding: str | None = setting(None, "of --input, such as latin-1; default: as of train.py", encoding_name)
     n_batch: int = setting(32, "examples computed at a time; no effect on the labels", COUNT)
     skip_bad: bool = setting(False, "leave out lines that cannot be read, and count them")
 
@@ -68,37 +60,34 @@ class PredictFlags(Flags):
 def read_input(settings: PredictFlags, run: SavedRun) -> Iterator[Example | Bad]:
     """Return the examples of the input. Raises InputError for a file that cannot be read at all."""
     # the fields of the run's form, in columns as named now or for the training
-    form = run.record.form
-    columns = parse_columns(settings.columns or run.record.columns)
+    own = OwnData(run.record.form, parse_columns(settings.columns or run.record.columns), settings.encoding)
 
     if settings.input == "-":
-        return read_standard_input(form, columns)
+        return read_standard_input(own)
     path = Path(settings.input)
     if settings.official:
         return read_official(path, run.record.dataset)
-    if path.suffix not in SUFFIXES:
+    if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"{path} is none of {', '.join(SUFFIXES)}. Convert it; for a file of the data set: --official")
-    return own_examples(path.parent, path.name, form, columns, labelled=False)
+    return own_examples(path.parent, path.name, own, labelled=None)
 
 
-def read_standard_input(form: str, columns: dict[str, str]) -> Iterator[Example | Bad]:
-    """Yield the example of each line: JSON, or for classification a plain text; one without texts for a blank line."""
-    names = tuple(columns.get(name, name) for name in FIELDS[form])
-    choices = None
-    if form in CHOICE_FORMS:
-        choices = columns.get("choices", "choices")
-
+def read_standard_input(own: OwnData) -> Iterator[Example | Bad]:
+    """Yield the example of each line: JSON, or for one text a plain text; one without texts for a blank line."""
     for number, line, why in text_lines(sys.stdin.buffer):
         line = line.rstrip("\r\n")
         where = f"standard input, line {number}"
         if why:
             yield Bad(where, why)
-        elif not line.strip():
+            continue
+        if not line.strip():
             yield Example((), None, where)
-        elif form == "classification" and not line.lstrip().startswith("{"):
+            continue
+        if FIELDS[own.form] == ("text",) and not line.lstrip().startswith("{"):
             yield Example((line,), None, where)
-        else:
-            yield check_own(json_example(line, where, names, None, choices), form, labelled=False)
+            continue
+        record = json_record(line, where)
+        yield record if isinstance(record, Bad) else own_example(record, where, own, labelled=None)
 
 
 def read_official(path: Path, dataset: str) -> Iterator[Example | Bad]:

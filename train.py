@@ -16,7 +16,6 @@ from torch import Tensor
 
 from analysis import analyse
 from formats.authors import BPE_FILE, ENCODER_FILE, is_model
-from formats.examples import parse_columns
 from formats.files import InputError, copy_file, digests, make_output_folder
 from loss import PackedLosses
 from model_pytorch import DoubleHeadModel
@@ -171,7 +170,7 @@ def make_folders(settings: FineTuningFlags) -> None:
 def read_task(settings: FineTuningFlags, encoder: TextEncoder) -> Splits:
     """Return the examples of the data set. Raises InputError."""
     data_dir = Path(settings.data_dir)
-    task = find_task(settings.dataset, data_dir, settings.task, parse_columns(settings.columns), settings.race)
+    task = find_task(settings.dataset, data_dir, race=settings.race, **settings.own())
     if settings.skip_bad:
         task = replace(task, strict=False)
     n_ctx = settings.n_ctx

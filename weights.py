@@ -210,8 +210,8 @@ class SavedRun:
         for answer, example, values in zip(found, examples, logits.softmax(1).tolist(), strict=True):
             n_out = len(example.texts) - form.n_texts if form.has_choices else len(values)
             names = known
-            if n_out > len(known):  # more choices than in training: the numbers are their names
-                names = [str(i + 1) for i in range(n_out)]
+            if n_out > len(known):  # more choices than in training
+                names = written_answers(np.arange(n_out), known, None)
             (label,) = written_answers([answer], names, record.scores)
             if record.integer_labels:
                 label = int(label)

@@ -88,6 +88,26 @@ def check_heuristic(heuristic: str, task: Task) -> None:
         raise InputError(f"{heuristic} takes {needs}; {task.title} is {task.form} with {n_labels} labels.")
 
 
+# pairs of labels whose meaning is known: the bad one (negative, not acceptable) first
+KNOWN_LABELS = (("0", "1"), ("negative", "positive"), ("neg", "pos"), ("bad", "good"), ("unacceptable", "acceptable"))
+
+
+def good_label(heuristic: str, task: Task, names: tuple[str, str] | None) -> int:
+    """Return which of a task's two labels, 0 or 1, is the good one.
+
+    Args:
+        names: the bad one and the good one; None: as the labels themselves say.
+
+    Raises InputError where they do not say it.
+    """
+    labels = [label.lower() for label in task.labels]
+    for pair in KNOWN_LABELS if names is None else [tuple(name.strip().lower() for name in names)]:
+        if sorted(pair) == sorted(labels):
+            return labels.index(pair[1])
+    shown = ",".join(task.labels)
+    raise InputError(f"{heuristic}: which label is the bad one, and which the good one? Give --label_names {shown}")
+
+
 def heuristic_scores(model: nn.Module, encoder: TextEncoder, rows: Rows, heuristic: str) -> list[np.ndarray]:
     """Return for each example the scores of what may follow.
 
@@ -150,17 +170,22 @@ def zero_shot(
     encoder: TextEncoder,
     splits: Splits,
     heuristic: str,
+    label_names: tuple[str, str] | None = None,
 ) -> dict[str, tuple[int, dict[str, float]]]:
     """Return number of examples and metrics (%) of each split that has labels, without fine-tuning.
 
     Args:
         model: with a `transformer`: from open_model, open_run or LMModel.
-        heuristic: one of HEURISTICS. choice: the largest mean log-probability; sentiment: "very" positive or negative,
-            for labels in the order negative, positive; acceptability: above a threshold fitted on train.
+        heuristic: one of HEURISTICS. choice: the largest mean log-probability; sentiment: "very" positive or negative;
+            acceptability: above a threshold fitted on train.
+        label_names: of sentiment and acceptability, the bad label and the good one; None: those of KNOWN_LABELS.
 
-    Raises InputError for a task that the heuristic does not fit.
+    Raises InputError for a task that the heuristic does not fit, and for labels whose meaning is not known.
     """
     check_heuristic(heuristic, splits.task)
+    good = 1
+    if heuristic != "choice":
+        good = good_label(heuristic, splits.task, label_names)
     found = {}
     for name in ("train", "valid", "test"):
         rows = getattr(splits, name)
@@ -172,10 +197,12 @@ def zero_shot(
         if heuristic == "acceptability":
             scores = np.concatenate(scores)
             if name == "train":
-                threshold = fit_threshold(scores, rows.labels)
+                threshold = fit_threshold(scores, (rows.labels == good).astype(int))
             predictions = (scores > threshold).astype(int)
         else:
             predictions = np.array([of_example.argmax() for of_example in scores])
+        if good == 0:
+            predictions = 1 - predictions
 
         # how good they are
         metrics = {}
@@ -196,15 +223,17 @@ def zero_shot_on(
     folder: Path,
     n_valid: int = 374,
     seed: int = 42,
+    label_names: tuple[str, str] | None = None,
 ) -> list[str]:
     """Return in words what zero_shot finds on the files of a task, in a folder; a line for each split.
 
     Args:
         n_valid, seed: as of read_splits.
+        label_names: as of zero_shot.
     """
     splits = read_splits(task, folder, encoder, Limits(n_valid, seed, model.transformer.n_ctx))
     lines = []
-    for name, (n_examples, metrics) in zero_shot(model, encoder, splits, heuristic).items():
+    for name, (n_examples, metrics) in zero_shot(model, encoder, splits, heuristic, label_names).items():
         figures = [f"{METRICS[metric].title} {value:.2f} %" for metric, value in metrics.items()]
         heading = f"{task.title}, {name}, {n_examples:,} examples, zero-shot {heuristic}"
         lines.append(f"{heading}: {', '.join(figures)}")
@@ -267,6 +296,8 @@ def read_probes(text: str | None, encoder: TextEncoder, n_ctx: int, n_examples: 
         limits = Limits(n_valid=n_examples, seed=42, n_ctx=n_ctx, max_examples=10 * n_examples)
         splits = read_splits(task, folder, encoder, limits)
         check_heuristic(heuristic, splits.task)
+        if heuristic != "choice":
+            good_label(heuristic, splits.task, None)
 
         # only what the probe answers is kept
         if splits.train.labels is None or splits.valid.labels is None:

@@ -4,15 +4,13 @@ import csv
 import io
 import json
 import math
-import re
 from collections.abc import Iterator
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from formats.files import InputError, text_lines
 
-READERS_VERSION = 1  # raise it when a reader finds other examples in the same file: cached ones are then read anew
+READERS_VERSION = 2  # raise it when a reader finds other examples in the same file: cached ones are then read anew
 
 
 class Example(NamedTuple):
@@ -118,12 +116,14 @@ def table(
     columns = texts if label is None else (*texts, label)
     n_kept = len(texts) if label is None else 0
     lines = read_csv(path) if quoted else read_tsv(path)
+    separator = "comma" if quoted else "tab"
     for i, (number, fields, why) in enumerate(lines):
         # the first line tells where the columns stand
         if i == 0:
             names = [name.strip() for name in fields] if header else None
             indices = [column_index(column, names, path) for column in columns]
             n_needed = max(indices) + 1
+            n_columns = len(fields) if header else n_needed  # without names, the last one read is the last
             if header:
                 continue
 
@@ -132,6 +132,9 @@ def table(
             yield Bad(where, why, n_kept)
         elif len(fields) < n_needed:
             yield Bad(where, f"{len(fields)} columns, {n_needed} are needed. Fix the line or remove it.", n_kept)
+        elif len(fields) > n_columns and any(fields[n_columns:]):
+            why = f"{len(fields)} columns, {n_columns} are known. Is there a {separator} in a text?"
+            yield Bad(where, why, n_kept)
         else:
             values = tuple(fields[i] for i in indices)
             yield Example(values[: len(texts)], None if label is None else values[-1], where)
@@ -196,7 +199,7 @@ def json_example(
             return Bad(where, f"{choices!r} is not a list of two or more texts. Fix the line.")
         found += value[choices]
     if not all(isinstance(text, str) for text in found):
-        return Bad(where, "a field that should be a text is none. Fix the line.")
+        return Bad(where, "a field that should be a text is a number, a list or nothing. Fix the line.")
 
     # the label may be missing, or a number
     answer = None if label is None else value.get(label)
@@ -280,97 +283,3 @@ def _questions(value: dict[str, Any], path: Path) -> Iterator[Example | Bad]:
             yield Bad(where, f"the answer {answer!r} is none of A, B, C, D. Fetch it again.")
         else:
             yield Example(texts, str(1 + "ABCD".index(answer)), where)
-
-
-# --- the user's own data ---------------------------------------------------------------------------------------------
-
-OWN_FIELDS = {
-    "classification": ("text",),
-    "entailment": ("premise", "hypothesis"),
-    "similarity": ("text_a", "text_b"),
-    "multiple_choice": ("context",),
-}
-FIELDS = OWN_FIELDS | {"reading": ("context", "question")}
-CHOICE_FORMS = ("multiple_choice", "reading")
-SUFFIXES = (".csv", ".tsv", ".jsonl")
-
-
-def parse_columns(text: str | None) -> dict[str, str]:
-    """Return field -> column of `text=review,label=stars`. Raises ValueError for anything else."""
-    pairs = [pair.split("=") for pair in (text or "").split(",") if pair]
-    if any(len(pair) != 2 or not all(pair) for pair in pairs):
-        raise ValueError(f"--columns {text!r} is not like text=review,label=stars")
-    return {field.strip(): column.strip() for field, column in pairs}
-
-
-def own_examples(
-    folder: Path, file: str, form: str, columns: dict[str, str], labelled: bool
-) -> Iterator[Example | Bad]:
-    """Read a file of the user's: .csv (quoted), .tsv (not quoted) or .jsonl, its columns named as in OWN_FIELDS.
-
-    Args:
-        columns: field -> its column, for columns with other names.
-        labelled: True: each example must have a label; False: it may have one.
-    """
-    path = folder / file
-    # the names of the columns, the user's own where they are given
-    texts = [columns.get(name, name) for name in FIELDS[form]]
-    label = columns.get("label", "label")
-    has_choices = form in CHOICE_FORMS
-
-    # JSON has the choices in a list
-    if path.suffix == ".jsonl":
-        choices = columns.get("choices", "choices") if has_choices else None
-        examples = json_lines(folder, file, tuple(texts), label, choices)
-    # a table has each in its column
-    else:
-        names = header_of(path)
-        if has_choices:
-            choices = choice_columns(columns, names)
-            if len(choices) < 2:
-                raise InputError(f"{path}, line 1: no columns choice_1, choice_2, ... Name them so, or use --columns.")
-            texts += choices
-        if not labelled and label not in names:
-            label = None
-        examples = table(folder, file, tuple(texts), label, quoted=path.suffix == ".csv")
-    for example in examples:
-        yield check_own(example, form, labelled)
-
-
-def header_of(path: Path) -> list[str]:
-    """Return the names of the columns of a table, none if it is empty."""
-    lines = read_csv(path) if path.suffix == ".csv" else read_tsv(path)
-    for _, fields, _ in lines:
-        return [name.strip() for name in fields]
-    return []
-
-
-def choice_columns(columns: dict[str, str], names: list[str]) -> list[str]:
-    """Return the names of the columns choice_1, choice_2, ... up to the first missing one."""
-    wanted = [columns.get(f"choice_{i + 1}", f"choice_{i + 1}") for i in range(len(names))]
-    return list(takewhile(lambda name: name in names, wanted))
-
-
-def check_own(example: Example | Bad, form: str, labelled: bool) -> Example | Bad:
-    """Return the example, a multiple-choice label as a number from 1, or a Bad that says what is wrong with it."""
-    if isinstance(example, Bad):
-        return example
-    # no text is empty, and the label is one line
-    texts, label, where = example
-    if not all(text.strip() for text in texts):
-        return Bad(where, "an empty text. Fix the line or remove it.")
-    label = (label or "").strip()
-    if not label:
-        return Bad(where, "no label. Fix the line or remove it.") if labelled else Example(texts, None, where)
-    if not label.isprintable():
-        return Bad(where, f"the label {label!r} holds a tab, a newline or the like. Fix the line.")
-
-    # a choice is named by its text or by its number
-    if form in CHOICE_FORMS:
-        choices = texts[len(FIELDS[form]) :]
-        if label in choices:
-            label = str(1 + choices.index(label))
-        elif not re.fullmatch("[1-9][0-9]*", label) or int(label) > len(choices):
-            why = f"the label {label!r} is neither a number from 1 to {len(choices)} nor one of the choices."
-            return Bad(where, why)
-    return Example(texts, label, where)

@@ -135,6 +135,9 @@ class SplitFiles:
                 if not self.labels or found.label is None or found.label in self.labels:
                     yield found._replace(where=where)
                     continue
+                if found.label == "-" and not self.strict:  # SNLI's and MNLI's word for it
+                    bad.append(f"{where}: its annotators agreed on no label: left out, as the authors do")
+                    continue
                 known = ", ".join(self.labels[:10])
                 if len(self.labels) > 10:
                     known += ", ..."
@@ -288,7 +291,11 @@ def _write(path: Path, split: SplitFiles, encoder: TextEncoder) -> None:
             n = 0
             examples = split.chosen(source, bad)
             while step := list(islice(examples, EXAMPLES_PER_STEP)):
-                ids = encoder.encode(list(chain.from_iterable(example.texts for example in step)), verbose=False)
+                # a text that several examples share, such as an article with its questions, is tokenized once
+                texts = list(chain.from_iterable(example.texts for example in step))
+                different = list(dict.fromkeys(texts))
+                known = dict(zip(different, encoder.encode(different, verbose=False), strict=True))
+                ids = [known[text] for text in texts]
                 records = [json.dumps(example).encode() + b"\n" for example in step]
                 for example in step:
                     if example.label is not None:
@@ -309,7 +316,9 @@ def _write(path: Path, split: SplitFiles, encoder: TextEncoder) -> None:
                 n += len(step)
                 bar.update(len(step))
             if n == 0:
-                raise InputError(f"{split.folder / source.files[0]} holds no examples. Fetch it again.")
+                raise InputError(
+                    f"{split.folder / source.files[0]} holds no examples. Is it another file that is meant?"
+                )
             parts.append((source.part, n))
         index = {"names": list(codes), "parts": parts, "largest_id": largest_id}
         index |= {"n_bad": len(bad), "first_bad": bad[0] if bad else ""}

@@ -85,6 +85,7 @@ class Form:
 
 FORMS = {
     "classification": Form(classification_rows, 1, 2, lambda n_out: ("classification", n_out)),
+    "regression": Form(classification_rows, 1, 2, lambda n_out: ("classification", n_out)),
     "entailment": Form(entailment_rows, 2, 3, lambda n_out: ("classification", n_out)),
     "similarity": Form(similarity_rows, 2, 3, lambda n_out: ("similarity", n_out)),
     "multiple_choice": Form(multiple_choice_rows, 1, 3, lambda n_out: "multiple_choice", has_choices=True),

@@ -54,6 +54,7 @@ def read_splits(task: Task, data_dir: Path, encoder: TextEncoder, limits: Limits
     Raises InputError: a file is missing or malformed, or an example does not fit into n_ctx.
     """
     folder = task.find(data_dir)
+    is_own = task.labels is None and task.scores is None
     train_file = folder / task.train[0].files[0]
 
     # train comes first: where the task does not fix the labels, they are those of train
@@ -65,6 +66,10 @@ def read_splits(task: Task, data_dir: Path, encoder: TextEncoder, limits: Limits
     for name, sources in (("valid", task.valid), ("test", task.test)):
         if sources:
             encoded[name] = encode_cached(replace(files, sources=sources), encoder)
+    notes = list(task.notes)
+    if is_own and "test" in encoded:
+        encoded["test"], note = without_placeholders(task, folder, encoded["test"])
+        notes += note
 
     # texts to rows, labels to numbers
     rows = {
@@ -80,7 +85,6 @@ def read_splits(task: Task, data_dir: Path, encoder: TextEncoder, limits: Limits
         parts["valid"] = (("", len(valid)),)
 
     # what the files lack
-    notes = []
     for name, split in encoded.items():
         notes += notes_on(getattr(task, name), folder, split, limits.max_examples)
     notes += notes_on_labels(task, rows.get("test"))
@@ -107,20 +111,68 @@ def with_labels(task: Task, train: Encoded, path: Path) -> Task:
     if form.has_choices:
         n_texts = np.diff(train.example_ends, prepend=0)
         n_choices = int(n_texts.max()) - form.n_texts
-        return replace(task, labels=tuple(str(i + 1) for i in range(n_choices)))
+        shown = tuple(str(i + task.first_choice) for i in range(n_choices))
+        return replace(task, labels=tuple(str(i + 1) for i in range(n_choices)), shown=shown)
 
-    # more than two different numbers are scores of similarity
-    numbers = [as_number(name) for name in train.names]
-    if task.form == "similarity" and None not in numbers and len(set(numbers)) > 2:
-        return replace(task, scores=(min(numbers), max(numbers)), metrics=("pearson", "spearman"))
+    # of a regression they are scores, and more than two different numbers are scores of similarity
+    numbers = {as_number(name) for name in train.names}
+    n_numbers = len(numbers - {None})
+    if len(train.names) > 1 and (task.form == "regression" or (task.form == "similarity" and n_numbers > 2)):
+        scores = score_values(train, path.parent)
+        notes = task.notes
+        if task.form == "similarity" and all(score == int(score) for score in scores):
+            why = "numbers, so they are scores. If they are classes, write them as words, such as c1"
+            notes += (f"{path}: its labels are {n_numbers} different {why}",)
+        return replace(task, scores=(min(scores), max(scores)), metrics=("pearson", "spearman"), notes=notes)
 
     # 1 and 1.0 are one class where all are numbers
     names = train.names
     if None not in numbers:
-        names = [name for i, name in enumerate(train.names) if numbers.index(numbers[i]) == i]
+        by_number = {as_number(name): name for name in reversed(train.names)}
+        names = [name for name in train.names if by_number[as_number(name)] == name]
     if len(names) < 2:
         raise InputError(f"{path}: every label is {names[0]!r}: there is nothing to learn. Give two labels or more.")
-    return replace(task, labels=tuple(sorted(names)))
+    notes = task.notes
+    if len(train) >= 10 and np.count_nonzero(train.codes == train.codes[0]) == 1:
+        notes += (f"{path}: only the first line has the label {train.names[0]!r}: is it a line of names?",)
+    return replace(task, labels=tuple(sorted(names)), notes=notes)
+
+
+def without_placeholders(task: Task, folder: Path, test: Encoded) -> tuple[Encoded, list[str]]:
+    """Return the user's test set, its labels removed if they are no labels (-1 in every line), and notes on them."""
+    path = folder / task.test[0].files[0]
+    n_unlabelled = np.count_nonzero(test.codes < 0)
+    if 0 < n_unlabelled < len(test):
+        return test, [f"{path}: {n_unlabelled} of {len(test)} examples have no label: they are predicted, not scored"]
+
+    # labels that train does not have; of scores, one below the lowest
+    if task.scores:
+        numbers = {name: as_number(name) for name in test.names}
+        unknown = [name for name, number in numbers.items() if number is None or number < task.scores[0]]
+    else:
+        unknown = [name for name in test.names if name not in task.labels]
+    if FORMS[task.form].has_choices or not unknown:
+        return test, []
+
+    # a single one stands for an unknown label
+    if len(test.names) == 1 and not n_unlabelled:
+        removed = replace(test, codes=np.full(len(test), -1))
+        return removed, [f"{path}: every label is {unknown[0]!r}, which is none of train's: taken for no label"]
+    return test, []
+
+
+def place_of(encoded: Encoded, label: str) -> str:
+    """Return file and line of the first example with a label."""
+    return encoded.example(int(np.argmax(encoded.codes == encoded.names.index(label)))).where
+
+
+def score_values(encoded: Encoded, folder: Path) -> list[float]:
+    """Return the numbers that labels spell. Raises InputError for another label."""
+    for name in encoded.names:
+        if as_number(name) is None:
+            why = f"the label {name!r} is not a number, as the others are. Fix the line."
+            raise InputError(f"{folder}/{place_of(encoded, name)}: {why}")
+    return [as_number(name) for name in encoded.names]
 
 
 def make_rows(task: Task, folder: Path, encoded: Encoded, encoder: TextEncoder, n_ctx: int, is_test: bool) -> Rows:
@@ -149,13 +201,7 @@ def label_values(task: Task, folder: Path, encoded: Encoded, is_test: bool) -> n
 
     # scores are numbers
     if task.scores:
-        numbers = [as_number(name) for name in encoded.names]
-        if None in numbers:
-            wrong = numbers.index(None)
-            label = encoded.names[wrong]
-            where = encoded.example(int(np.argmax(encoded.codes == wrong))).where
-            raise InputError(f"{folder}/{where}: the label {label!r} is not a number, as the others are. Fix the line.")
-        return np.array(numbers)[encoded.codes]
+        return np.array(score_values(encoded, folder))[encoded.codes]
 
     # choices are numbered from 1, and there may be more of them than in train
     if FORMS[task.form].has_choices:
@@ -271,7 +317,10 @@ def describe_example(splits: Splits, i: int, encoder: TextEncoder) -> list[str]:
         special.classify: " _classify_ ",
     }
     names = encoder.decoder | names
-    for row in train.rows(i):
+    for k, row in enumerate(train.rows(i)):
+        # what the choices have in common is shown once
+        if k > 0 and train.has_choices():
+            row = row[row.index(special.delimiter) :]
         text = "".join(names[token] for token in row)
         words = text.replace("</w>", " ").split()
         lines.append("         " + " ".join(words))

@@ -12,18 +12,17 @@ from pathlib import Path
 import numpy as np
 
 from formats.examples import (
-    SUFFIXES,
     Bad,
     Example,
     cloze,
     json_lines,
-    own_examples,
     paraphrases,
     race,
     scored_table,
     table,
 )
 from formats.files import InputError
+from formats.own import SUFFIXES, OwnData, own_examples
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,8 @@ class Task:
     cut: str = "longest"  # a key of reading.rows.CUTS: what is shortened in examples too long for the network
     split_seed: int | None = None  # of the split of train into train and valid; None: the run's, stratified by label
     strict: bool = False  # stop at a line that cannot be read, rather than skip and count it
+    notes: tuple[str, ...] = ()  # warnings about its folder
+    first_choice: int = 1  # number of the first choice in own data's labels
 
     def sources(self) -> tuple[Source, ...]:
         return self.train + self.valid + self.test
@@ -133,18 +134,35 @@ def hold_out(
 # --- the user's own data ---------------------------------------------------------------------------------------------
 
 
-def own_task(data_dir: Path, form: str, columns: dict[str, str]) -> Task:
+SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation", "val", "dev"), "test": ("test",)}
+
+
+def own_task(data_dir: Path, own: OwnData) -> Task:
     """Return the record of the user's own data: files train, valid and test in a folder. Raises InputError."""
+    # the tables in the folder, whatever the case of their names
+    files = []
+    if data_dir.is_dir():
+        files = sorted(path for path in data_dir.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+
+    # which of them are used
     sources = {}
-    for split in ("train", "valid", "test"):
-        found = [split + suffix for suffix in SUFFIXES if (data_dir / (split + suffix)).exists()]
+    for split, names in SPLIT_NAMES.items():
+        found = [path.name for path in files if path.stem.lower() in names]
         if len(found) > 1:
             raise InputError(f"{data_dir} holds {' and '.join(found)}. Keep one of them.")
-        settings = {"form": form, "columns": columns, "labelled": split != "test"}
+        settings = {"own": own, "labelled": split != "test"}
         sources[split] = tuple(Source((file,), partial(own_examples, file=file, **settings)) for file in found)
     if not sources["train"]:
-        raise InputError(f"{data_dir} holds none of train.csv, train.tsv and train.jsonl. Name the folder that does.")
-    return Task(title="Own data", form=form, labels=None, submission={"": "own.tsv"}, strict=True, **sources)
+        names = ", ".join("train" + suffix for suffix in SUFFIXES)
+        raise InputError(f"{data_dir} holds none of {names}. Name the folder that does.")
+
+    # the others are named, but for texts such as a readme
+    used = [source.files[0] for split in sources.values() for source in split]
+    unused = [path.name for path in files if path.name not in used and path.suffix.lower() != ".txt"]
+    notes = (f"{data_dir}: not used: {', '.join(unused)[:150]}",) if unused else ()
+    submission = {"": "own.tsv"}
+    more = {"notes": notes, "first_choice": own.first_choice}
+    return Task("Own data", own.form, labels=None, submission=submission, strict=True, **more, **sources)
 
 
 # --- the records -----------------------------------------------------------------------------------------------------
@@ -307,25 +325,37 @@ TASKS: dict[str, Task] = {
 
 # MRPC as Microsoft published it: dev is what is on GLUE's list of pairs; without the list, examples are held out
 _TRAIN = "msr_paraphrase_train.txt"
-_LIST = "mrpc_dev_ids.tsv"
+_LISTS = ("mrpc_dev_ids.tsv", "dev_ids.tsv")  # GLUE's script and GLUE's server name it so
 _WITHOUT_LIST = replace(
     TASKS["mrpc"],
     train=_source(table, _TRAIN, 4076, texts=(3, 4), label=0),
     valid=(),
     test=_source(table, "msr_paraphrase_test.txt", 1725, texts=(3, 4), label=0),
 )
-_READ = partial(paraphrases, file=_TRAIN, ids_file=_LIST)
-_WITH_LIST = replace(
-    _WITHOUT_LIST,
-    train=(Source((_TRAIN, _LIST), partial(_READ, listed=False), 3668),),
-    valid=(Source((_TRAIN, _LIST), partial(_READ, listed=True), 408),),
-)
+
+
+def _with_list(ids_file: str) -> Task:
+    """Return MRPC's record for a list of pairs of this name."""
+    files = (_TRAIN, ids_file)
+    read = partial(paraphrases, file=_TRAIN, ids_file=ids_file)
+    return replace(
+        _WITHOUT_LIST,
+        train=(Source(files, partial(read, listed=False), 3668),),
+        valid=(Source(files, partial(read, listed=True), 408),),
+    )
+
+
 # the same data in other files, tried in this order where those of TASKS are missing
-LAYOUTS = {"mrpc": (_WITH_LIST, _WITHOUT_LIST)}
+LAYOUTS = {"mrpc": (*map(_with_list, _LISTS), _WITHOUT_LIST)}
 
 
 def find_task(
-    dataset: str, data_dir: Path, form: str | None = None, columns: dict[str, str] | None = None, race: str = "all"
+    dataset: str,
+    data_dir: Path,
+    form: str | None = None,
+    columns: dict[str, str] | None = None,
+    race: str = "all",
+    **more,
 ) -> Task:
     """Return the record of a data set, for the files that its folder holds.
 
@@ -334,12 +364,13 @@ def find_task(
         data_dir: folder of the files, or the folder above it.
         form, columns: of own data.
         race: which part of RACE.
+        more: further fields of OwnData.
 
     Raises InputError for a missing folder, and for own data without files.
     """
     # own data: what its folder holds
     if dataset == "own":
-        return own_task(data_dir, form, columns or {})
+        return own_task(data_dir, OwnData(form, columns or {}, **more))
 
     # the files as in TASKS, or those of another layout where these are complete
     task = TASKS[dataset]

@@ -72,11 +72,12 @@ def answers(logits: Tensor, scores: tuple[float, float] | None) -> np.ndarray:
 def written_answers(found: np.ndarray, labels: Sequence[str] | None, scores: tuple[float, float] | None) -> list[str]:
     """Return what `answers` found as files have it: labels in their words, scores with three decimals.
 
-    Choices beyond the labels, where examples have more of them than those of training, are written as numbers from 1.
+    Choices beyond the labels, where examples have more of them than those of training, are numbers that count on.
     """
     if scores:
         return [f"{score:.3f}" for score in found]
-    return [labels[i] if i < len(labels) else str(i + 1) for i in found]
+    first = 0 if labels[0] == "0" else 1
+    return [labels[i] if i < len(labels) else str(i + first) for i in found]
 
 
 def evaluate(

@@ -4,6 +4,7 @@ The checks hold in Python as on the command line: a value out of its range is a 
 """
 
 import argparse
+import codecs
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from formats.authors import BPE_FILE, ENCODER_FILE, FolderSizes, vocabulary_files
-from formats.examples import OWN_FIELDS, parse_columns
 from formats.files import InputError, find
+from formats.own import OWN_FIELDS, parse_columns
 from model_pytorch import ACTIVATIONS, DEFAULT_CONFIG, Config
 from opt import SCHEDULES
 from reading.tasks import TASKS
@@ -63,6 +64,15 @@ def columns_of_fields(text: str) -> str:
         parse_columns(text)
     except ValueError as error:
         raise WrongValue(str(error)) from None
+    return text
+
+
+def encoding_name(text: str) -> str:
+    """Return the name of an encoding that Python knows."""
+    try:
+        codecs.lookup(text)
+    except LookupError:
+        raise WrongValue(f"{text!r} is no encoding: such as latin-1, cp1252, utf-16") from None
     return text
 
 
@@ -211,6 +221,28 @@ class NetworkFlags(Flags):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnFlags(Flags):
+    """How the user's own files are read (formats/own.py)."""
+
+    task: str | None = setting(None, "task form of --dataset own", choices=list(OWN_FIELDS))
+    columns: str | None = setting(
+        None,
+        "your columns of --dataset own: text=review,label=stars; by number without a line of names: text=1,label=0; "
+        "fields within fields of JSON: context=question.stem",
+        columns_of_fields,
+    )
+    encoding: str | None = setting(
+        None, "encoding of your files, such as latin-1; default: UTF-8, or UTF-16 where marked", encoding_name
+    )
+    first_choice: int = setting(1, "of --task multiple_choice: number of the first choice in labels", number(int, 0, 1))
+
+    def own(self) -> dict[str, Any]:
+        """Return the arguments of find_task that tell how they are read."""
+        columns = parse_columns(self.columns)
+        return {"form": self.task, "columns": columns, "encoding": self.encoding, "first_choice": self.first_choice}
+
+
+@dataclass(frozen=True, kw_only=True)
 class AdamFlags(Flags):
     """The arguments of OpenAIAdam, except its schedule."""
 
@@ -259,14 +291,10 @@ class RunFlags(Flags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuningFlags(RunFlags, NetworkFlags, AdamFlags):
+class FineTuningFlags(RunFlags, NetworkFlags, AdamFlags, OwnFlags):
     """The flags of train.py; the defaults are the paper's and the authors' (FIDELITY 74)."""
 
     dataset: str = setting("rocstories", "task to fine-tune on; own: your files in --data_dir", choices=dataset_names)
-    task: str | None = setting(None, "task form of --dataset own", choices=list(OWN_FIELDS))
-    columns: str | None = setting(
-        None, "your column names for --dataset own, such as text=review,label=stars", columns_of_fields
-    )
     race: str = setting("all", "which part of --dataset race", choices=["middle", "high", "all"])
     max_examples: int | None = setting(None, "use a random part of each file, at most this many examples", COUNT)
     skip_bad: bool = setting(False, "leave out lines that cannot be read, and count them")
@@ -317,8 +345,9 @@ class FineTuningFlags(RunFlags, NetworkFlags, AdamFlags):
             raise ValueError("analysis reads the predictions that submit writes: give both")
         if (self.dataset == "own") != (self.task is not None):
             raise ValueError("task is the form of dataset own: give both or neither")
-        if self.columns is not None and self.dataset != "own":
-            raise ValueError("columns is for dataset own: the official files have known columns")
+        for name in ("columns", "encoding"):
+            if getattr(self, name) is not None and self.dataset != "own":
+                raise ValueError(f"{name} is for dataset own: the official files are known")
 
 
 # --- pre-training ----------------------------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ EMPTY = {
     "a story of white space": (b'id," ","\t",," ",e,f,1\n', "the story is empty. Fix the line or remove it"),
     "no endings": (b"id,a,b,c,d,,,1\n", "both endings are empty. Fix the line or remove it"),
     "endings of white space": (b"id,a,b,c,d, ,\t,2\n", "both endings are empty. Fix the line or remove it"),
-    "NUL": (b"id,a,b\0,c,d,e,f,2\n", r"a NUL byte \(byte [\d,]+\): the file is damaged. Fetch it again"),
+    "NUL": (b"id,a,b\0,c,d,e,f,2\n", r"a NUL byte \(byte [\d,]+\): the file is UTF-16, or damaged"),
 }
 
 

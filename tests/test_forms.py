@@ -304,7 +304,14 @@ def test_targets_are_what_the_loss_takes(name):
 
 # --- cuts and lengths ------------------------------------------------------------------------------------------------
 
-N_TEXTS = {"classification": [1], "entailment": [2], "similarity": [2], "multiple_choice": [3, 6, 4], "reading": [4, 6]}
+N_TEXTS = {
+    "classification": [1],
+    "regression": [1],
+    "entailment": [2],
+    "similarity": [2],
+    "multiple_choice": [3, 6, 4],
+    "reading": [4, 6],
+}
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -11,7 +11,7 @@ from official import GLUE, OTHERS, Files, N
 
 import train
 from reading.encoding import SplitFiles
-from reading.splits import Limits, Splits, read_splits
+from reading.splits import Limits, Splits, describe_example, read_splits
 from reading.tasks import TASKS, Task, find_task
 from running.predictions import read_predictions
 from text_utils import TextEncoder
@@ -153,12 +153,32 @@ def test_articles_of_race_are_in_the_order_of_their_names_and_keep_the_blank(tmp
     assert len(options) == 4 and examples[3][1] == "3"  # C
 
 
-def test_the_two_halves_of_mrpc_are_told_apart_by_pairs_of_ids(tmp_path):
+@pytest.mark.parametrize("name", ["mrpc_dev_ids.tsv", "dev_ids.tsv"])
+def test_the_two_halves_of_mrpc_are_told_apart_by_pairs_of_ids(tmp_path, name):
     official.mrpc_of_microsoft(tmp_path)
+    (tmp_path / "MRPC/mrpc_dev_ids.tsv").rename(tmp_path / "MRPC" / name)
     found = read(find_task("mrpc", tmp_path), tmp_path / "MRPC")
     ((valid, _),), ((trained, _),) = found["valid"], found["train"]
     assert valid[-2:] == [(("the cat 66", "the hat"), "0"), (("the cat 69", "the hat"), "1")]
     assert (len(trained), len(valid)) == (46, 24)
+
+
+def test_an_article_is_tokenized_once_and_shown_once(tmp_path, model_dir, monkeypatch):
+    official.race(tmp_path)
+    seen = []
+    encode_texts = TextEncoder.encode
+
+    def counted(self, texts, verbose=True):
+        seen.extend(texts)
+        return encode_texts(self, texts, verbose)
+
+    monkeypatch.setattr(TextEncoder, "encode", counted)
+    splits, encoder = encode(TASKS["race"], tmp_path, model_dir)
+    articles = [text for text in seen if text.startswith("  the cat was in hat")]
+    assert len(articles) == len(set(articles)) < sum(map(len, splits.all()))
+    rows = describe_example(splits, 0, encoder)[1:]
+    assert len(rows) == 4 and [" _start_ the cat" in row for row in rows] == [True, False, False, False]
+    assert all(row.split()[0] == "_delimiter_" and row.split()[-1] == "_classify_" for row in rows[1:])
 
 
 def test_mrpc_without_the_list_of_ids_holds_examples_out_by_seed(tmp_path, model_dir):

@@ -13,6 +13,9 @@ from launch import ROOT
 import train
 from finetuning import fit
 from formats.files import InputError
+from reading.splits import Limits, Splits, read_splits
+from reading.tasks import find_task
+from text_utils import TextEncoder
 from weights import open_run
 
 WORDS = ("cat", "red", "hat", "rat", "in")
@@ -160,7 +163,7 @@ BAD = {  # form, files and what is said of the last one
     "a NUL byte": ("classification", {"train.tsv": "text\tlabel\nthe\0cat\tyes\n"}, "line 2: a NUL byte"),
     "one label": ("classification", {"train.csv": ONE + "the hat,yes\n"}, "every label is 'yes'"),
     "nothing": ("classification", {"train.csv": "text,label\n"}, "holds no examples"),
-    "no file": ("classification", {}, "holds none of train.csv, train.tsv and train.jsonl"),
+    "no file": ("classification", {}, "holds none of train.csv, train.tsv, train.jsonl"),
     "two files": ("classification", {"train.tsv": ONE, "train.csv": ONE}, "holds train.csv and train.tsv. Keep one"),
     "a label that train lacks": (
         "classification",
@@ -339,3 +342,111 @@ def test_a_run_is_trained_further(command, model_dir):
 def test_what_cannot_be_fitted_is_an_error_of_the_input(example, settings, message):
     with pytest.raises(InputError, match=message):
         fit([example], ["x"], **settings)
+
+
+# --- what is taken for what ------------------------------------------------------------------------------------------
+
+
+def read(model_dir: Path, form: str, **settings) -> Splits:
+    """Return the splits of the folder data."""
+    encoder = TextEncoder(model_dir / "encoder_bpe_40000.json", model_dir / "vocab_40000.bpe")
+    task = find_task("own", Path("data"), form, **settings)
+    return read_splits(task, Path("data"), encoder, Limits(n_valid=4, seed=1, n_ctx=64))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "data"
+
+
+PAIRS = [[a, b, 1 + i % 5] for i, (a, b) in enumerate(zip(WORDS * 4, sorted(WORDS * 4), strict=True))]
+
+
+@pytest.mark.parametrize("label", ["NA", "3,5", "x"])
+@pytest.mark.parametrize("form", ["similarity", "regression"])
+def test_one_label_that_is_no_number_does_not_make_classes_of_scores(folder, model_dir, form, label):
+    rows = [*PAIRS[:6], ["the", "cat", label], *PAIRS[6:]]
+    write(folder / "train.csv", ["text_a", "text_b", "label"], rows)
+    columns = {"text": "text_a"} if form == "regression" else {}
+    with pytest.raises(InputError, match=f"train.csv, line 8: the label '{label}' is not a number, as the others are"):
+        read(model_dir, form, columns=columns)
+
+
+def test_whole_numbers_of_a_similarity_are_said_to_be_scores(folder, model_dir):
+    write(folder / "train.csv", ["text_a", "text_b", "label"], PAIRS)
+    splits = read(model_dir, "similarity")
+    assert splits.task.scores == (1, 5)
+    assert splits.notes == (
+        "data/train.csv: its labels are 5 different numbers, so they are scores. If they are classes, "
+        "write them as words, such as c1",
+    )
+
+
+@pytest.mark.parametrize("form", ["classification", "similarity", "regression"])
+def test_placeholders_in_a_test_file_are_no_labels(folder, model_dir, form):
+    rows = [[*row[:2], row[2] % 2] for row in PAIRS] if form == "classification" else PAIRS
+    names = ["text_a", "text_b", "label"] if form == "similarity" else ["text", "more", "label"]
+    write(folder / "train.csv", names, rows)
+    write(folder / "test.csv", names, [[*row[:2], -1] for row in rows])
+    splits = read(model_dir, form)
+    assert splits.test.labels is None and len(splits.test) == 20
+    assert "data/test.csv: every label is '-1', which is none of train's: taken for no label" in splits.notes
+
+
+def test_a_line_of_names_that_was_taken_for_an_example_is_said(folder, model_dir):
+    write(folder / "train.csv", ["class", "words"], [row[::-1] for row in texts(20)])
+    splits = read(model_dir, "classification", columns={"text": "1", "label": "0"})
+    assert splits.notes == ("data/train.csv: only the first line has the label 'class': is it a line of names?",)
+
+
+def test_choices_are_answered_as_they_are_counted(command):
+    rows = [["the cat", "red", "hat", "in", i % 3] for i in range(12)]
+    for name in ("train", "test"):
+        write(Path(f"data/{name}.csv"), ["context", "choice_1", "choice_2", "choice_3", "label"], rows)
+    assert command("multiple_choice", "--first_choice", 0, "--n_batch", 2, "--submit", "--analysis") == 0
+    assert settings()["labels"] == ["0", "1", "2"]
+    lines = [json.loads(line) for line in Path("log/own.predictions.jsonl").read_text().splitlines()]
+    assert [line["label"] for line in lines if line["split"] == "test"] == list("012" * 4)
+    assert {line["prediction"] for line in lines} <= {"0", "1", "2"}
+    (found,) = open_run("save/own").predict([("the cat", "red", "hat", "in", "an")])
+    assert list(found.probabilities) == ["0", "1", "2", "3"]
+
+
+def test_what_a_test_file_lacks_is_said(folder, model_dir):
+    write(folder / "train.csv", ["text", "label"], texts(40))
+    write(folder / "test.csv", ["text", "label"], [["the cat", ""], ["the hat", "yes"], ["a rat", ""]])
+    splits = read(model_dir, "classification")
+    note = "data/test.csv: 2 of 3 examples have no label: they are predicted, not scored"
+    assert splits.test.labels is None and note in splits.notes
+    write(folder / "test.csv", ["text", "label"], [["the cat", "yes"], ["the hat", "perhaps"]])
+    with pytest.raises(InputError, match="test.csv, line 3: the label 'perhaps' is not one of no, yes"):
+        read(model_dir, "classification")
+
+
+@pytest.mark.parametrize("name", ["dev.csv", "validation.csv", "val.csv", "Valid.CSV"])
+def test_files_beside_train_are_used_or_named(folder, model_dir, name):
+    write(folder / "Train.csv", ["text", "label"], texts(20))
+    with open(folder / name, "w") as file:
+        file.write(MANY)
+    write(folder / "extra.jsonl", ["text"], [["a"]])
+    splits = read(model_dir, "classification")
+    assert (len(splits.train), len(splits.valid)) == (20, 40)
+    assert splits.notes == ("data: not used: extra.jsonl",)
+    write(folder / "val.tsv", ["text", "label"], texts(3))
+    with pytest.raises(InputError, match="Keep one of them"):
+        read(model_dir, "classification")
+
+
+def test_scores_of_one_text_are_learned(command, capsys):
+    write(Path("data/train.csv"), ["essay", "grade"], [[f"the {WORDS[i % 5]} was in", i % 5 / 2] for i in range(40)])
+    assert command("regression", "--columns", "text=essay,label=grade", "--submit", "--analysis") == 0
+    assert "scores   0 to 2, mean" in capsys.readouterr().out
+    assert settings()["metrics"] == ["pearson", "spearman"] and settings()["n_out"] == 6
+    assert 0 <= float(open_run("save/own").predict(["the cat"])[0].label) <= 2
+
+
+@pytest.mark.parametrize("label", [None, float("nan"), np.float64("nan")])
+def test_a_label_that_is_nothing_is_no_class(tmp_path, monkeypatch, model_dir, label):
+    with pytest.raises(InputError, match="line 3: no label"):
+        fit(["the cat", "a hat", "in"], ["yes", "no", label], model_dir=str(model_dir), n_iter=1)

@@ -213,7 +213,7 @@ def test_tables_and_renamed_columns_are_read(trained):
         ("[1]", "not a JSON object"),
         ('{"premise": "x"}', "no field 'hypothesis'"),
         ('{"premise": "x", "hypothesis": ""}', "an empty text"),
-        ('{"premise": "x", "hypothesis": 3}', "should be a text"),
+        ('{"premise": "x", "hypothesis": [3]}', "should be a text"),
     ],
 )
 def test_a_bad_line_is_named_or_skipped(trained, capsys, line, why):

@@ -1,8 +1,10 @@
 """Readers: tables with and without quoting, JSON lines, folders of JSON, pairs of ids, unreadable lines."""
 
 import json
+import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from formats.examples import (
@@ -19,6 +21,7 @@ from formats.examples import (
     table,
 )
 from formats.files import InputError
+from formats.own import OwnData, own_examples, parse_columns
 
 
 def write(path: Path, content: bytes | str) -> Path:
@@ -44,7 +47,12 @@ def test_lines_keep_their_ends_and_say_what_is_wrong_with_them(tmp_path):
         (2, "b\u2028\x0b\r c\n", ""),  # none of these three ends a line
         (3, "\n", ""),
         (4, "", "not UTF-8 (byte 19). If it is Latin-1, convert it: iconv -f latin1 -t utf-8 OLD > NEW"),
-        (5, "d\0\n", "a NUL byte (byte 22): the file is damaged. Fetch it again."),
+        (
+            5,
+            "d\0\n",
+            "a NUL byte (byte 22): the file is UTF-16, or damaged. "
+            "Convert it (iconv -f utf-16 -t utf-8) or fetch it again.",
+        ),
         (6, "e", ""),
     ]
     assert path.read_bytes()[19] == 0xE9 and path.read_bytes()[22] == 0
@@ -211,8 +219,8 @@ def test_json_lines_hold_texts_labels_and_lists_of_choices(tmp_path):
         (b'{"a": "x"}', "no field 'c' among a."),
         (b'{"a": "x", "c": ["1"]}', "'c' is not a list of two or more texts."),
         (b'{"a": "x", "c": "12"}', "'c' is not a list of two or more texts."),
-        (b'{"a": 5, "c": ["1", "2"]}', "a field that should be a text is none."),
-        (b'{"a": "x", "c": ["1", null]}', "a field that should be a text is none."),
+        (b'{"a": 5, "c": ["1", "2"]}', "a field that should be a text is a number, a list or nothing."),
+        (b'{"a": "x", "c": ["1", null]}', "a field that should be a text is a number, a list or nothing."),
         (b'{"a": "x", "c": ["1", "2"], "label": ["1"]}', "'label' is neither a text nor a number."),
         (b'{"a": "x", "c": ["1", "2"], "label": {}}', "'label' is neither a text nor a number."),
         (b'{"a": "caf\xe9", "c": ["1", "2"]}', "not UTF-8"),
@@ -272,3 +280,188 @@ def test_articles_that_are_none_are_named(tmp_path, change, n_good):
 def test_a_folder_without_articles_is_named(tmp_path):
     with pytest.raises(InputError, match="dev/high holds no .txt files. The data folder is the one"):
         list(race(tmp_path, "dev/high"))
+
+
+# --- the user's own data ---------------------------------------------------------------------------------------------
+
+
+def own(tmp_path: Path, name: str, content: bytes | str, form: str = "classification", labelled=True, **how):
+    """Return what is found in a file of the user's."""
+    write(tmp_path / name, content)
+    columns = parse_columns(how.pop("columns", None))
+    return found(own_examples(tmp_path, name, OwnData(form, columns, **how), labelled))
+
+
+@pytest.mark.parametrize(
+    "name, content, line",
+    [
+        ("t.csv", "text,label\nI liked it, really,positive\n", "2"),
+        ("t.csv", "label,text\npositive,I liked it, but the end was bad\n", "2"),
+        ("t.tsv", "text\tlabel\nx\tyes\nI liked\tit\tno\n", "3"),
+        ("t.csv", "text;label\nI liked it; really;positive\n", "2"),
+    ],
+)
+def test_a_line_of_more_fields_than_names_is_no_example(tmp_path, name, content, line):
+    *_, (number, why, _) = own(tmp_path, name, content)
+    assert number == line and why.startswith("3 columns, 2 in the first line.")
+
+
+def test_a_line_of_more_fields_is_no_example_of_an_official_table_either(tmp_path):
+    write(tmp_path / "t.tsv", "text\tlabel\na\tb\t1\nc\t0\t\nd\n")
+    more, good, fewer = table(tmp_path, "t.tsv", (0,), 1)
+    assert more.why.startswith("3 columns, 2 are known.") and good.texts == ("c",) and isinstance(fewer, Bad)
+
+
+def test_empty_columns_that_a_spreadsheet_adds_are_none(tmp_path):
+    assert own(tmp_path, "t.csv", "label,text,,\nyes,a,,\nno,b\n") == [("a", "yes"), ("b", "no")]
+    *_, (_, why, _) = own(tmp_path, "t.csv", "label,text,,\nyes,a,more,\n")
+    assert "4 columns, 2 in the first line" in why
+
+
+@pytest.mark.parametrize(
+    "label, right",
+    [("3", "3"), ("1", "1"), (3, "3"), ("2.0", "2"), ("A", "1"), ("d", "4"), ("none", "4")],
+)
+def test_the_number_of_a_choice_wins_over_its_text(tmp_path, label, right):
+    record = {"context": "1 + 1 =", "choices": ["4", 3, "2", "none"], "label": label}
+    assert own(tmp_path, "t.jsonl", json.dumps(record), "multiple_choice") == [
+        ("1 + 1 =", "4", "3", "2", "none", right)
+    ]
+
+
+@pytest.mark.parametrize(
+    "choices, label, first, why",
+    [
+        (["3", "5", "6", "8"], "8", 1, "the label '8' is neither a number from 1 to 4"),
+        (["x", "y"], "0", 1, "If choices are counted from 0: --first_choice 0"),
+        (["x", "y"], "2", 0, "the label '2' is neither a number from 0 to 1"),
+        (["B", "A"], "A", 1, "may be the letter of a choice or the text of another"),
+        (["x", "y"], "C", 1, "neither a number"),
+        (["x", "y"], "AB", 1, "neither a number"),
+        (["x", "y"], "-1", 1, "neither a number"),
+        ({"a": "x"}, "1", 1, "is not a list of two or more texts"),
+    ],
+)
+def test_a_label_that_names_no_choice_is_refused(tmp_path, choices, label, first, why):
+    record = {"context": "c", "choices": choices, "label": label}
+    ((_, said, _),) = own(tmp_path, "t.jsonl", json.dumps(record), "multiple_choice", first_choice=first)
+    assert why in said
+
+
+def test_choices_are_counted_from_0_or_1_and_may_stand_in_fields_of_fields(tmp_path):
+    table_of_two = "c,ending0,ending1,label\nx,p,q,0\ny,p,q,1\n"
+    columns = "context=c,choice_1=ending0,choice_2=ending1"
+    expected = [("x", "p", "q", "1"), ("y", "p", "q", "2")]
+    assert own(tmp_path, "t.csv", table_of_two, "multiple_choice", columns=columns, first_choice=0) == expected
+    question = {"stem": "x", "choices": [{"label": "A", "text": "p"}, {"label": "B", "text": "q"}]}
+    columns = "context=question.stem,choices=question.choices.text,label=answerKey"
+    lines = (
+        json.dumps({"question": question, "answerKey": "A"})
+        + "\n"
+        + json.dumps({"question": question | {"stem": "y"}, "answerKey": "B"})
+    )
+    assert own(tmp_path, "t.jsonl", lines, "multiple_choice", columns=columns) == expected
+
+
+@pytest.mark.parametrize(
+    "name, content, columns, why",
+    [
+        ("t.csv", "text,text,label\na,b,1\n", None, "line 1: two columns 'text'. Rename one"),
+        ("t.csv", "text,label,label\na,0,1\n", None, "two columns 'label'"),
+        (
+            "t.csv",
+            "text,label\na,1\n",
+            "txt=review",
+            "--columns: 'txt' is no field of classification, which has text, label",
+        ),
+        ("t.jsonl", '{"text": "a", "label": 1}', "txt=review", "'txt' is no field"),
+        (
+            "t.csv",
+            "text,label\na,1\n",
+            "text=review",
+            "no column 'review' among text, label. Rename it, or use --columns",
+        ),
+        ("t.csv", "a,1\nb,0\n", "text=0", "no column 'label' among 0, 1"),
+        ("t.csv", "text,label\na,1\n", "label=stars", "no column 'stars'"),
+    ],
+)
+def test_columns_that_cannot_be_meant_are_refused(tmp_path, name, content, columns, why):
+    with pytest.raises(InputError, match=re.escape(why)):
+        own(tmp_path, name, content, columns=columns)
+
+
+def test_a_quote_that_is_not_closed_is_named_with_its_line(tmp_path):
+    with pytest.raises(InputError, match="t.csv, line 3: not CSV .* Is a quote not closed"):
+        own(tmp_path, "t.csv", 'text,label\na,yes\n"b" c,no\n')
+
+
+def test_a_gap_in_the_choices_is_named(tmp_path):
+    content = "context,choice_1,choice_2,choice_4,label\nx,p,q,r,1\n"
+    ((_, why, _),) = own(tmp_path, "t.csv", content, "multiple_choice")
+    assert why.startswith("'choice_4' cannot be read")
+    ((_, why, _),) = own(tmp_path, "t.jsonl", '{"text": "a", "text": "b", "label": 1}')
+    assert "a field is there twice" in why
+
+
+ROWS = [['say "hi"', "yes"], ["two\nlines", "no"], ["a\ttab; and, | @", "yes"], ["x" * 200_000, "no"], ["plain", "no"]]
+
+
+@pytest.mark.parametrize(
+    "separator, name", [(",", "t.csv"), ("\t", "t.tsv"), ("\t", "t.csv"), (";", "t.csv"), ("|", "t.txt")]
+)
+@pytest.mark.parametrize("header", [True, False])
+def test_what_pandas_writes_is_read(tmp_path, separator, name, header):
+    content = pd.DataFrame(ROWS, columns=["text", "label"]).to_csv(sep=separator, index=False, header=header)
+    columns = None if header else "text=0,label=1"
+    assert own(tmp_path, name, content, columns=columns) == [tuple(row) for row in ROWS]
+
+
+def test_quotes_that_are_part_of_texts_are_kept(tmp_path):
+    lines = [('"So he said', "1"), ('"Yes" and "no', "0"), ("it's 'fine'", "1")]
+    raw = "".join(f"{text}\t{label}\n" for text, label in lines)
+    assert own(tmp_path, "t.txt", raw, columns="text=0,label=1") == lines
+    assert own(tmp_path, "t.tsv", "text\tlabel\n" + raw) == lines
+    german = "label;text\nWeb;'Er sagte; \"ja\" und ''nein'''\nSport;\"Ja\", sagte er\n"
+    assert own(tmp_path, "t.csv", german) == [("Er sagte; \"ja\" und 'nein'", "Web"), ('"Ja", sagte er', "Sport")]
+    with pytest.raises(InputError, match="may be part of the texts, or hold texts of several lines"):
+        own(tmp_path, "t.tsv", 'text\tlabel\n"a\tb\nc"\td\n')
+
+
+def test_excels_first_line_names_the_separator(tmp_path):
+    lines = "".join(f"a, {i}@yes\n" for i in range(3))
+    with pytest.raises(InputError, match="may be separated by a comma or an @. Put a line such as sep=, first."):
+        own(tmp_path, "t.txt", lines, columns="text=0,label=1")
+    assert own(tmp_path, "t.txt", "sep=@\n" + lines, columns="text=0,label=1")[0] == ("a, 0", "yes")
+    assert own(tmp_path, "t.csv", "sep=;\r\ntext;label\r\na, b;yes\r\n") == [("a, b", "yes")]
+
+
+@pytest.mark.parametrize(
+    "encoding, given", [("utf-16", None), ("latin-1", "latin-1"), ("utf-8-sig", None), ("utf-16-le", "utf-16-le")]
+)
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
+def test_encodings_are_read(tmp_path, encoding, given, name):
+    content = "text,label\ncafé,oui\n" if name == "t.csv" else '{"text": "café", "label": "oui"}\n'
+    assert own(tmp_path, name, content.encode(encoding), encoding=given) == [("café", "oui")]
+    if encoding == "latin-1":
+        with pytest.raises(InputError, match=r"line \d: not utf-16"):
+            own(tmp_path, name, content.encode(encoding), encoding="utf-16")
+
+
+def test_lists_of_json_and_lines_of_fasttext_are_read(tmp_path):
+    records = [{"text": 5, "label": True, "more": None}, {"text": "b", "label": 0}]
+    assert own(tmp_path, "t.json", json.dumps(records, indent=1)) == [("5", "True"), ("b", "0")]
+    assert own(tmp_path, "t.json", "\n".join(map(json.dumps, records))) == [("5", "True"), ("b", "0")]
+    assert own(tmp_path, "t.txt", "__label__1 not, good\n__label__2 fine\n") == [("not, good", "1"), ("fine", "2")]
+    assert "not one __label__" in own(tmp_path, "t.txt", "__label__1 __label__2 fine\n")[0][1]
+
+
+@pytest.mark.parametrize("label", ["NaN", "null", '""'])
+def test_what_is_no_label_is_none(tmp_path, label):
+    ((_, why, _),) = own(tmp_path, "t.jsonl", f'{{"text": "a", "label": {label}}}')
+    assert why.startswith("no label")
+    assert own(tmp_path, "t.jsonl", f'{{"text": "a", "label": {label}}}', labelled=False) == [("a", None)]
+
+
+def test_a_compressed_file_is_called_so(tmp_path):
+    with pytest.raises(InputError, match="is compressed. Unpack it"):
+        own(tmp_path, "t.csv", b"\x1f\x8b\x08")

@@ -180,6 +180,22 @@ def test_a_heuristic_says_what_it_is_for(opened, tmp_path, heuristic, message):
         zero_shot(*opened, three, heuristic)
 
 
+@pytest.mark.parametrize("heuristic", ["sentiment", "acceptability"])
+def test_the_meaning_of_a_label_is_not_its_place_in_the_alphabet(opened, tmp_path, heuristic):
+    found = []
+    for bad, good in (("neg", "pos"), ("sad", "glad")):
+        (folder := tmp_path / bad).mkdir()
+        for name in ("train", "valid"):
+            lines = [f"the {word} was in,{good if word in 'cat hat' else bad}" for word in ("cat", "hat", "red")]
+            (folder / f"{name}.csv").write_text("\n".join(["text,label", *lines]))
+        splits = splits_of(opened, "own", folder, "classification")
+        names = None if bad == "neg" else (bad, good)
+        found.append(zero_shot(*opened, splits, heuristic, names))
+    assert found[0] == found[1]
+    with pytest.raises(InputError, match="which label is the bad one, and which the good one.+--label_names glad,sad"):
+        zero_shot(*opened, splits, heuristic)
+
+
 def test_own_data_are_answered_in_words(opened, tmp_path):
     (folder := tmp_path / "own").mkdir()
     for name, n in (("train", 6), ("valid", 4)):

@@ -1,0 +1,497 @@
+"""The user's own files, as pandas and spreadsheets write them and as hubs hand them out -> an Example per record.
+
+A table (.csv, .tsv, .txt) is separated by what its line of names shows, and its texts may be quoted. Where --columns
+gives numbers it has no line of names. A .txt may be fastText's. .jsonl holds an object a line, .json also a list.
+"""
+
+import csv
+import io
+import json
+import re
+import string
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import chain, takewhile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from formats.examples import Bad, Example, as_number, numbered_lines
+from formats.files import InputError
+
+OWN_FIELDS = {
+    "classification": ("text",),
+    "regression": ("text",),
+    "entailment": ("premise", "hypothesis"),
+    "similarity": ("text_a", "text_b"),
+    "multiple_choice": ("context",),
+}
+FIELDS = OWN_FIELDS | {"reading": ("context", "question")}
+CHOICE_FORMS = ("multiple_choice", "reading")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".txt")
+
+
+def parse_columns(text: str | None) -> dict[str, str]:
+    """Return field -> column of `text=review,label=stars`. Raises ValueError for anything else."""
+    pairs = [pair.split("=", 1) for pair in (text or "").split(",") if pair]
+    if any(len(pair) != 2 or not all(pair) for pair in pairs):
+        raise ValueError(f"--columns {text!r} is not like text=review,label=stars")
+    columns = {name.strip(): column.strip() for name, column in pairs}
+    if len(columns) < len(pairs):
+        raise ValueError(f"--columns {text!r} names a field twice")
+    return columns
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """How the user's own files are read."""
+
+    form: str  # a key of FIELDS
+    columns: dict[str, str] = field(default_factory=dict)  # field -> its column, for columns with other names
+    encoding: str | None = None  # None: UTF-8, or UTF-16 where the file begins with its mark
+    first_choice: int = 1  # number of the first choice in labels
+
+    def __post_init__(self):
+        """Raise InputError for a column of a field that the form does not have: nothing would be read from it."""
+        known = [*FIELDS[self.form], "label", *(["choices", "choice_1"] if self.has_choices() else [])]
+        for name in self.columns:
+            if name not in known and not (self.has_choices() and re.fullmatch(r"choice_[1-9]\d*", name)):
+                raise InputError(f"--columns: {name!r} is no field of {self.form}, which has {', '.join(known)}.")
+
+    def has_choices(self) -> bool:
+        return self.form in CHOICE_FORMS
+
+    def column(self, name: str) -> str:
+        """Return the column of a field."""
+        return self.columns.get(name, name)
+
+    def needed(self, labelled: bool) -> list[str]:
+        """Return the columns that a table must have."""
+        names = list(FIELDS[self.form])
+        if self.has_choices() and "choices" not in self.columns:
+            names += ["choice_1", "choice_2"]
+        names += [name for name in self.columns if name not in names and name != "label"]
+        if labelled:
+            names.append("label")
+        return [self.column(name) for name in names]
+
+
+def own_examples(folder: Path, file: str, own: OwnData, labelled: bool | None) -> Iterator[Example | Bad]:
+    """Read a file of the user's.
+
+    Args:
+        labelled: True: each example must have a label; False: it may have one; None: labels are not read.
+    """
+    path = folder / file
+    if path.suffix.lower() in (".json", ".jsonl"):
+        found = json_records(path, own.encoding)
+    elif is_fasttext(path, own.encoding):
+        found = fasttext_records(path, own.encoding)
+    else:
+        found = table_records(path, own, bool(labelled))
+    for where, record in found:
+        if isinstance(record, Bad):
+            yield record
+        else:
+            yield own_example(record, where, own, labelled)
+
+
+# --- one example -----------------------------------------------------------------------------------------------------
+
+
+def own_example(record: dict[str, Any], where: str, own: OwnData, labelled: bool | None) -> Example | Bad:
+    """Return the example in a record, a multiple-choice label as a number from 1, or a Bad that says what is wrong."""
+    # its texts
+    found = []
+    for name in FIELDS[own.form]:
+        column = own.column(name)
+        value = value_at(record, column)
+        if value is None and column not in record:
+            return Bad(where, f"no field {column!r} among {', '.join(record)[:150]}. Fix the line, or use --columns.")
+        found.append(value)
+
+    # its choices
+    if own.has_choices():
+        choices = choices_of(record, own)
+        if isinstance(choices, str):
+            return Bad(where, choices)
+        found += choices
+    texts = tuple(as_text(value) for value in found)
+    if None in texts:
+        return Bad(where, "a field that should be a text is a list or an object. Fix the line, or use --columns.")
+    if not all(text.strip() for text in texts):
+        return Bad(where, "an empty text. Fix the line or remove it.")
+
+    # its label, which is one line
+    if labelled is None:
+        return Example(texts, None, where)
+    label = as_text(value_at(record, own.column("label")))
+    if label is None:
+        return Bad(where, f"{own.column('label')!r} is neither a text nor a number. Fix the line.")
+    label = label.strip()
+    if not label:
+        return Bad(where, "no label. Fix the line or remove it.") if labelled else Example(texts, None, where)
+    if not label.isprintable():
+        return Bad(where, f"the label {label!r} holds a tab, a newline or the like. Fix the line.")
+    if not own.has_choices():
+        return Example(texts, label, where)
+    if label == "-1" and not labelled:  # what hubs write for an unknown one
+        return Example(texts, None, where)
+    right = right_choice(label, texts[len(FIELDS[own.form]) :], own.first_choice)
+    return Bad(where, right) if isinstance(right, str) else Example(texts, str(right), where)
+
+
+def value_at(value: Any, column: str) -> Any:
+    """Return what stands in a column: a field, or `question.stem` of a field in a field; in lists, of each item."""
+    if isinstance(value, list):
+        return [value_at(item, column) for item in value]
+    if not isinstance(value, dict):
+        return None
+    if column in value:
+        return value[column]
+    first, dot, rest = column.partition(".")
+    return value_at(value[first], rest) if dot and first in value else None
+
+
+def as_text(value: Any) -> str | None:
+    """Return a text or a number as a text, an empty one for nothing; None for a list or an object."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list | dict):
+        return None
+    return "" if value is None else str(value)
+
+
+def choices_of(record: dict[str, Any], own: OwnData) -> list | str:
+    """Return the choices of a record, from a list or from columns choice_1, choice_2, ..., or what is wrong."""
+    column = own.column("choices")
+    found = value_at(record, column)
+    if isinstance(found, dict):
+        found = list(found.values())
+    if found is None and "choices" not in own.columns:
+        names = [own.column(f"choice_{i + 1}") for i in range(len(record))]
+        taken = list(takewhile(lambda name: name in record, names))
+        for name in record.keys() | own.columns.keys():
+            if re.fullmatch(r"choice_\d+", name) and own.column(name) not in taken:
+                return f"{own.column(name)!r} cannot be read: choices are numbered 1, 2, 3, ... without a gap."
+        found = [record[name] for name in taken]
+        column = "choice_1, choice_2, ..."
+    if not isinstance(found, list) or len(found) < 2:
+        return f"{column!r} is not a list of two or more texts. Fix the line, or use --columns."
+    return found
+
+
+def right_choice(label: str, choices: tuple[str, ...], first_choice: int) -> int | str:
+    """Return the number of the right choice, from 1, or what is wrong with its label.
+
+    A number is the number of a choice, also where a choice is that number. Else it is a letter or a choice's text.
+    """
+    n = len(choices)
+    value = as_number(label)
+    found = set()
+    if value is not None:
+        found.add(value - first_choice + 1)
+    else:
+        if label in choices:
+            found.add(1 + choices.index(label))
+        if len(label) == 1 and label in string.ascii_letters:
+            found.add(1 + string.ascii_uppercase.find(label.upper()))
+    found = [int(number) for number in found if number in range(1, n + 1)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        return f"the label {label!r} may be the letter of a choice or the text of another. Give its number."
+    last = first_choice + n - 1
+    why = f"the label {label!r} is neither a number from {first_choice} to {last} nor one of the choices."
+    return why + (" If choices are counted from 0: --first_choice 0" if value == 0 else "")
+
+
+# --- lines, JSON, fastText -------------------------------------------------------------------------------------------
+
+
+def own_lines(path: Path, encoding: str | None) -> Iterator[tuple[int, str, str]]:
+    """Yield what numbered_lines does, of a file in any encoding: the one given, or UTF-16 by its mark, or UTF-8."""
+    with suppress(OSError), open(path, "rb") as file:
+        start = file.read(2)
+        if encoding is None and start in (b"\xff\xfe", b"\xfe\xff"):
+            encoding = "utf-16"
+        if start == b"\x1f\x8b":
+            raise InputError(f"{path} is compressed. Unpack it: gunzip")
+    if encoding is None or encoding.lower() in ("utf-8", "utf8"):
+        for number, line, why in numbered_lines(path):
+            yield number, line, why.replace("convert it: iconv -f latin1 -t utf-8 OLD > NEW", "use --encoding latin-1")
+        return
+    number = 0
+    try:
+        with open(path, encoding=encoding, newline="\n") as file:
+            for number, line in enumerate(file, 1):
+                why = "a NUL character. Is it another encoding? Use --encoding." if "\0" in line else ""
+                yield number, line.removeprefix("\ufeff") if number == 1 else line, why
+    except UnicodeError as error:
+        raise InputError(f"{path}, line {number + 1}: not {encoding} ({error}). Name another --encoding.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}).") from None
+
+
+def json_records(path: Path, encoding: str | None) -> Iterator[tuple[str, dict | Bad]]:
+    """Yield place and object of each line that holds one, or of each item of a list."""
+    lines = ((number, line, why) for number, line, why in own_lines(path, encoding) if line.strip() or why)
+    first = next(lines, None)
+    if first is None:
+        return
+    lines = chain([first], lines)
+
+    # a list is parsed as a whole
+    if path.suffix.lower() == ".json" and first[1].lstrip().startswith("["):
+        items = parse_json("".join(_text_lines(path, encoding)))
+        if isinstance(items, str):
+            raise InputError(f"{path}: {items}")
+        for i, item in enumerate(items, 1):
+            where = f"{path}, item {i}"
+            yield where, item if isinstance(item, dict) else Bad(where, "not a JSON object. Fix it or remove it.")
+        return
+    for number, line, why in lines:
+        where = f"{path}, line {number}"
+        yield where, Bad(where, why) if why else json_record(line, where)
+
+
+def json_record(line: str, where: str) -> dict | Bad:
+    """Return the object in a line."""
+    value = parse_json(line.rstrip("\r\n"))
+    if isinstance(value, dict):
+        return value
+    return Bad(where, value if isinstance(value, str) else "not a JSON object. Fix the line or remove it.")
+
+
+def parse_json(text: str) -> dict | list | str:
+    """Return the object or list that a text spells, numbers that are none (NaN) as None; else what is wrong with it."""
+    try:
+        value = json.loads(text, parse_constant=_nothing, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        return f"not JSON ({error}). Fix the line or remove it."
+    return value if isinstance(value, dict | list) else "not a JSON object. Fix the line or remove it."
+
+
+def _nothing(name: str) -> None:
+    return None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a field is there twice")
+    return found
+
+
+FASTTEXT = "__label__"
+
+
+def is_fasttext(path: Path, encoding: str | None) -> bool:
+    """Return whether a file begins with a label of fastText's."""
+    first = next(own_lines(path, encoding), (0, "", ""))
+    return first[1].startswith(FASTTEXT)
+
+
+def fasttext_records(path: Path, encoding: str | None) -> Iterator[tuple[str, dict | Bad]]:
+    """Yield place, text and label of each line `__label__LABEL TEXT`."""
+    for number, line, why in own_lines(path, encoding):
+        where = f"{path}, line {number}"
+        label, _, text = line.strip().partition(" ")
+        if why:
+            yield where, Bad(where, why)
+        elif not label.startswith(FASTTEXT) or text.startswith(FASTTEXT):
+            yield where, Bad(where, f"not one {FASTTEXT}, and then a text. Fix the line or remove it.")
+        else:
+            yield where, {"text": text, "label": label.removeprefix(FASTTEXT)}
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+SEPARATORS = {",": "a comma", "\t": "a tab", ";": "a semicolon", "|": "a bar", "@": "an @"}
+csv.field_size_limit(2**24)  # characters; the default is 131,072
+
+
+class Dialect(NamedTuple):
+    """How the fields of a table are told apart."""
+
+    separator: str
+    quote: str | None  # around texts that hold a separator, a newline or a quote (doubled); None: nothing is quoted
+    has_names: bool  # in its first line
+    n_before: int = 0  # lines before that: Excel's `sep=;`
+
+
+def read_table(path: Path, encoding: str | None, dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number of the last line and the fields of each record. Raises csv.Error, and InputError for no text."""
+    quoting = {"quoting": csv.QUOTE_NONE}
+    if dialect.quote is not None:
+        quoting = {"quotechar": dialect.quote}
+    reader = csv.reader(_text_lines(path, encoding), delimiter=dialect.separator, strict=True, **quoting)
+    for fields in reader:
+        if fields and reader.line_num > dialect.n_before:
+            yield reader.line_num, fields
+
+
+def _text_lines(path: Path, encoding: str | None) -> Iterator[str]:
+    """Yield the lines of a file, also those that end as on old Macs; raise InputError at the first that is no text."""
+    for number, line, why in own_lines(path, encoding):
+        if why:
+            raise InputError(f"{path}, line {number}: {why}")
+        yield from io.StringIO(line, newline="")
+
+
+def table_records(path: Path, own: OwnData, labelled: bool) -> Iterator[tuple[str, dict | Bad]]:
+    """Yield place and fields, by their columns, of each line of a table. Raises InputError where it is none."""
+    needed = own.needed(labelled)
+    dialect = find_dialect(path, own.encoding, needed)
+    if dialect is None:  # nothing in it
+        return
+    separator = SEPARATORS.get(dialect.separator, repr(dialect.separator))
+    names = None
+    first = 1  # line where a record begins; it may hold newlines
+    try:
+        for number, fields in read_table(path, own.encoding, dialect):
+            first = number + 1
+
+            # the line of names; a spreadsheet ends it with columns that have none
+            if names is None:
+                names = [name.strip() for name in fields]
+                if not dialect.has_names:
+                    names = [str(i) for i in range(len(fields))]
+                while names and not names[-1]:
+                    names.pop()
+                n_needed = check_names(path, names, needed, dialect, own)
+                if dialect.has_names:
+                    continue
+
+            # an example
+            where = f"{path}, line {number}"
+            if any(fields[len(names) :]):
+                why = f"{len(fields)} columns, {len(names)} in the first line. Quote a text that holds {separator}."
+                yield where, Bad(where, why)
+            elif len(fields) < n_needed:
+                why = f"{len(fields)} columns, {n_needed} are needed. Fix the line or remove it."
+                yield where, Bad(where, why)
+            else:
+                yield where, dict(zip(names, fields, strict=False))
+    except csv.Error as error:
+        why = f"not CSV ({error}). Is a quote not closed, or a text that holds quotes not quoted?"
+        if "field limit" in str(error):
+            why = f"a field of more than {csv.field_size_limit():,} characters. Is a quote not closed there?"
+        raise InputError(f"{path}, line {first}: {why}") from None
+
+
+def check_names(path: Path, names: list[str], needed: list[str], dialect: Dialect, own: OwnData) -> int:
+    """Return how many fields a line needs. Raises InputError for a column that is missing, or there twice."""
+    start = f"{path}, line {1 + dialect.n_before}"
+    for name in needed:
+        if name not in names:
+            if own.has_choices() and name.startswith("choice_"):
+                raise InputError(f"{start}: no columns choice_1, choice_2, ... Name them so, or use --columns.")
+            shown = ", ".join(names)[:150]
+            remedy = "Rename it, or use --columns; without a line of names: --columns text=1,label=0"
+            if not dialect.has_names:
+                remedy = "Without a line of names --columns gives every field a number, from 0."
+            raise InputError(f"{start}: no column {name!r} among {shown}. {remedy}")
+    for name in names:
+        is_read = name in needed or name == own.column("label") or name.startswith("choice_")
+        if is_read and names.count(name) > 1:
+            raise InputError(f"{start}: two columns {name!r}. Rename one of them.")
+    return 1 + max(names.index(name) for name in needed)
+
+
+def find_dialect(path: Path, encoding: str | None, needed: list[str]) -> Dialect | None:
+    """Return how a table's fields are told apart; None if it has no line.
+
+    The separator is the one of the file's kind if the first line then has the columns needed, or another one. A comma
+    is quoted as in CSV; with another separator, texts are quoted if the whole file can be read so. Raises InputError
+    where it can be read in two ways.
+    """
+    # Excel's first line names the separator
+    first = next((line for line in _text_lines(path, encoding) if line.strip()), None)
+    if first is None:
+        return None
+    if re.fullmatch(r"sep=.\s*", first):
+        header = next((line for i, line in enumerate(_text_lines(path, encoding)) if i == 1), "")
+        return find_quote(path, encoding, Dialect(first[4], '"', not is_numbered(needed, header, first[4]), 1))
+
+    # which separators show the columns
+    of_suffix = "," if path.suffix.lower() == ".csv" else "\t"
+    separators = [of_suffix, *(separator for separator in SEPARATORS if separator != of_suffix)]
+    has_names = not any(is_numbered(needed, first, separator) for separator in separators)
+    fields = {separator: split_line(first, separator) for separator in separators}
+    if has_names:
+        fitting = [separator for separator in separators if set(needed) <= set(fields[separator])]
+        if fitting:
+            return find_quote(path, encoding, Dialect(fitting[0], '"', True))
+        # none does: the one that shows most columns is meant
+        return Dialect(max(separators, key=lambda separator: len(fields[separator])), '"', True)
+
+    # by numbers: the one with which all lines have the same number of fields
+    n_needed = 1 + max(int(name) for name in needed if name.isdigit())
+    fitting = []
+    for separator in separators:
+        if len(fields[separator]) >= n_needed or '"' in first:
+            dialect = find_quote(path, encoding, Dialect(separator, '"', False))
+            if scan(path, encoding, dialect).n_fields >= n_needed:
+                fitting.append(dialect)
+                if separator == of_suffix:
+                    break
+    if len(fitting) > 1:
+        shown = " or ".join(SEPARATORS[dialect.separator] for dialect in fitting)
+        raise InputError(f"{path} may be separated by {shown}. Put a line such as sep={fitting[0].separator} first.")
+    return fitting[0] if fitting else Dialect(of_suffix, '"', False)
+
+
+def split_line(line: str, separator: str) -> list[str]:
+    """Return the fields of the first line."""
+    for fields in csv.reader([line], delimiter=separator):
+        return [name.strip() for name in fields]
+    return []
+
+
+def is_numbered(needed: list[str], first: str, separator: str) -> bool:
+    """Return whether columns are given by number, and are not names of that kind in the first line."""
+    names = split_line(first, separator)
+    return any(name.isdigit() and name not in names for name in needed)
+
+
+class Scan(NamedTuple):
+    """What reading a whole file in one way has found."""
+
+    n_fields: int  # of every line; 0: they differ; -1: it cannot be read so
+    has_newlines: bool  # within fields
+
+
+def scan(path: Path, encoding: str | None, dialect: Dialect) -> Scan:
+    """Read a whole table in one way."""
+    counts = set()
+    has_newlines = False
+    try:
+        for _, fields in read_table(path, encoding, dialect):
+            counts.add(len(fields))
+            has_newlines = has_newlines or any("\n" in text for text in fields)
+    except csv.Error:
+        return Scan(-1, has_newlines)
+    return Scan(counts.pop() if len(counts) == 1 else 0, has_newlines)
+
+
+def find_quote(path: Path, encoding: str | None, dialect: Dialect) -> Dialect:
+    """Return a dialect with the quotes that a file has. Raises InputError where it can be read in two ways."""
+    if dialect.separator == ",":
+        return dialect
+    ways = [dialect._replace(quote=quote) for quote in ('"', "'", None)]
+    found = [scan(path, encoding, way) for way in ways]
+
+    # all lines have the same number of fields: the fewest, as a quote that is not seen as one does not hold a separator
+    quoted = [i for i in (0, 1) if found[i].n_fields > 0]
+    if quoted:
+        best = min(quoted, key=lambda i: found[i].n_fields)
+        if found[best].has_newlines and found[2].n_fields > 0:
+            why = "its quotes may be part of the texts, or hold texts of several lines"
+            raise InputError(f"{path}: {why}. Write it as .csv.")
+        return ways[best]
+
+    # lines of different lengths: those that are wrong are named when they are read
+    if found[0].n_fields == 0 and found[2].n_fields <= 0:
+        return ways[0]
+    return ways[2]
