@@ -56,7 +56,8 @@ def decoded(content: bytes, n_before: int = 0) -> tuple[str, str]:
         why += "iconv -f latin1 -t utf-8 OLD > NEW"
     nul = content.find(b"\0")
     if nul >= 0:
-        why = f"a NUL byte (byte {n_before + nul:,}): the file is damaged. Fetch it again."
+        why = f"a NUL byte (byte {n_before + nul:,}): the file is UTF-16, or damaged. "
+        why += "Convert it (iconv -f utf-16 -t utf-8) or fetch it again."
     return text, why
 
 

@@ -136,7 +136,7 @@ class SplitFiles:
                     yield found._replace(where=where)
                     continue
                 if found.label == "-" and not self.strict:  # SNLI's and MNLI's word for it
-                    bad.append(f"{where}: its annotators agreed on no label: left out, as the authors do")
+                    bad.append(f"{where}: its annotators agreed on no label: left out, as the authors do.")
                     continue
                 known = ", ".join(self.labels[:10])
                 if len(self.labels) > 10:

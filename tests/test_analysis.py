@@ -534,7 +534,7 @@ def test_a_file_of_predictions_is_written_whole_or_not_at_all(tmp_path):
 @pytest.mark.parametrize(
     "task, found, written",
     [
-        (some_task("multiple_choice", ("1", "2"), written=("0", "1")), [1, 0, 2], ["1", "0", "3"]),
+        (some_task("multiple_choice", ("1", "2"), written=("0", "1")), [1, 0, 2], ["1", "0", "2"]),
         (some_task("reading", ("1", "2", "3", "4"), ("A", "B", "C", "D")), [3, 0, 1], ["D", "A", "B"]),
         (some_task("entailment", ("no", "yes")), [1, 1, 0], ["yes", "yes", "no"]),
         (some_task("similarity", None, scores=(0, 5)), [0.12345, 5.0, 2.0], ["0.123", "5.000", "2.000"]),

@@ -28,9 +28,9 @@ def test_every_cell_runs(cells, monkeypatch):
     plt.close("all")
 
     probabilities = names["prediction"].probabilities  # of the last story: she gave it water
-    assert probabilities["2"] > 0.5
+    assert probabilities[2] > 0.5
     worse = names["story"].format("She forgot to water it.")
-    assert names["run"].predict([(worse, *names["endings"])])[0].label == "1"
+    assert names["run"].predict([(worse, *names["endings"])])[0].label == 1
     assert names["points"].shape == (180, 2)
     assert float(names["probabilities"].sum()) > 0.9
 

@@ -153,9 +153,16 @@ FORKING = """
 import multiprocessing, sys, time
 from running.command import exit_code
 
+def work(started):
+    started.set()
+    time.sleep(60)
+
 def main():
-    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    context = multiprocessing.get_context("fork")
+    started = context.Event()
+    worker = context.Process(target=work, args=(started,))
     worker.start()
+    started.wait()  # a signal that comes sooner is lost in the fork
     worker.terminate()
     worker.join()
     print(worker.exitcode)
