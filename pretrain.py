@@ -75,6 +75,7 @@ def pre_train(settings: PreTrainingFlags, ranks: Ranks, make_network=None) -> LM
     model = (make_network or build_network)(settings, encoder.n_vocab, n_positions, initial)
     model.transformer.checkpoint_activations = settings.checkpoint_activations
     model.to(ranks.device)
+    # here --lr_warmup counts updates, in train.py it is a share of them; the schedule takes a share
     schedule = {"schedule": "warmup_cosine", "warmup": settings.lr_warmup / plan.t_total, "t_total": plan.t_total}
     optimizer = OpenAIAdam(model.parameters(), **settings.adam(), **schedule)
     optimizer.preallocate()

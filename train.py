@@ -2,6 +2,7 @@
 
 Read fine_tune below from its first line to its last: it is the whole of fine-tuning, from the seed to the predictions,
 with random numbers in the authors' order. Flags and defaults are the paper's and the authors' (running/settings.py).
+"TF:n" is line n of the authors' train.py, "FIDELITY n" row n of FIDELITY.md.
 """
 
 import random
@@ -84,6 +85,7 @@ def fine_tune(settings: FineTuningFlags, ranks: Ranks, make_network=None) -> Non
     order_of_epoch = [shuffled(len(train)) for _ in range(settings.n_iter)]
     torch.manual_seed(settings.seed + ranks.rank)
 
+    # with --resume from the newest checkpoint on (running/checkpoint.py)
     record = record_of(settings, splits, encoder, model, plan, ranks)
     run = Run(settings, plan, model, optimizer, record.to_json(), ranks)
     if ranks.is_first:
