@@ -170,10 +170,7 @@ def make_report(
 
     # each split, and each part of one that has parts
     for split, table in splits.items():
-        report["splits"][split] = {"all": measure(record, table)}
-        for part in table["part"].unique():
-            if part:
-                report["splits"][split][part] = measure(record, table[table["part"] == part])
+        report["splits"][split] = {part: measure(record, rows) for part, rows in parts_of(table).items()}
 
     # the accuracy of random guesses on valid
     if metric == "acc":
@@ -193,6 +190,15 @@ def make_report(
         report["calibration"] = calibration(table["confidence"].to_numpy(), found == y)[1]
     report["errors"] = worst_errors(record, table)
     return report
+
+
+def parts_of(table: "pd.DataFrame") -> dict[str, "pd.DataFrame"]:
+    """Return the examples of a split, as `all`, and of each of its parts, if it has parts."""
+    parts = {"all": table}
+    for part in table["part"].unique():
+        if part:
+            parts[part] = table[table["part"] == part]
+    return parts
 
 
 def measure(record: RunRecord, table: "pd.DataFrame") -> dict:

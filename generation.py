@@ -70,8 +70,8 @@ def generate(
 
     Raises ValueError for a prompt that is empty or longer than n_ctx.
     """
-    for step in _generate(model, [ids], n_tokens, n_samples, **how):
-        yield [None if token is None else token.id for token in step]
+    for step, _ in _generate(model, [ids], n_tokens, n_samples, **how):
+        yield step
 
 
 class Token(NamedTuple):
@@ -100,10 +100,12 @@ def generate_batch(model: Model, prompts: Sequence[Sequence[int]], n_tokens: int
 
     # the shortest begins; the others begin when they have been read, and none goes on for longer
     n_steps = n_tokens + max(map(len, prompts)) - min(map(len, prompts))
-    for step in _generate(model, prompts, n_steps, **how):
-        for tokens, token in zip(found, step, strict=True):
+    for step, logits in _generate(model, prompts, n_steps, **how):
+        ids = torch.tensor([0 if token is None else token for token in step], device=logits.device)
+        log_probabilities = logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1)
+        for tokens, token, value in zip(found, step, log_probabilities.tolist(), strict=True):
             if token is not None and len(tokens) < n_tokens:
-                tokens.append(token)
+                tokens.append(Token(token, value))
     return found
 
 
@@ -118,8 +120,10 @@ def _generate(
     n_allowed: int | None = None,
     stop_ids: Collection[int] = (),
     **how,
-) -> Iterator[list[Token | None]]:
-    """Yield the next token of each sample, None for one that has ended or whose prompt goes on.
+) -> Iterator[tuple[list[int | None], Tensor]]:
+    """Yield the next token of each sample, None for one that has ended or whose prompt goes on, and the logits (S, R).
+
+    The logits are those over all that may be sampled, before temperature, top_k, top_p and penalty.
 
     All prompts begin at the same time. Once the shortest has been read, each step reads one more token of the longer
     ones: all samples have the same positions, and no padding.
@@ -168,16 +172,15 @@ def _generate(
 
         # one token a sample
         tokens = sample(logits, **how)  # (S,)
-        logs = (unchanged.gather(1, tokens[:, None])[:, 0] - unchanged.logsumexp(1)).tolist()
-        step: list[Token | None] = []
+        step: list[int | None] = []
         for i, token in enumerate(tokens.tolist()):
             if len(prompts) > 1 and n_read < len(prompts[i]):  # what the prompt goes on with, instead
                 tokens[i] = prompts[i][n_read]
                 step.append(None)
                 continue
             has_ended[i] = has_ended[i] or token in stop_ids
-            step.append(None if has_ended[i] else Token(token, logs[i]))
-        yield step
+            step.append(None if has_ended[i] else token)
+        yield step, unchanged
         if all(has_ended):
             return
 

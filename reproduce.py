@@ -23,7 +23,7 @@ import torch
 from matplotlib.figure import Figure
 
 import train
-from analysis import label_names, labelled_splits, read_run_log
+from analysis import label_names, labelled_splits, parts_of, read_run_log
 from formats.authors import weight_files
 from formats.files import InputError, digests, make_output_folder, read_json, replacing, write_json
 from loss import PackedLosses
@@ -50,14 +50,22 @@ class Number(NamedTuple):
     published: float  # in %
 
 
+# those of more than one table
+COLA = Number("CoLA", "cola", "all", "mcc", 45.4)
+SST2 = Number("SST-2", "sst2", "all", "acc", 91.3)
+MNLI = [
+    Number("MNLI matched", "mnli", "matched", "acc", 82.1),
+    Number("MNLI mismatched", "mnli", "mismatched", "acc", 81.4),
+]
+RTE = Number("RTE", "rte", "all", "acc", 56.0)
+
 TABLES = {
     "table2": [
-        Number("MNLI matched", "mnli", "matched", "acc", 82.1),
-        Number("MNLI mismatched", "mnli", "mismatched", "acc", 81.4),
+        *MNLI,
         Number("SNLI", "snli", "all", "acc", 89.9),
         Number("SciTail", "scitail", "all", "acc", 88.3),
         Number("QNLI", "qnli", "all", "acc", 88.1),
-        Number("RTE", "rte", "all", "acc", 56.0),
+        RTE,
     ],
     "table3": [
         Number("Story Cloze", "rocstories", "all", "acc", 86.5),
@@ -66,8 +74,8 @@ TABLES = {
         Number("RACE", "race", "all", "acc", 59.0),
     ],
     "table4": [
-        Number("CoLA", "cola", "all", "mcc", 45.4),
-        Number("SST-2", "sst2", "all", "acc", 91.3),
+        COLA,
+        SST2,
         Number("MRPC", "mrpc", "all", "f1", 82.3),
         Number("STS-B", "stsb", "all", "pearson", 82.0),
         Number("QQP", "qqp", "all", "f1", 70.3),
@@ -76,18 +84,17 @@ TABLES = {
     "stories": [Number("Story Cloze, median", "rocstories", "all", "acc", 85.8)],
     # the server's; its score is the mean over the sets of the mean over each set's metrics
     "glue": [
-        Number("CoLA", "cola", "all", "mcc", 45.4),
-        Number("SST-2", "sst2", "all", "acc", 91.3),
+        COLA,
+        SST2,
         Number("MRPC, F1", "mrpc", "all", "f1", 82.3),
         Number("MRPC, accuracy", "mrpc", "all", "acc", 75.7),
         Number("STS-B, Pearson", "stsb", "all", "pearson", 82.0),
         Number("STS-B, Spearman", "stsb", "all", "spearman", 80.0),
         Number("QQP, F1", "qqp", "all", "f1", 70.3),
         Number("QQP, accuracy", "qqp", "all", "acc", 88.5),
-        Number("MNLI matched", "mnli", "matched", "acc", 82.1),
-        Number("MNLI mismatched", "mnli", "mismatched", "acc", 81.4),
+        *MNLI,
         Number("QNLI (87.4 on version 2)", "qnli", "all", "acc", 88.1),
-        Number("RTE", "rte", "all", "acc", 56.0),
+        RTE,
         Number("WNLI", "wnli", "all", "acc", 53.4),
     ],
 }
@@ -183,12 +190,8 @@ def read_figures(log_dir: Path) -> dict[str, dict[str, dict[str, float]]]:
     examples = read_predictions(log_dir / "run.predictions.jsonl")
     figures = {}
     for split, table in labelled_splits(record, label_names(record, examples), examples).items():
-        parts = {"all": table}
-        for part in table["part"].unique():
-            if part:
-                parts[part] = table[table["part"] == part]
         figures[split] = {}
-        for part, rows in parts.items():
+        for part, rows in parts_of(table).items():
             y, found = rows["y"].to_numpy(), rows["found"].to_numpy()
             figures[split][part] = {metric: 100 * METRICS[metric].of(y, found) for metric in record.metrics}
     return figures

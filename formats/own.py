@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from formats.examples import Bad, Example, as_number, numbered_lines
-from formats.files import InputError
+from formats.files import InputError, is_utf16
 
 OWN_FIELDS = {
     "classification": ("text",),
@@ -213,7 +213,7 @@ def own_lines(path: Path, encoding: str | None) -> Iterator[tuple[int, str, str]
     """Yield what numbered_lines does, of a file in any encoding: the one given, or UTF-16 by its mark, or UTF-8."""
     with suppress(OSError), open(path, "rb") as file:
         start = file.read(2)
-        if encoding is None and start in (b"\xff\xfe", b"\xfe\xff"):
+        if encoding is None and is_utf16(start):
             encoding = "utf-16"
         if start == b"\x1f\x8b":
             raise InputError(f"{path} is compressed. Unpack it: gunzip")

@@ -212,10 +212,9 @@ def label_values(task: Task, folder: Path, encoded: Encoded, is_test: bool) -> n
         known = {key_of(label): i for i, label in enumerate(task.labels)}
         values = [known.get(key_of(name), len(task.labels)) for name in encoded.names]
     if len(task.labels) in values and not is_test and not FORMS[task.form].has_choices:
-        wrong = values.index(len(task.labels))
-        where = encoded.example(int(np.argmax(encoded.codes == wrong))).where
-        why = f"the label {encoded.names[wrong]!r} is not one of {', '.join(task.labels[:10])}"
-        raise InputError(f"{folder}/{where}: {why}. Fix the line or remove it.")
+        wrong = encoded.names[values.index(len(task.labels))]
+        why = f"the label {wrong!r} is not one of {', '.join(task.labels[:10])}"
+        raise InputError(f"{folder}/{place_of(encoded, wrong)}: {why}. Fix the line or remove it.")
     return np.array(values)[encoded.codes]
 
 
