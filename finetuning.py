@@ -3,22 +3,30 @@
 import json
 import shutil
 import tempfile
+import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from formats.examples import OWN_FIELDS
 from formats.files import InputError
-from running.processes import join_ranks
+from running.processes import join_ranks, random_numbers_kept
 from running.settings import FineTuningFlags
 from train import fine_tune
 from weights import SavedRun, open_run
+
+# The order of examples comes from NumPy's global generator, as the authors' does: two threads take turns.
+ONE_AT_A_TIME = threading.Lock()
 
 
 def fit(
     examples: Sequence[str | Sequence[str]], labels: Sequence[str | float], task: str = "classification", **settings
 ) -> SavedRun:
     """Fine-tune on lists and return the run, with its methods `predict` and `save`.
+
+    The generators of random, NumPy and torch are left as they were. Of two calls in two threads, the second waits.
 
     Args:
         examples: each one text (classification), two texts (entailment, similarity), or a context and its choices
@@ -31,14 +39,31 @@ def fit(
     Raises:
         InputError: as train.py does, for what the user can fix; "example" counts from 1.
     """
-    # the examples as the user's own data in a temporary folder
-    folder = Path(tempfile.mkdtemp(prefix="fit_"))
-    with open(folder / "train.jsonl", "w", encoding="utf-8") as file:
-        for example, label in zip(examples, labels, strict=True):
-            record = example_record(example, label, task)
-            file.write(json.dumps(record, default=lambda value: value.item()) + "\n")  # NumPy's numbers
+    # the examples as the lines of the user's own data
+    examples, labels = items(examples, "examples"), items(labels, "labels")
+    if len(examples) != len(labels):
+        raise InputError(f"examples are {len(examples)}, labels {len(labels)}: give one label an example")
+    lines = []
+    for number, (example, label) in enumerate(zip(examples, labels, strict=True), 1):
+        record = example_record(example, label, task, f"example {number}")
+        lines.append(json.dumps(record) + "\n")
 
-    # train as train.py does
+    # in a temporary folder, which is removed with the run
+    folder = Path(tempfile.mkdtemp(prefix="fit_"))
+    try:
+        with open(folder / "train.jsonl", "w", encoding="utf-8") as file:
+            file.writelines(lines)
+        with ONE_AT_A_TIME, random_numbers_kept():
+            saved = train_in(folder, task, settings)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    weakref.finalize(saved, shutil.rmtree, folder, ignore_errors=True)
+    return saved
+
+
+def train_in(folder: Path, task: str, settings: dict) -> SavedRun:
+    """Train as train.py does on the user's own data in a folder, which takes the run's files too."""
     folders = {name: str(folder / name) for name in ("log_dir", "save_dir", "submission_dir")}
     try:
         flags = FineTuningFlags(**{"dataset": "own", "task": task, "data_dir": str(folder)} | folders | settings)
@@ -46,20 +71,34 @@ def fit(
         raise InputError(str(error)) from None
     with join_ranks() as ranks:
         fine_tune(flags, ranks)
-    saved = open_run(Path(flags.save_dir) / flags.desc)
-    weakref.finalize(saved, shutil.rmtree, folder, ignore_errors=True)  # the temporary files are removed with the run
-    return saved
+    return open_run(Path(flags.save_dir) / flags.desc)
 
 
-def example_record(example: str | Sequence[str], label: str | float, task: str) -> dict:
-    """Return an example as a line of the user's own data. Raises InputError for the wrong number of texts."""
+def items(values: Iterable, name: str) -> list:
+    """Return the items of an argument as a list. Raises InputError for one text, a table, or what has no items."""
+    if hasattr(values, "columns"):
+        raise InputError(f"{name} are a table: give a column of it as a list, such as table['text'].tolist()")
+    if isinstance(values, (str, bytes, dict)) or not hasattr(values, "__iter__"):
+        raise InputError(f"{name} are {type(values).__name__}, not a list")
+    return list(values)
+
+
+def example_record(example: str | Sequence[str], label: str | float, task: str, where: str) -> dict:
+    """Return an example as a line of the user's own data. Raises InputError for texts or a label of another kind."""
     if task not in OWN_FIELDS:
         raise InputError(f"task {task!r} is not one of {', '.join(OWN_FIELDS)}")
     names = OWN_FIELDS[task]
-    texts = (example,) if isinstance(example, str) else tuple(example)
+    texts = [example] if isinstance(example, str) else items(example, f"the texts of {where}")
+    for text in texts:
+        if not isinstance(text, str):
+            raise InputError(f"{where}: {text!r} is no text")
+    if isinstance(label, np.generic):
+        label = label.item()
+    if not isinstance(label, (str, int, float)):
+        raise InputError(f"labels: that of {where} is {label!r}, neither a text nor a number")
     record = {"label": label}
     if task == "multiple_choice":
         record["choices"] = texts[1:]
     elif len(texts) != len(names):
-        raise InputError(f"{texts!r} is {len(texts)} texts; a {task} example has {len(names)}.")
+        raise InputError(f"{where} is {len(texts)} texts; a {task} example has {len(names)}.")
     return record | dict(zip(names, texts, strict=False))
