@@ -526,7 +526,9 @@ def reproduce(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--work", type=Path, default=Path("paper"), help="folder for data, models, logs: %(default)s")
     parser.add_argument("--results", type=Path, help="file of all results; default: results.json in --work")
     parser.add_argument("--figure", type=Path, default=FIGURE, help="picture to draw: %(default)s")

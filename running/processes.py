@@ -155,9 +155,14 @@ def signals_wait(ranks: Ranks) -> Iterator[None]:
     A second one some seconds later does not wait: it raises Interrupted wherever the process is.
     """
     since = 0.0
+    process = os.getpid()
 
     def ask(number: int, _frame) -> None:
         nonlocal since
+        if os.getpid() != process:  # a child that was forked meanwhile: the signal ends it
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         if not ranks.asked_to_stop:
             ranks.asked_to_stop = number
             since = time.monotonic()

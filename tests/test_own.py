@@ -5,6 +5,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -289,3 +291,13 @@ def test_fit_leaves_the_users_random_numbers_and_process_as_they_were(tmp_path, 
     with ThreadPoolExecutor(2) as threads:
         runs = list(threads.map(lambda _: fit(sentences, labels, **settings), range(2)))
     assert [run.predict(sentences[:3]) for run in runs] == [alone, alone]
+
+
+def test_modules_of_other_packages_named_datasets_and_utils_are_no_matter():
+    program = """
+import sys, types
+sys.modules["datasets"] = types.ModuleType("datasets")
+sys.modules["utils"] = types.ModuleType("utils")
+import features, finetuning, generation, model_pytorch, scoring, train, weights
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parent.parent, check=True)
