@@ -273,7 +273,9 @@ def write_errors(errors: list[dict], path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--desc", default="rocstories", help="name of the run, as given to train.py (rocstories)")
     parser.add_argument("--log_dir", type=Path, default="log/", help="folder of the run's log (log/)")
     args = parser.parse_args(argv)

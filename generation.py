@@ -42,7 +42,8 @@ def sample(
     """
     if temperature == 0:
         return logits.argmax(1)
-    logits = (logits - logits.amax(1, keepdim=True)) / temperature
+    # in float32 a smaller temperature would be 0
+    logits = (logits - logits.amax(1, keepdim=True)) / max(temperature, 1e-30)
     if 0 < top_k < logits.size(1):
         least = logits.topk(top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, -math.inf)

@@ -278,7 +278,7 @@ class Measured:
             ranks.pause()
         n_next = torch.from_numpy(self.sequences.lengths[self.held_out] - 1)
         cost = token_mean(ranks.gather(costs)[: len(self.held_out)], n_next).item()
-        figures = {"va_ppl": math.exp(cost)}
+        figures = {"va_ppl": perplexity(cost)}
 
         # the first process answers the probes
         for probe in self.probes:
@@ -299,6 +299,14 @@ class Measured:
         return "; ".join([text, ", ".join(found)]) if found else text
 
 
+def perplexity(cost: float) -> float:
+    """Return the perplexity of a mean cost. Raises FloatingPointError where training has diverged."""
+    try:
+        return math.exp(cost)
+    except OverflowError:
+        raise FloatingPointError(f"the cost is {cost:.0f}") from None
+
+
 def is_log_due(run: Run) -> bool:
     """Return whether to measure: every --log_every updates, and after the last."""
     is_due = run.n_updates % run.settings.log_every == 0 or run.n_updates == run.plan.t_total
@@ -310,7 +318,7 @@ def write_log(run: Run, measured: Measured) -> None:
     # each update weighs as many tokens as it predicted; 1.0 where all predicted as many
     weights = np.array(run.sizes) / np.mean(run.sizes)
     training_cost = sum(weights * run.costs) / len(run.costs)
-    figures = {"tr_ppl": math.exp(training_cost)} | measured.figures(run)
+    figures = {"tr_ppl": perplexity(training_cost)} | measured.figures(run)
     run.write_log(figures, measured.shown(figures))
 
 

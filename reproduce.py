@@ -552,7 +552,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     has_gpu = torch.accelerator.current_accelerator(check_available=True) is not None
     n_workers = 1 if has_gpu else n_cores()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--data_dir", type=Path, default="data", help="folder with the data sets' folders: %(default)s")
     parser.add_argument("--model_dir", type=Path, default="model", help="the authors' weights: %(default)s")
     parser.add_argument("--what", nargs="+", choices=WHAT, default=["all"], help="default: all")

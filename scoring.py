@@ -267,7 +267,10 @@ def _perplexity(log_probabilities: np.ndarray) -> float:
     scored = log_probabilities[~np.isnan(log_probabilities)]
     if len(scored) == 0:
         return math.nan
-    return math.exp(-scored.mean())
+    try:
+        return math.exp(-scored.mean())
+    except OverflowError:  # of a long word: more than any float
+        return math.inf
 
 
 def score(

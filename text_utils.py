@@ -3,9 +3,10 @@
 And back: `TextEncoder.decode` makes readable text of tokens, `words_with_spans` says where each stands in a text.
 """
 
+import heapq
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -17,13 +18,19 @@ from formats.files import InputError, read_json
 
 if TYPE_CHECKING:  # spaCy and ftfy take a second to import: they are imported where a text is split
     from spacy.language import Language
+    from spacy.tokens import Doc
 
 # A part of the key of cached ids (reading/encoding.py). Raise it with any change after which some text has other ids.
-VERSION = 1
+VERSION = 2
+
+CACHED_WORDS = 2**18  # different words that a process remembers
 
 REPLACEMENTS = str.maketrans({"—": "-", "–": "-", "―": "-", "…": "...", "´": "'"})
 # TF's pattern (text_utils.py:30) is not a raw string: its backslash alternative never matches one (FIDELITY 4)
 PUNCTUATION_RUNS = re.compile(r"""([-~!";?+,)(/*\[\]}{|_])\1*""")
+# What white space surrounds; of more than 1,000 characters, each 1,000 of it: else a word of n characters takes spaCy's
+# rules n^2 steps (FIDELITY 153)
+WORD = re.compile(r"\S{1,1000}")
 PLAIN = re.compile(r"[\n\t -%'-~]*")  # texts that ftfy leaves as they are: ASCII without "&" and control characters
 
 
@@ -37,29 +44,76 @@ def repair(text: str) -> str:
 
 
 def text_standardize(text: str) -> str:
-    """Return the text with plain dashes, dots and apostrophes, spaces around runs of punctuation, and single spaces."""
+    """Return the text with plain dashes, dots and apostrophes, spaces around runs of punctuation, and single spaces.
+
+    Words of more than 1,000 characters are cut: see WORD.
+    """
     text = PUNCTUATION_RUNS.sub(r" \g<0> ", text.translate(REPLACEMENTS))
-    lines = (" ".join(line.split()) for line in text.split("\n"))
+    lines = (" ".join(_pieces_of(line)) for line in text.split("\n"))
     return " \n ".join(line for line in lines if line)
 
 
-def word_splitter() -> "Language":
-    """Return spaCy's rule tokenizer for English; there is no model to download."""
-    import spacy
-
-    return spacy.blank("en")
+def _pieces_of(line: str) -> list[str]:
+    """Return the words of a line, cut as WORD says."""
+    return line.split() if len(line) <= 1000 else WORD.findall(line)
 
 
-def split_words(nlp: "Language", text: str) -> list[str]:
-    """Repair a text, standardise it and return its words in lower case, split by spaCy's tokenizer `nlp`."""
-    return [word.text.lower() for word in nlp.make_doc(text_standardize(repair(text)))]
+def split_words(splitter: "WordSplitter", text: str) -> list[str]:
+    """Repair a text, standardise it and return its words in lower case."""
+    words = []
+    for _, part in splitter.split(text_standardize(repair(text))):
+        words += [word.text.lower() for word in part]
+    return words
+
+
+class WordSplitter:
+    """spaCy's rule tokenizer for English, in bounded memory; there is no model to download."""
+
+    # A standardised text is split a part at a time, of at least so many characters.
+    PART = 10_000
+    # Where a part may end: before a newline, or a word that begins with one of these. No rule of spaCy's that is about
+    # several tokens has such a character at the start of its second or a later one, so none reaches over that space.
+    # The space after a newline belongs to its token.
+    BOUNDARY = re.compile(r"(?<!\n) (?=[\naghijmqtuvwyzABEGHIJLMNQRTUVWYZ,!?])")
+
+    @cached_property
+    def nlp(self) -> "Language":
+        import spacy
+
+        nlp = spacy.blank("en")
+        rules = nlp.tokenizer
+        # The same rules, without looking for them where they cannot match. All of a prefix's begin with ^.
+        rules.prefix_search = re.compile(rules.prefix_search.__self__.pattern).match
+        rules.suffix_search = _at_the_end(re.compile(rules.suffix_search.__self__.pattern))
+        return nlp
+
+    def split(self, text: str) -> Iterator[tuple[int, "Doc"]]:
+        """Yield the parts of a standardised text: where each starts, and spaCy's words in it."""
+        start = 0
+        while start < len(text):
+            boundary = self.BOUNDARY.search(text, start + self.PART)
+            end = len(text) if boundary is None else boundary.start()
+            yield start, self.nlp.tokenizer(text[start:end])
+            start = end + 1
+
+            # spaCy remembers every word that it has seen
+            if len(self.nlp.vocab.strings) > CACHED_WORDS:
+                del self.nlp
+
+
+def _at_the_end(suffixes: re.Pattern) -> Callable[[str], re.Match | None]:
+    """Return a search for the longest of spaCy's suffixes: a run of dots, or at most 8 characters."""
+
+    def search(text: str) -> re.Match | None:
+        return suffixes.search(text, max(0, len(text.rstrip(".")) - 8))
+
+    return search
 
 
 # --- where the words stand in the user's own text --------------------------------------------------------------------
 
 Span = tuple[int, int]  # start and end of characters in the text as it was given
 LINE = re.compile(r"[^\n\r\u2028\u2029]+")  # as ftfy separates lines
-WORD = re.compile(r"\S+")
 
 
 class Word(NamedTuple):
@@ -114,7 +168,7 @@ def character_spans(text: str) -> tuple[str, list[Span | None]]:
 def _spans_in_line(old: re.Match, new: str) -> list[Span | None]:
     """Return the span of each character of a line's words after its repair."""
     old_words = list(WORD.finditer(old.string, *old.span()))
-    new_words = new.split()
+    new_words = WORD.findall(new)
     unknown = [None] * sum(map(len, new_words))
     if len(old_words) != len(new_words):
         return unknown
@@ -149,21 +203,23 @@ class Detokenizer:
 
     def __init__(self, encoder: "TextEncoder"):
         self.encoder = encoder
-        self.word = ""  # the next word, as far as its tokens have come
+        self.parts: list[str] = []  # of the next word, as far as its tokens have come
         self.before = "\n"  # the word before: a text begins as a line does
         self.open_quotes: set[str] = set()
 
     def add(self, token: int) -> str:
         """Return the text of the word that a token completes; "" if it completes none."""
         text = self.encoder.decoder[token]
-        self.word += UNKNOWN + "</w>" if text == "<unk>" else text
-        return self.finish() if self.word.endswith("</w>") else ""
+        if text == "<unk>":
+            text = UNKNOWN + "</w>"
+        self.parts.append(text)
+        return self.finish() if text.endswith("</w>") else ""
 
     def finish(self) -> str:
         """Return the text of the word so far, complete or not."""
-        if not self.word:
+        if not self.parts:
             return ""
-        word = self.encoder.spelled(self.word.removesuffix("</w>"))
+        word = self.encoder.spelled("".join(self.parts).removesuffix("</w>"))
         space = "" if self._is_attached(word) else " "
 
         # every other quotation mark opens, and a new line begins with none open
@@ -174,7 +230,7 @@ class Detokenizer:
         elif word in ('"', "'"):
             self.open_quotes.add(word)
         self.before = word
-        self.word = ""
+        self.parts.clear()
         return space + word
 
     def _closes(self, word: str) -> bool:
@@ -247,16 +303,19 @@ class TextEncoder:
                     "Take both files from one vocabulary."
                 )
         self.bpe_ranks = {merge: rank for rank, merge in enumerate(merges)}
-        self.cache: dict[str, Pieces] = {}  # of each word met so far
+        self.splitter = WordSplitter()
+        self.cache: dict[str, Pieces] = {}  # of words met so far
         self.spellings: dict[str, str] = {}  # see `spelled`
-
-    @cached_property
-    def nlp(self) -> "Language":
-        return word_splitter()
 
     def bpe(self, word: str) -> str:
         """Return the tokens of a word, separated by spaces, the last with `</w>` at its end."""
         parts = [*word[:-1], word[-1] + "</w>"]
+        parts = self._merged_long(parts) if len(parts) > 100 else self._merged(parts)
+        text = " ".join(parts)
+        return "\n</w>" if text == "\n  </w>" else text  # spaCy's newline word holds its space: text_utils.py:87
+
+    def _merged(self, parts: list[str]) -> list[str]:
+        """Return the symbols of a word after all merges: the first learned first, each wherever it occurs."""
         while len(parts) > 1:
             known = get_pairs(parts) & self.bpe_ranks.keys()
             if not known:
@@ -273,15 +332,53 @@ class TextEncoder:
                     merged.append(parts[i])
                     i += 1
             parts = merged
-        text = " ".join(parts)
-        return "\n</w>" if text == "\n  </w>" else text  # spaCy's newline word holds its space: text_utils.py:87
+        return parts
+
+    def _merged_long(self, parts: list[str]) -> list[str]:
+        """Return what _merged does, in a time of n log n instead of n^2 for n symbols.
+
+        A pair stands where its left symbol does. A heap has the ranks and places of all pairs; an entry is out of date
+        once another merge has taken one of its symbols. A symbol that another has taken in is "".
+        """
+        after = list(range(1, len(parts) + 1))  # the place of the next symbol
+        before = list(range(-1, len(parts) - 1))
+        heap: list[tuple[int, int]] = []
+
+        def add(left: int) -> None:
+            if left >= 0 and after[left] < len(parts):
+                rank = self.bpe_ranks.get((parts[left], parts[after[left]]))
+                if rank is not None:
+                    heapq.heappush(heap, (rank, left))
+
+        for i in range(len(parts)):
+            add(i)
+        while heap:
+            # every occurrence of the pair learned first, from the left
+            merged = []
+            rank = heap[0][0]
+            while heap and heap[0][0] == rank:
+                i = heapq.heappop(heap)[1]
+                right = after[i]
+                if right == len(parts) or self.bpe_ranks.get((parts[i], parts[right])) != rank:
+                    continue
+                parts[i] += parts[right]
+                parts[right] = ""
+                after[i] = after[right]
+                if after[i] < len(parts):
+                    before[after[i]] = i
+                merged.append(i)
+            # only then the pairs that this has made
+            for i in merged:
+                add(before[i])
+                add(i)
+        return [part for part in parts if part]
 
     def encode(self, texts: list[str], verbose: bool = True) -> list[list[int]]:
         """Return the token ids of each text, 0 for one the vocabulary lacks; `verbose` shows a progress bar."""
         found = []
         for text in tqdm(texts, desc="tokenizing", unit=" texts", ncols=80, leave=False, disable=not verbose):
             ids = []
-            for word in split_words(self.nlp, text):
+            for word in split_words(self.splitter, text):
                 ids += self._pieces(word).ids
             found.append(ids)
         return found
@@ -301,12 +398,13 @@ class TextEncoder:
         """Return the words of a text with their token ids and the span of each token in it."""
         standard, spans = character_spans(text)
         words = []
-        for word in self.nlp.make_doc(standard):
+        split = [(word.text, start + word.idx) for start, part in self.splitter.split(standard) for word in part]
+        for word, where in split:
             # of each letter in lower case, where it may be longer
             sources = []
-            for i, character in enumerate(word.text, word.idx):
+            for i, character in enumerate(word, where):
                 sources += [spans[i]] * len(character.lower())
-            lower = word.text.lower()
+            lower = word.lower()
             ids, tokens = self._pieces(lower)
             of_tokens = []
             start = 0
@@ -329,18 +427,26 @@ class TextEncoder:
     def spelled(self, word: str) -> str:
         """Return a word in lower case, or with the capitals without which spaCy's rules split it: Mr., U.S.A."""
         if word not in self.spellings:
+            _make_room(self.spellings)
             self.spellings[word] = word
             for form in (word, word.capitalize(), word.upper()):
-                if split_words(self.nlp, form) == [word]:
+                if split_words(self.splitter, form) == [word]:
                     self.spellings[word] = form
                     break
         return self.spellings[word]
 
     def _pieces(self, word: str) -> Pieces:
         if word not in self.cache:
+            _make_room(self.cache)
             tokens = self.bpe(word).split(" ")
             self.cache[word] = Pieces([self.encoder.get(token, 0) for token in tokens], tokens)
         return self.cache[word]
+
+
+def _make_room(cache: dict) -> None:
+    """Empty a cache of words that is full: the frequent ones are soon there again."""
+    if len(cache) >= CACHED_WORDS:
+        cache.clear()
 
 
 def _read_encoder(path: Path) -> dict[str, int]:

@@ -29,13 +29,14 @@ from reading.encoding import Encoded
 from reading.rows import FORMS, N_SPECIAL, Rows, special_tokens
 from running.checkpoint import load_parameters, meaning_of
 from running.inference import answers, predict, written_answers
-from running.processes import Ranks
+from running.processes import Ranks, random_numbers_kept
 from running.record import RunRecord, meaning
 from text_utils import TextEncoder
 
 # --- a pre-trained model ---------------------------------------------------------------------------------------------
 
 
+@random_numbers_kept()
 def open_model(folder: str | os.PathLike, return_probs: bool = True) -> tuple[LMModel, TextEncoder]:
     """Return the language model in a model folder, in evaluation mode, and its tokenizer.
 
@@ -233,6 +234,7 @@ class SavedRun:
             copy_file(self.folder / name, folder / name)
 
 
+@random_numbers_kept()
 def open_run(folder: str | os.PathLike) -> SavedRun:
     """Return a run of train.py from its folder, `save/<desc>`, with the parameters that were best on valid.
 

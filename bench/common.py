@@ -312,7 +312,7 @@ def command(doc: str, measure_case: Callable, defaults, argv: list[str] | None =
         defaults: the case without flags, a dataclass; each of its fields is a flag, which takes several values.
     """
     # the flags
-    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0], allow_abbrev=False)
     for name, value in asdict(defaults).items():
         parser.add_argument(f"--{name}", type=type(value), nargs="+", default=[value], help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("bench.json"), help="JSON file; default: %(default)s")

@@ -37,7 +37,7 @@ def run_tests(seconds: float) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--out", type=Path, default=Path("bench.json"), help="JSON file; default: %(default)s")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for all parts; default: %(default)s")
     flags = parser.parse_args(argv)

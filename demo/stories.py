@@ -572,16 +572,22 @@ def write_corpus(path: Path, n_documents: int = N_DOCUMENTS, exclude: Path | Non
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     show_default = argparse.ArgumentDefaultsHelpFormatter
 
-    command = commands.add_parser("corpus", help="documents for pre-training, one a line", formatter_class=show_default)
+    command = commands.add_parser(
+        "corpus", help="documents for pre-training, one a line", formatter_class=show_default, allow_abbrev=False
+    )
     command.add_argument("--n_documents", type=int, default=N_DOCUMENTS, help="lines to write")
     command.add_argument("--exclude", type=Path, help="folder of tasks to keep out of the corpus")
     command.add_argument("--out", type=Path, default=Path("corpus.txt"), help="file to write")
 
-    command = commands.add_parser("tasks", help="four tasks, for train.py", formatter_class=show_default)
+    command = commands.add_parser(
+        "tasks", help="four tasks, for train.py", formatter_class=show_default, allow_abbrev=False
+    )
     command.add_argument("--out", type=Path, default=Path("tasks"), help="folder to write a folder for each task to")
     args = parser.parse_args()
 

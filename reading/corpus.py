@@ -29,11 +29,10 @@ from tqdm import tqdm
 from formats.files import InputError, is_utf16, read_json, replacing, sha256, text_sha256, write_json
 from reading.merges import learn_vocabulary
 from reading.workers import in_processes
-from text_utils import TextEncoder, split_words, word_splitter
+from text_utils import TextEncoder, WordSplitter, split_words
 
 SHARD_BYTES = 2**25  # of text; about 12 s of work
 BATCH_CHARACTERS = 2**20  # that are tokenized at a time, or one line
-CACHED_WORDS = 2**18  # different words that a process remembers
 
 Vocabulary = tuple[Path, Path]  # its two files
 
@@ -240,12 +239,9 @@ def write_part(part: tuple[Shard, Path], vocabulary: Vocabulary | None) -> None:
 def count_words(lines: Iterable[str]) -> Counter[str]:
     """Return how often each word occurs."""
     counts: Counter[str] = Counter()
-    nlp = word_splitter()
+    splitter = WordSplitter()
     for line in lines:
-        counts.update(split_words(nlp, line))
-        # spaCy remembers every word that it has seen
-        if len(nlp.vocab.strings) > CACHED_WORDS:
-            nlp = word_splitter()
+        counts.update(split_words(splitter, line))
     return counts
 
 
@@ -261,9 +257,6 @@ def tokenized(lines: Iterable[str], vocabulary: Vocabulary) -> Iterator[np.ndarr
                 tokens += line
                 tokens.append(newline)
         yield np.array(tokens, dtype)
-        # the encoder remembers every word too
-        if len(encoder.cache) > CACHED_WORDS:
-            encoder = TextEncoder(*vocabulary)
 
 
 def _in_batches(lines: Iterable[str]) -> Iterator[list[str]]:

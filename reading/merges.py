@@ -87,7 +87,7 @@ def learn_merges(
 
         # in all words that hold it, where it makes new pairs
         words_of.clear()
-        for i in where:
+        for i in dict.fromkeys(where):  # a word is there once for each time that it holds the pair
             for lost, made in merge(words[i], left, right, ids[token]):
                 n_found[lost] -= repeats[i]
                 n_found[made] += repeats[i]

@@ -5,9 +5,11 @@ The processes are started afresh (spawn), not forked: the caller may hold thread
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -120,7 +122,17 @@ def _end_with_parent(parent_lives: Connection) -> None:
 
 
 def _begin(function: Callable[[Job], Result], job: Job) -> Result:
-    """Do a job in a worker. One that was asked to stop begins no further job, even if it was sent one before."""
+    """Do a job in a worker. One that was asked to stop begins no further job, even if it was sent one before.
+
+    An exception that cannot be pickled and read again would look like a killed worker: its text is sent instead.
+    """
     if PARENT_HAS_ENDED.is_set():
         raise SystemExit
-    return function(job)
+    try:
+        return function(job)
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:
+            raise RuntimeError("".join(traceback.format_exception(error))) from None
+        raise

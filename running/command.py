@@ -1,5 +1,6 @@
 """What every command has in common: one line for what the user can fix, and exit codes."""
 
+import io
 import os
 import signal
 import sys
@@ -29,6 +30,7 @@ def exit_code(program: str, action: Callable[[], None], when_stopped: str) -> in
         signal.signal(number, signal.SIG_IGN)  # `timeout` sends it twice
         raise Interrupted(number)
 
+    use_utf8()
     in_main_thread = threading.current_thread() is threading.main_thread()
     earlier = signal.signal(signal.SIGTERM, terminate) if in_main_thread else None
     try:
@@ -43,3 +45,16 @@ def exit_code(program: str, action: Callable[[], None], when_stopped: str) -> in
         if in_main_thread:
             signal.signal(signal.SIGTERM, earlier)
     return 0
+
+
+def use_utf8() -> None:
+    """Read and write UTF-8 whatever the locale says; a terminal gets escapes for what it cannot show."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if not isinstance(stream, io.TextIOWrapper) or stream.encoding.lower() == "utf-8":
+            continue
+        if stream is sys.stdin:
+            stream.reconfigure(encoding="utf-8", errors="strict")
+        elif stream.isatty():
+            stream.reconfigure(errors="backslashreplace")
+        else:
+            stream.reconfigure(encoding="utf-8")

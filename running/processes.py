@@ -4,6 +4,7 @@ import atexit
 import ctypes
 import os
 import platform
+import random
 import resource
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -153,9 +155,14 @@ def signals_wait(ranks: Ranks) -> Iterator[None]:
     A second one some seconds later does not wait: it raises Interrupted wherever the process is.
     """
     since = 0.0
+    process = os.getpid()
 
     def ask(number: int, _frame) -> None:
         nonlocal since
+        if os.getpid() != process:  # a child that was forked meanwhile: the signal ends it
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         if not ranks.asked_to_stop:
             ranks.asked_to_stop = number
             since = time.monotonic()
@@ -171,6 +178,21 @@ def signals_wait(ranks: Ranks) -> Iterator[None]:
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
+
+
+# --- random numbers --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def random_numbers_kept() -> Iterator[None]:
+    """Leave the generators of random, NumPy and torch as they were: they are the user's in a notebook."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
 
 
 # --- the machine -----------------------------------------------------------------------------------------------------

@@ -28,6 +28,9 @@ class WrongValue(argparse.ArgumentTypeError, ValueError):
     """A value that a setting cannot have; argparse prints its text."""
 
 
+LARGEST = 2**63 - 1  # whole number that torch and NumPy can hold
+
+
 def number(kind: type, low: float = -math.inf, high: float = math.inf, below_high: bool = False) -> Callable:
     """Return a parser of a finite int or float from low to high."""
 
@@ -36,6 +39,8 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf, below_hig
             value = kind(text)
         except ValueError:
             raise WrongValue(f"{text!r} is not a {parse.__name__}") from None
+        if kind is int and value > LARGEST:
+            raise WrongValue(f"{text} is more than {LARGEST}")
         if not math.isfinite(value):
             raise WrongValue(f"{text} is not a finite number")
         is_too_high = value >= high if below_high else value > high

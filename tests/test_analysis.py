@@ -546,3 +546,9 @@ def test_each_part_of_test_is_handed_in_as_a_table(tmp_path, task, found, writte
     first, second, third = written
     assert (tmp_path / "A.tsv").read_bytes() == f"index\tprediction\n0\t{first}\n1\t{second}\n".encode()
     assert (tmp_path / "B.tsv").read_bytes() == f"index\tprediction\n0\t{third}\n".encode()
+
+
+def test_a_flag_is_not_abbreviated(capsys):
+    with pytest.raises(SystemExit):
+        analysis.main(["--des", "x"])
+    assert "unrecognized arguments: --des" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """`make test` ends, whatever a test does: one that hangs or kills its process has failed, and the others go on."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -52,3 +53,17 @@ def test_a_run_that_waits_for_ever_is_ended_with_its_report(tmp_path):
     (tmp_path / "conftest.py").write_text(ours)
     run = make_test(tmp_path, "-p", "no:cacheprovider")
     assert run.returncode == 1 and "the tests are not done after 15 s" in run.stdout, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_commands_read_and_write_utf8_whatever_the_locale_says(encoding):
+    program = "import sys; from running.command import exit_code; exit_code('x', lambda: print(input()), '')"
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parent.parent,
+        input="“é…漢\n".encode(),
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=True,
+    )
+    assert ended.stdout == "“é…漢\n".encode()

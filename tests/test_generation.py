@@ -449,3 +449,8 @@ def test_a_prompt_that_cannot_be_continued_is_named_at_once(demo, prompt):
     with pytest.raises(InputError, match=BAD_PROMPTS[prompt]):
         stream_text(*demo, prompt, 3)
     assert encode_prompt(demo[1], "€ cat", 5)[0] == 0
+
+
+def test_a_temperature_near_zero_takes_the_most_probable_token():
+    logits = torch.tensor([[0.0, 2.0, 1.9]])
+    assert sample(logits, temperature=1e-50).tolist() == sample(logits, temperature=0).tolist()

@@ -2,8 +2,16 @@
 
 import csv
 import json
+import os
+import random
 import re
+import signal
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +24,7 @@ from formats.files import InputError
 from reading.splits import Limits, Splits, read_splits
 from reading.tasks import find_task
 from text_utils import TextEncoder
-from weights import open_run
+from weights import open_model, open_run
 
 WORDS = ("cat", "red", "hat", "rat", "in")
 
@@ -330,18 +338,34 @@ def test_a_run_is_trained_further(command, model_dir):
     assert command("classification", *again) == 2
 
 
+TABLE = SimpleNamespace(columns=["text"])
+
+
 @pytest.mark.parametrize(
-    "example, settings, message",
+    "arguments, message",
     [
-        (("a", "b"), {}, "2 texts; a classification example has 1"),
-        ("a", {"task": "poetry"}, "task 'poetry' is not one of"),
-        ("a", {"learning_rate": 1}, "learning_rate"),
-        ("a", {"n_iter": 0}, "n_iter: 0 is not 1 or more"),
+        ({"examples": [("a", "b")]}, "example 1 is 2 texts; a classification example has 1"),
+        ({"task": "poetry"}, "task 'poetry' is not one of"),
+        ({"learning_rate": 1}, "learning_rate"),
+        ({"n_iter": 0}, "n_iter: 0 is not 1 or more"),
+        ({"n_batch": 2.5}, "n_batch: '2.5' is not"),
+        ({"n_batch": None}, "n_batch: 'None' is not"),
+        ({"lr": "x"}, "lr: 'x' is not"),
+        ({"precision": "fp64"}, "precision: 'fp64' is not one of"),
+        ({"examples": [None]}, "the texts of example 1 are NoneType, not a list"),
+        ({"examples": [(None,)]}, "example 1: None is no text"),
+        ({"examples": "a"}, "examples are str, not a list"),
+        ({"examples": TABLE}, "examples are a table: give a column"),
+        ({"labels": "x"}, "labels are str, not a list"),
+        ({"labels": [None]}, "labels: that of example 1 is None"),
+        ({"examples": ["a", "b"]}, "examples are 2, labels 1"),
     ],
 )
-def test_what_cannot_be_fitted_is_an_error_of_the_input(example, settings, message):
+def test_what_cannot_be_fitted_is_an_error_of_the_input(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(InputError, match=message):
-        fit([example], ["x"], **settings)
+        fit(**{"examples": ["a"], "labels": ["x"]} | arguments)
+    assert not any(tmp_path.iterdir())  # no temporary folder stays
 
 
 # --- what is taken for what ------------------------------------------------------------------------------------------
@@ -449,5 +473,44 @@ def test_scores_of_one_text_are_learned(command, capsys):
 
 @pytest.mark.parametrize("label", [None, float("nan"), np.float64("nan")])
 def test_a_label_that_is_nothing_is_no_class(tmp_path, monkeypatch, model_dir, label):
-    with pytest.raises(InputError, match="line 3: no label"):
+    with pytest.raises(InputError, match="line 3: no label|example 3 is None"):
         fit(["the cat", "a hat", "in"], ["yes", "no", label], model_dir=str(model_dir), n_iter=1)
+
+
+def test_fit_leaves_the_users_random_numbers_and_process_as_they_were(tmp_path, monkeypatch, model_dir):
+    monkeypatch.chdir(tmp_path)
+    sentences = [f"the {w} was in" for w in WORDS] * 8
+    labels = ["cat" in s for s in sentences]
+    settings = {"model_dir": str(model_dir), "n_iter": 1}
+
+    def numbers() -> tuple[float, float, float]:
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    def seed() -> None:
+        random.seed(1)
+        np.random.seed(2)
+        torch.manual_seed(3)
+
+    seed()
+    expected = numbers()
+    seed()
+    before = dict(os.environ), torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
+    alone = fit(sentences, labels, **settings).predict(sentences[:3])
+    open_model(model_dir)
+    assert numbers() == expected
+    assert before == (dict(os.environ), torch.get_num_threads(), signal.getsignal(signal.SIGTERM))
+
+    # two at once give what one gives
+    with ThreadPoolExecutor(2) as threads:
+        runs = list(threads.map(lambda _: fit(sentences, labels, **settings), range(2)))
+    assert [run.predict(sentences[:3]) for run in runs] == [alone, alone]
+
+
+def test_modules_of_other_packages_named_datasets_and_utils_are_no_matter():
+    program = """
+import sys, types
+sys.modules["datasets"] = types.ModuleType("datasets")
+sys.modules["utils"] = types.ModuleType("utils")
+import features, finetuning, generation, model_pytorch, scoring, train, weights
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parent.parent, check=True)

@@ -268,3 +268,8 @@ def test_checkpoints_of_an_unfinished_run_are_not_overwritten(capsys, monkeypatc
     assert [path.name for path in checkpoints if path.name.startswith("checkpoint")] == ["checkpoint_000000004"]
     assert "holds checkpoints of an unfinished run. --resume goes on" in fails(capsys)
     assert sorted(Path("save").rglob("*")) == checkpoints
+
+
+def test_a_cost_without_a_perplexity_is_told_as_diverged():
+    with pytest.raises(FloatingPointError, match="the cost is 800"):
+        pretrain.perplexity(800.0)

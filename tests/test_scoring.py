@@ -19,6 +19,7 @@ from loss import compute_losses, lm_losses
 from model_pytorch import LMModel
 from scoring import (
     HEADER,
+    _perplexity,
     next_tokens,
     pack,
     score,
@@ -295,3 +296,8 @@ def test_perplexity_of_the_held_out_text_is_what_pre_training_logged(tmp_path, m
 def test_packing_has_the_position_rows_of_the_model(model):
     assert pack(model.transformer, [[[1, 2]]]).tokens.tolist() == [[1, N_VOCAB], [2, N_VOCAB + 1]]
     assert pack(make()[0].transformer, [[[1, 2]]]).tokens.tolist() == [[1, N_VOCAB + 3], [2, N_VOCAB + 4]]
+
+
+def test_the_perplexity_of_a_long_word_may_be_infinite():
+    assert _perplexity(np.array([np.nan, -800.0])) == math.inf
+    assert _perplexity(np.array([-math.log(2)])) == pytest.approx(2)

@@ -68,6 +68,7 @@ def test_a_number_that_is_not_finite_is_refused(capsys, command, flags, flag, va
         ("--clf_pdrop", "1.5", "1.5 is not from 0 to below 1"),
         ("--seed", "-1", "-1 is not from 0 to 4294967295"),
         ("--n_batch", "0", "0 is not 1 or more"),
+        ("--n_batch", "100000000000000000000", "100000000000000000000 is more than 9223372036854775807"),
         ("--accumulate", "-2", "-2 is not 1 or more"),
         ("--n_iter", "1.5", "'1.5' is not a whole number"),
         ("--n_batch", "inf", "'inf' is not a whole number"),

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+import text_utils
 from formats.files import InputError
-from text_utils import PLAIN, TextEncoder, get_pairs, text_standardize
+from text_utils import PLAIN, TextEncoder, WordSplitter, get_pairs, text_standardize
 
 CHARACTERS = [*"abcdefghijklmnopqrstuvwxyzö.-'\\"]
 MERGES = [("a", "a"), ("aa", "a</w>"), ("b", "a"), ("a", "b"), ("ab", "ab</w>"), ("a", "b</w>"), ("a", "c</w>")]
@@ -236,3 +237,113 @@ def test_a_bad_merge_is_named_with_its_own_line(tmp_path):
     (tmp_path / "m.bpe").write_text("#v\n\n\na b\nx\n")
     with pytest.raises(InputError, match="line 5: .* 'x'"):
         TextEncoder(tmp_path / "e.json", tmp_path / "m.bpe")
+
+
+# --- long texts ------------------------------------------------------------------------------------------------------
+
+LONG = {
+    "letters": "ab",
+    "brackets": "(",
+    "curly quotes": "“",
+    "dots": ".",
+    "an ellipsis": "…",
+    "terminal escapes": "\x1b[",
+    "white space": " \t",
+    "faces": ":D",
+    "words": "the cat (sat. ",
+}
+
+
+@pytest.mark.parametrize("pattern", LONG.values(), ids=LONG)
+def test_a_long_text_of_one_pattern_is_encoded_in_time_that_grows_with_its_length(pattern, encoder):
+    text = pattern * (50_000 // len(pattern))
+    (ids,) = encoder.encode([text], verbose=False)
+    assert bool(ids) == bool(text.strip())
+    assert ids[:100] == encoder.encode([text[:900]], verbose=False)[0][:100]
+    assert len(encoder.decode(ids)) >= len(ids) / 2
+
+
+def test_more_than_a_million_characters_are_no_limit(encoder):
+    text = "a " * 600_000
+    assert encoder.encode([text], verbose=False) == [[encoder.encoder["a</w>"]] * 600_000]
+
+
+def test_a_word_of_more_than_a_thousand_characters_is_cut_after_each_thousand(encoder):
+    letters = "".join(random.Random(0).choices("abcdef", k=2500))
+    parts = [letters[:1000], letters[1000:2000], letters[2000:]]
+    assert text_standardize(f"x {letters} y") == f"x {' '.join(parts)} y"
+    assert text_standardize(letters[:1000]) == letters[:1000]
+    words = encoder.words_with_spans(f"x {letters}")
+    assert [word.text for word in words] == ["x", *parts]
+    assert [word.span for word in words] == [(0, 1), (2, 1002), (1002, 2002), (2002, 2502)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_text_is_split_by_parts_as_spacys_tokenizer_splits_it_whole(seed, monkeypatch):
+    import spacy
+
+    monkeypatch.setattr(WordSplitter, "PART", 5)
+    nlp, splitter, rng = spacy.blank("en"), WordSplitter(), random.Random(seed)
+    words = [
+        *nlp.tokenizer.rules,
+        *MARKS,
+        "cat",
+        "10km",
+        "5",
+        "...",
+        "http://a.bc/d?e=f",
+        "x@y.de",
+        "a-b",
+        "USA.",
+        "é.",
+    ]
+    for _ in range(1000):
+        separators = rng.choices(["", " ", " ", "\n", ".", " . ", "("], k=20)
+        text = "".join(rng.choice(words) + separator for separator in separators[: rng.randint(1, 20)])
+        standard = text_standardize(text)
+        expected = [(word.text, word.idx) for word in nlp.tokenizer(standard)]
+        found = [(word.text, start + word.idx) for start, part in splitter.split(standard) for word in part]
+        assert found == expected, repr(standard)
+
+
+def test_what_the_splitter_takes_for_granted_of_spacys_rules():
+    import spacy
+    from spacy.tokenizer import Tokenizer
+
+    rules = spacy.blank("en")
+    # no rule about several tokens reaches over a boundary
+    affixes = {name: getattr(rules.tokenizer, name) for name in ("prefix_search", "suffix_search", "infix_finditer")}
+    plain = Tokenizer(rules.vocab, url_match=rules.tokenizer.url_match, **affixes)
+    for rule in rules.tokenizer.rules:
+        for token in list(plain(rule))[1:]:
+            assert not WordSplitter.BOUNDARY.match(" " + token.text), rule
+    # suffixes are short, except for a run of dots
+    long = [suffix for suffix in rules.Defaults.suffixes if re._parser.parse(suffix).getwidth()[1] > 8]
+    assert long == [r"\.\.+"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_merges_of_a_long_word_are_those_of_a_short_one(seed, tmp_path):
+    rng = random.Random(seed)
+    symbols, merges = [*"abc", *(c + "</w>" for c in "abc")], set()
+    while len(merges) < 40:
+        first = rng.choice([symbol for symbol in symbols if not symbol.endswith("</w>")])
+        second = rng.choice(symbols)
+        merges.add((first, second))
+        symbols.append(first + second)
+    encoder = make(tmp_path, symbols, rng.sample(sorted(merges), len(merges)))
+    for _ in range(300):
+        parts = rng.choices("abcd", [9, 5, 3, 1], k=rng.randint(1, 150))
+        assert encoder._merged_long(list(parts)) == encoder._merged(list(parts)), parts
+
+
+def test_the_words_that_are_remembered_are_bounded(encoder, tmp_path, monkeypatch):
+    texts = [" ".join(f"a{'b' * i} c{'d' * j}" for i in range(9)) for j in range(9)]
+    expected = encoder.encode(texts, verbose=False)
+    monkeypatch.setattr(text_utils, "CACHED_WORDS", 5)
+    ours = make(tmp_path, list(encoder.encoder), MERGES)
+    for text, ids in zip(texts, expected, strict=True):
+        assert ours.encode([text], verbose=False) == [ids]
+        ours.decode(ids)
+        assert len(ours.cache) <= 5 and len(ours.spellings) <= 5
+        assert "nlp" not in vars(ours.splitter)  # spaCy's own words are forgotten too

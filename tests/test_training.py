@@ -487,3 +487,13 @@ def test_deterministic_algorithms_can_be_asked_for(world, alone, tmp_path):
     assert run.wait() == [0], run.err()
     assert read_log(run.folder)[0]["deterministic"]
     assert_same_training(run.folder, alone, "rocstories")
+
+
+def test_a_forked_child_does_not_inherit_the_patience_with_signals():
+    with processes.signals_wait(processes.Ranks(device=torch.device("cpu"))):
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)  # not reached
+        _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM

@@ -41,6 +41,20 @@ def test_what_goes_wrong_in_a_job_arrives_as_it_is(n_workers):
     assert "return 1 / n" in "".join(traceback.format_exception(error.value))
 
 
+class WithTwoArguments(Exception):
+    def __init__(self, first: str, second: str):
+        super().__init__(f"{first} and {second}")
+
+
+def raise_what_cannot_be_unpickled(word: str) -> None:
+    raise WithTwoArguments(word, "sour")
+
+
+def test_an_exception_that_does_not_travel_arrives_as_its_text():
+    with pytest.raises(RuntimeError, match="WithTwoArguments: sweet and sour"):
+        list(in_processes(raise_what_cannot_be_unpickled, ["sweet"], 2))
+
+
 def leave_a_file(job: tuple[int, Path]) -> None:
     """Make a file of the job's number; job 0 waits for that of job 3, which the other worker begins after 1 and 2."""
     number, folder = job
