@@ -22,6 +22,7 @@ from running.inference import written_answers
 from running.metrics import METRICS, accuracy_by_length, calibration, confusion_matrix, error_by_length, intervals
 from running.predictions import PredictedExample, read_predictions
 from running.record import RunRecord
+from running.settings import run_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -261,7 +262,9 @@ def write_errors(errors: list[dict], path: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--desc", default="rocstories", help="name of the run, as given to train.py (rocstories)")
+    parser.add_argument(
+        "--desc", type=run_name, default="rocstories", help="name of the run, as given to train.py (rocstories)"
+    )
     parser.add_argument("--log_dir", type=Path, default="log/", help="folder of the run's log (log/)")
     args = parser.parse_args(argv)
     return exit_code("analysis.py", partial(analyse, args.log_dir, args.desc), "nothing is drawn")

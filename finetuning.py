@@ -9,6 +9,7 @@ from pathlib import Path
 
 from formats.examples import OWN_FIELDS
 from formats.files import InputError
+from running.checkpoint import only_writer
 from running.processes import join_ranks
 from running.settings import FineTuningFlags
 from train import fine_tune
@@ -44,9 +45,10 @@ def fit(
         flags = FineTuningFlags(**{"dataset": "own", "task": task, "data_dir": str(folder)} | folders | settings)
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from None
-    with join_ranks() as ranks:
+    run_folder = Path(flags.save_dir) / flags.desc
+    with join_ranks() as ranks, only_writer(run_folder, ranks):
         fine_tune(flags, ranks)
-    saved = open_run(Path(flags.save_dir) / flags.desc)
+    saved = open_run(run_folder)
     weakref.finalize(saved, shutil.rmtree, folder, ignore_errors=True)  # the temporary files are removed with the run
     return saved
 

@@ -27,7 +27,7 @@ from formats.examples import (
     own_examples,
     parse_columns,
 )
-from formats.files import InputError, replacing
+from formats.files import InputError, refuse_folders, refuse_inputs, replacing
 from reading.tasks import LAYOUTS, TASKS
 from running.command import exit_code
 from running.processes import keep_freed_memory
@@ -52,6 +52,11 @@ class PredictFlags(Flags):
 
 
 # --- input -----------------------------------------------------------------------------------------------------------
+
+
+def given_input(settings: PredictFlags) -> str | int:
+    """Return the file of the input; for standard input its descriptor."""
+    return 0 if settings.input == "-" else settings.input
 
 
 def read_input(settings: PredictFlags, run: SavedRun) -> Iterator[Example | Bad]:
@@ -130,7 +135,11 @@ def predict_input(settings: PredictFlags) -> None:
     """Predict the input. Raises InputError for what the user can fix; no output file is written then."""
     # the run, and the texts that it predicts; they are read as they are needed
     keep_freed_memory()
-    run = open_run(Path(settings.save_dir) / settings.desc)
+    folder = Path(settings.save_dir) / settings.desc
+    if settings.output != "-":
+        refuse_folders([Path(settings.output)])
+        refuse_inputs(Path(settings.output), [given_input(settings), *folder.glob("*")])
+    run = open_run(folder)
     bad = []
     texts = good_texts(read_input(settings, run), settings.skip_bad, bad)
 

@@ -14,17 +14,18 @@ from formats.authors import (
     BPE_FILE,
     ENCODER_FILE,
     FolderSizes,
+    check_bytes,
     load_openai_pretrained_model,
     open_folder,
     read_sizes,
     vocabulary_files,
     weight_files,
 )
-from formats.files import InputError, copy_file, make_output_folder, sha256
+from formats.files import InputError, make_output_folder, refuse_special, replacing_all, sha256
 from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel, LMModel, TransformerModel
 from reading.encoding import Encoded
 from reading.rows import FORMS, N_SPECIAL, Rows, special_tokens
-from running.checkpoint import load_parameters
+from running.checkpoint import count_parameters, load_parameters
 from running.inference import answers, predict, written_answers
 from running.processes import Ranks
 from running.record import RunRecord
@@ -46,17 +47,25 @@ def open_model(folder: str | os.PathLike, return_probs: bool = True) -> tuple[LM
     """
     folder = open_folder(folder)
     sizes = read_sizes(folder)
-    encoder = TextEncoder(*vocabulary_files(folder))
+    encoder = open_vocabulary(vocabulary_files(folder))
     if encoder.n_vocab != sizes.n_vocab:
         raise InputError(
             f"{encoder.files[0]} has {encoder.n_vocab} tokens, the weights are for {sizes.n_vocab}. "
             "Take both from one model."
         )
+    check_bytes(folder, sizes)
     same = {name: getattr(sizes, name) for name in ("n_embd", "n_head", "n_layer", "afn")}
     cfg = dataclasses.replace(DEFAULT_CONFIG, **same)
     model = LMModel(cfg, sizes.n_vocab + sizes.n_positions, sizes.n_positions, return_probs)
     load_openai_pretrained_model(model.transformer, path=folder, n_transfer=sizes.n_layer)
     return model.eval(), encoder
+
+
+def open_vocabulary(files: Sequence[Path]) -> TextEncoder:
+    """Return the tokenizer of a vocabulary and its merges. Raises InputError."""
+    for path in files:
+        refuse_special(path)
+    return TextEncoder(*files)
 
 
 def open_transformer(folder: Path) -> tuple[TransformerModel, TextEncoder, FolderSizes]:
@@ -177,11 +186,13 @@ class SavedRun:
             yield Prediction(label, dict(zip(names[:n_out], values[:n_out], strict=True)))
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Copy the run, without its checkpoints, to a folder that open_run can read."""
+        """Copy the run, without its checkpoints, to a folder that open_run can read; a run there is replaced."""
         folder = Path(folder)
         make_output_folder(folder)
-        for name in ("settings.json", ENCODER_FILE, BPE_FILE, "best_params", "best_params.sha256"):
-            copy_file(self.folder / name, folder / name)
+        names = ("settings.json", ENCODER_FILE, BPE_FILE, "best_params", "best_params.sha256")
+        with replacing_all([folder / name for name in names]) as files:
+            for file, name in zip(files, names, strict=True):
+                file.write((self.folder / name).read_bytes())
 
 
 def open_run(folder: str | os.PathLike) -> SavedRun:
@@ -200,9 +211,18 @@ def open_run(folder: str | os.PathLike) -> SavedRun:
     for path, digest in zip(vocabulary, record.vocabulary, strict=True):
         if path.exists() and sha256(path) != digest:
             raise InputError(f"{path} is not the vocabulary that the run had. Copy that one here.")
-    encoder = TextEncoder(*vocabulary)
+    encoder = open_vocabulary(vocabulary)
 
-    # the network
+    # the network, once the file of its parameters is known to be as large
+    sizes = FolderSizes(
+        record.n_vocab + N_SPECIAL, record.n_ctx, record.n_embd, record.n_head, record.n_layer, record.afn
+    )
+    n_found = count_parameters(folder / "best_params")
+    if n_found < sizes.n_values() + record.n_embd * record.n_out:
+        raise InputError(
+            f"{folder}: settings.json and best_params are not of one run ({n_found:,} parameters are too few for the "
+            "sizes of the network). Take both from one run."
+        )
     try:
         clf_token = special_tokens(record.n_vocab).classify
         head = FORMS[record.form].head(record.n_out)

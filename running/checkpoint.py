@@ -1,20 +1,41 @@
 """Checkpoints and best parameters of a run: written whole or not at all, checked when read, no pickle."""
 
 import json
+import math
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from formats.files import InputError, flush, replacing, sha256
+from formats.files import InputError, flush, locked, make_output_folder, refuse_special, replacing, sha256
 from running.processes import Ranks
 
 KEPT = 2  # checkpoints; the older one is used when the newest is damaged
 FILES = ("tensors.safetensors", "state.json")
+
+
+@contextmanager
+def only_writer(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Let no other run write into a run's folder within the `with`; the lock of a run that was killed is free.
+
+    Raises InputError when another run writes there.
+    """
+    # the first process writes for all
+    if not ranks.is_first:
+        yield
+        return
+    make_output_folder(folder)
+    with locked(folder / "lock") as is_free:
+        if not is_free:
+            raise InputError(f"{folder} is being written by another run. Wait for its end, or name another --desc.")
+        yield
 
 
 def save_checkpoint(
@@ -84,8 +105,10 @@ def read_checkpoint(folder: Path, ranks: Ranks) -> tuple[dict[str, Tensor], dict
         try:
             digests = json.loads((path / "SHA256.json").read_text())
             if digests == {name: sha256(path / name) for name in FILES}:
-                return load_file(path / FILES[0]), json.loads((path / FILES[1]).read_text())
-        except (OSError, ValueError, SafetensorError):
+                state = json.loads((path / FILES[1]).read_text())
+                if _is_state(state):
+                    return load_file(path / FILES[0]), state
+        except (OSError, ValueError, RecursionError, InputError, SafetensorError):
             pass  # damaged, like one with another digest
         if ranks.is_first:
             print(f"{path} is damaged: skipped")
@@ -94,6 +117,12 @@ def read_checkpoint(folder: Path, ranks: Ranks) -> tuple[dict[str, Tensor], dict
             f"{folder}: every checkpoint is damaged. Restore one from a copy, or remove them all to start again."
         )
     return None
+
+
+def _is_state(state: Any) -> bool:
+    """Return whether what was read from a checkpoint is what a run's save has written."""
+    kinds = {"updates": int, "param_groups": list, "settings": dict, "logs": list, "costs": list}
+    return isinstance(state, dict) and all(isinstance(state.get(name), kind) for name, kind in kinds.items())
 
 
 def restore(
@@ -142,8 +171,23 @@ def load_parameters(path: Path, model: nn.Module) -> None:
     except (OSError, SafetensorError):
         is_whole = False
     if not is_whole:
-        raise InputError(f"{path} is not the file that {digest} describes. Train again, or restore it from a copy.")
+        raise _not_whole(path)
     model.load_state_dict(tensors)
+
+
+def count_parameters(path: Path) -> int:
+    """Return how many numbers save_parameters wrote, reading none. Raises InputError for a file of another kind."""
+    refuse_special(path)
+    try:
+        with safe_open(path, "pt") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    except (OSError, SafetensorError):
+        raise _not_whole(path) from None
+
+
+def _not_whole(path: Path) -> InputError:
+    digest = path.with_name(path.name + ".sha256")
+    return InputError(f"{path} is not the file that {digest} describes. Train again, or restore it from a copy.")
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
