@@ -4,6 +4,9 @@ Reads the log and the predictions that `train.py --submit` has written, nothing 
 intervals, and writes all numbers, a picture and a table of errors beside the log. pandas is imported where needed.
 """
 
+if __name__ == "__main__":
+    import running.starting  # noqa: F401  before what takes time
+
 import argparse
 import csv
 import json
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from formats.files import InputError, replacing, write_json
+from formats.files import InputError, refuse_special, replacing, write_json
 from reading.rows import FORMS
 from running import figures
 from running.command import exit_code
@@ -46,7 +49,7 @@ def analyse(log_dir: Path, desc: str) -> None:
     names = label_names(record, examples)
     try:
         splits = labelled_splits(record, names, examples)
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, TypeError) as error:
         raise InputError(f"{path} does not belong to the log beside it ({error}). Run again with --submit.") from None
 
     # the numbers
@@ -74,10 +77,11 @@ def read_run_log(path: Path) -> tuple[RunRecord, "pd.DataFrame"]:
     import pandas as pd
 
     try:
+        refuse_special(path)
         settings, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except FileNotFoundError:
         raise InputError(f"{path} is missing: has the run of that --desc ended, and in that --log_dir?") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not the log of a run ({error}). Run again.") from None
 
     # of its figures only those that are shown
@@ -86,7 +90,12 @@ def read_run_log(path: Path) -> tuple[RunRecord, "pd.DataFrame"]:
     columns = ["n_updates", "costs", "tr_cost", "va_cost", f"tr_{metric}", f"va_{metric}"]
     try:
         logs = pd.DataFrame(lines)[columns]
-    except (LookupError, TypeError, AttributeError) as error:
+        figures = logs.drop(columns="costs").astype(float)
+        if not np.isfinite(figures[["n_updates", f"va_{metric}"]].to_numpy()).all():
+            raise ValueError("a figure is no finite number")
+        for costs in logs["costs"]:
+            np.array(costs, float)
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{path} holds lines that are not of a run's log ({error}). Run again.") from None
     return record, logs
 
@@ -127,12 +136,20 @@ def labelled_splits(
         table["y"] = [number(example.label) for example in chosen]
         table["found"] = [number(example.prediction) for example in chosen]
         if names is not None:
+            check_probabilities(chosen, table)
             table["confidence"] = [example.probabilities[i] for example, i in zip(chosen, table["found"], strict=True)]
         table["n_words"] = [len(" ".join(example.texts[:n_texts]).split()) for example in chosen]
         splits[split] = table
     if "valid" not in splits:
         raise ValueError("valid has no labels")
     return splits
+
+
+def check_probabilities(examples: list[PredictedExample], table: "pd.DataFrame") -> None:
+    """Raise ValueError for an example whose label, or prediction, has no probability."""
+    for example, y, found in zip(examples, table["y"], table["found"], strict=True):
+        if max(y, found) >= len(example.probabilities):
+            raise ValueError(f"{example.where} has {len(example.probabilities)} probabilities")
 
 
 # --- the numbers -----------------------------------------------------------------------------------------------------

@@ -4,6 +4,9 @@ to_hf reads a model folder in the authors' format, or a fine-tuned run, save/DES
 its head and comes back as a run; of any other run the language model goes. from_hf writes a run or a model folder.
 """
 
+if __name__ == "__main__":
+    import running.starting  # noqa: F401  before what takes time
+
 import dataclasses
 import sys
 from dataclasses import MISSING, dataclass

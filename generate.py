@@ -8,6 +8,9 @@ perplexity to standard error; `--zero_shot choice --dataset NAME --data_dir DIR`
 section 5 of the paper does.
 """
 
+if __name__ == "__main__":
+    import running.starting  # noqa: F401  before what takes time
+
 import os
 import sys
 import time

@@ -6,6 +6,9 @@ JSON object per line, with the label and the probability of every label; to a .t
 Labels are those of the official files.
 """
 
+if __name__ == "__main__":
+    import running.starting  # noqa: F401  before what takes time
+
 import json
 import sys
 from collections.abc import Iterable, Iterator

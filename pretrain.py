@@ -4,6 +4,9 @@ The folder written has the authors' format: `python train.py --model_dir DIR` fi
 language model of another folder is adapted to the text. Read pre_train below from its first line to its last.
 """
 
+if __name__ == "__main__":
+    import running.starting  # noqa: F401  before what takes time
+
 import math
 import sys
 import time

@@ -4,6 +4,9 @@ Read fine_tune below from its first line to its last: it is the whole of fine-tu
 with random numbers in the authors' order. Flags and defaults are the paper's and the authors' (running/settings.py).
 """
 
+if __name__ == "__main__":
+    import running.starting  # noqa: F401  before what takes time
+
 import random
 import sys
 import time

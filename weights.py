@@ -217,8 +217,11 @@ def open_run(folder: str | os.PathLike) -> SavedRun:
     sizes = FolderSizes(
         record.n_vocab + N_SPECIAL, record.n_ctx, record.n_embd, record.n_head, record.n_layer, record.afn
     )
+    n_expected = sizes.n_values()
+    if not FORMS[record.form].has_choices:  # else the head has one output whatever n_out is
+        n_expected += record.n_embd * record.n_out
     n_found = count_parameters(folder / "best_params")
-    if n_found < sizes.n_values() + record.n_embd * record.n_out:
+    if n_found < n_expected:
         raise InputError(
             f"{folder}: settings.json and best_params are not of one run ({n_found:,} parameters are too few for the "
             "sizes of the network). Take both from one run."
