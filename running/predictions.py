@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from formats.files import InputError, replacing
+from formats.files import InputError, refuse_special, replacing
 from reading.rows import FORMS, Rows
 from reading.tasks import Task
 from running.inference import answers, written_answers
@@ -92,6 +92,7 @@ def as_shown(values: np.ndarray, task: Task) -> list[str] | list[float]:
 def read_predictions(path: Path) -> list[PredictedExample]:
     """Return the examples in the file. Raises InputError when it is missing, damaged or empty."""
     found = []
+    refuse_special(path)
     try:
         with open(path, encoding="utf-8") as file:
             for line in file:
