@@ -123,6 +123,7 @@ def check_bytes(folder: Path, sizes: FolderSizes) -> None:
     refuse_special(path)
     n_bytes = path.stat().st_size  # a number has one or more
     if n_bytes < sizes.n_values():
+        read_tensors(folder)  # a damaged file says so itself
         raise InputError(
             f"{path}: {n_bytes:,} bytes are not the {sizes.n_values():,} numbers that {CONFIG_FILE} asks for. "
             "Take both from one model."
