@@ -4,6 +4,9 @@ Reads the log and the predictions that `train.py --submit` has written, nothing 
 intervals, and writes all numbers, a picture and a table of errors beside the log. pandas is imported where needed.
 """
 
+if __name__ == "__main__":
+    import running.starting  # noqa: F401  before what takes time
+
 import argparse
 import csv
 import json
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from formats.files import InputError, replacing, write_json
+from formats.files import InputError, refuse_special, replacing, write_json
 from port import rocstories  # noqa: F401  a public name of this file
 from reading.rows import FORMS
 from running import figures
@@ -23,6 +26,7 @@ from running.inference import written_answers
 from running.metrics import METRICS, accuracy_by_length, calibration, confusion_matrix, error_by_length, intervals
 from running.predictions import PredictedExample, read_predictions
 from running.record import RunRecord
+from running.settings import run_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +50,7 @@ def analyse(log_dir: Path, desc: str) -> None:
     names = label_names(record, examples)
     try:
         splits = labelled_splits(record, names, examples)
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, TypeError) as error:
         raise InputError(f"{path} does not belong to the log beside it ({error}). Run again with --submit.") from None
 
     # the numbers
@@ -74,10 +78,11 @@ def read_run_log(path: Path) -> tuple[RunRecord, "pd.DataFrame"]:
     import pandas as pd
 
     try:
+        refuse_special(path)
         settings, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except FileNotFoundError:
         raise InputError(f"{path} is missing: has the run of that --desc ended, and in that --log_dir?") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not the log of a run ({error}). Run again.") from None
 
     # of its figures only those that are shown
@@ -86,7 +91,12 @@ def read_run_log(path: Path) -> tuple[RunRecord, "pd.DataFrame"]:
     columns = ["n_updates", "costs", "tr_cost", "va_cost", f"tr_{metric}", f"va_{metric}"]
     try:
         logs = pd.DataFrame(lines)[columns]
-    except (LookupError, TypeError, AttributeError) as error:
+        figures = logs.drop(columns="costs").astype(float)
+        if not np.isfinite(figures[["n_updates", f"va_{metric}"]].to_numpy()).all():
+            raise ValueError("a figure is no finite number")
+        for costs in logs["costs"]:
+            np.array(costs, float)
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{path} holds lines that are not of a run's log ({error}). Run again.") from None
     return record, logs
 
@@ -276,7 +286,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--desc", default="rocstories", help="name of the run, as given to train.py (rocstories)")
+    parser.add_argument(
+        "--desc", type=run_name, default="rocstories", help="name of the run, as given to train.py (rocstories)"
+    )
     parser.add_argument("--log_dir", type=Path, default="log/", help="folder of the run's log (log/)")
     args = parser.parse_args(argv)
     return exit_code("analysis.py", partial(analyse, args.log_dir, args.desc), "nothing is drawn")

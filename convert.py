@@ -4,6 +4,9 @@ to_hf reads a model folder in the authors' format, or a fine-tuned run, save/DES
 its head and comes back as a run; of any other run the language model goes. from_hf writes a run or a model folder.
 """
 
+if __name__ == "__main__":
+    import running.starting  # noqa: F401  before what takes time
+
 import dataclasses
 import sys
 from dataclasses import MISSING, dataclass
@@ -20,7 +23,7 @@ from formats.authors import (
     save_openai_model,
     vocabulary_files,
 )
-from formats.files import InputError, copy_file, digests, make_output_folder, write_json
+from formats.files import InputError, copy_file, digests, making_folder, write_json
 from formats.hugging_face import (
     CONFIG_FILE,
     WEIGHTS_FILES,
@@ -64,15 +67,7 @@ class ConvertFlags(Flags):
 
     direction: str = setting(MISSING, "to_hf or from_hf", choices=["to_hf", "from_hf"], positional=True)
     src: str = setting(MISSING, "folder to read", is_input=True, positional=True)
-    out: str = setting(MISSING, "folder to write; it must not hold a model yet", positional=True)
-
-
-def prepare_output(folder: Path) -> None:
-    """Make the folder to write. Raises InputError when it holds a model already."""
-    for name in (CONFIG_FILE, *WEIGHTS_FILES, "params_shapes.json", "params_0.npy", "settings.json", "best_params"):
-        if (folder / name).exists():
-            raise InputError(f"{folder} holds {name} already. Name another folder.")
-    make_output_folder(folder)
+    out: str = setting(MISSING, "folder to write; it must not be there yet, or be empty", positional=True)
 
 
 # --- to Hugging Face -------------------------------------------------------------------------------------------------
@@ -88,9 +83,9 @@ def to_hugging_face(src: Path, out: Path) -> None:
 
     # a pre-trained model
     model, encoder = open_model(src)
-    prepare_output(out)
     config = {"architectures": [LANGUAGE_MODEL], "afn": read_sizes(src).afn}
-    write_hugging_face(out, model.transformer, encoder.n_vocab, vocabulary_files(src), {}, config)
+    with making_folder(out) as part:
+        write_hugging_face(part, model.transformer, encoder.n_vocab, vocabulary_files(src), {}, config)
     print(f"{out}: {LANGUAGE_MODEL}, {encoder.n_vocab} tokens")
 
 
@@ -120,9 +115,9 @@ def run_to_hugging_face(run: SavedRun, out: Path) -> None:
         config["architectures"] = [LANGUAGE_MODEL]
         why = f"without the head of the {record.form} ({WHY_NO_HEAD[record.form]})"
         note = f"{LANGUAGE_MODEL}: the language model only, {why}"
-    prepare_output(out)
     vocabulary = (run.folder / ENCODER_FILE, run.folder / BPE_FILE)
-    write_hugging_face(out, run.model.transformer, record.n_vocab, vocabulary, head, config)
+    with making_folder(out) as part:
+        write_hugging_face(part, run.model.transformer, record.n_vocab, vocabulary, head, config)
     print(f"{out}: {note}; {record.n_vocab} tokens and {N_SPECIAL} added ones")
 
 
@@ -140,10 +135,10 @@ def from_hugging_face(src: Path, out: Path) -> None:
 
     # a language model: tokens that were added have no place in the authors' format
     model, encoder = open_model(src)
-    prepare_output(out)
-    copy_vocabulary(src, out)
     n_vocab = encoder.n_vocab
-    save_openai_model(model.transformer, n_vocab, out, config["afn"])
+    with making_folder(out) as part:
+        copy_vocabulary(src, part)
+        save_openai_model(model.transformer, n_vocab, part, config["afn"])
     print(f"{out}: {n_vocab} tokens")
     if config["vocab_size"] > n_vocab:
         print(f"{config['vocab_size'] - n_vocab} added ones are left out")
@@ -187,23 +182,22 @@ def run_from_hugging_face(src: Path, config: dict[str, Any], out: Path) -> None:
         ) from None
 
     # the folder of the run
-    prepare_output(out)
-    vocabulary = copy_vocabulary(src, out)
     values = {name: kept[name] for name in RUN_SETTINGS} | dataclasses.asdict(network)
     values["integer_labels"] = kept.get("integer_labels", False)  # folders of earlier versions lack it
-    values |= {"n_vocab": sizes.n_vocab, "n_ctx": sizes.n_positions, "vocabulary": list(digests(vocabulary).values())}
+    vocabulary = list(digests(vocabulary_files(src)).values())
+    values |= {"n_vocab": sizes.n_vocab, "n_ctx": sizes.n_positions, "vocabulary": vocabulary}
     record = RunRecord.of_json(values, src / CONFIG_FILE)
-    save_parameters(out / "best_params", model, meaning(record.to_json()))
-    write_json(out / "settings.json", record.to_json(), indent=2)
+    with making_folder(out) as part:
+        copy_vocabulary(src, part)
+        save_parameters(part / "best_params", model, meaning(record.to_json()))
+        write_json(part / "settings.json", record.to_json(), indent=2)
     print(f"{out}: a run, {kept['form']}; predict.py reads it")
 
 
-def copy_vocabulary(src: Path, out: Path) -> list[Path]:
+def copy_vocabulary(src: Path, out: Path) -> None:
     """Copy vocabulary and merges, byte for byte, under the authors' names."""
-    copies = [out / ENCODER_FILE, out / BPE_FILE]
-    for source, copy in zip(vocabulary_files(src), copies, strict=True):
-        copy_file(source, copy)
-    return copies
+    for source, name in zip(vocabulary_files(src), (ENCODER_FILE, BPE_FILE), strict=True):
+        copy_file(source, out / name)
 
 
 def run(settings: ConvertFlags) -> None:
@@ -217,7 +211,7 @@ def run(settings: ConvertFlags) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     settings = parse(ConvertFlags, "Exchange models with Hugging Face transformers.", argv)
-    return exit_code("convert.py", partial(run, settings), "the folder is incomplete")
+    return exit_code("convert.py", partial(run, settings), "no folder is written")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import numpy as np
 
 from formats.files import InputError, write_json
 from formats.own import OWN_FIELDS
+from running.checkpoint import only_writer
 from running.processes import join_ranks, random_numbers_kept
 from running.settings import FineTuningFlags
 from train import fine_tune
@@ -78,9 +79,10 @@ def train_in(folder: Path, task: str, settings: dict) -> SavedRun:
         flags = FineTuningFlags(**{"dataset": "own", "task": task, "data_dir": str(folder)} | folders | settings)
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from None
-    with join_ranks() as ranks:
+    run_folder = Path(flags.save_dir) / flags.desc
+    with join_ranks() as ranks, only_writer(run_folder, ranks):
         fine_tune(flags, ranks)
-    return open_run(Path(flags.save_dir) / flags.desc)
+    return open_run(run_folder)
 
 
 def with_integer_labels(saved: SavedRun) -> SavedRun:

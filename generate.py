@@ -8,6 +8,9 @@ perplexity to standard error, each line by itself with --by_line; `--zero_shot c
 answers the examples of a data set as section 5 of the paper does.
 """
 
+if __name__ == "__main__":
+    import running.starting  # noqa: F401  before what takes time
+
 import os
 import sys
 import time

@@ -3,6 +3,9 @@
 python lm_eval_adapter.py --model gpt1 --model_args model_dir=model --tasks NAMES
 """
 
+if __name__ == "__main__":
+    import running.starting  # noqa: F401  before what takes time
+
 import re
 import sys
 from collections.abc import Sequence

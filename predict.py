@@ -6,6 +6,9 @@ JSON object per line, with the label and the probability of every label; to a .c
 and prediction. Labels are those of the official files. A blank line of standard input has a line without a label.
 """
 
+if __name__ == "__main__":
+    import running.starting  # noqa: F401  before what takes time
+
 import csv
 import io
 import json
@@ -20,7 +23,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from formats.examples import Bad, Example
-from formats.files import InputError, replacing, text_lines
+from formats.files import InputError, refuse_folders, refuse_inputs, replacing, text_lines
 from formats.own import FIELDS, SUFFIXES, OwnData, json_record, own_example, own_examples, parse_columns
 from reading.tasks import LAYOUTS, TASKS
 from running.command import exit_code
@@ -55,6 +58,11 @@ class PredictFlags(Flags):
 
 
 # --- input -----------------------------------------------------------------------------------------------------------
+
+
+def given_input(settings: PredictFlags) -> str | int:
+    """Return the file of the input; for standard input its descriptor."""
+    return 0 if settings.input == "-" else settings.input
 
 
 def read_input(settings: PredictFlags, run: SavedRun) -> Iterator[Example | Bad]:
@@ -142,7 +150,11 @@ def predict_input(settings: PredictFlags) -> None:
     """Predict the input. Raises InputError for what the user can fix; no output file is written then."""
     # the run, and the examples that it predicts; they are read as they are needed
     keep_freed_memory()
-    run = open_run(Path(settings.save_dir) / settings.desc)
+    folder = Path(settings.save_dir) / settings.desc
+    if settings.output != "-":
+        refuse_folders([Path(settings.output)])
+        refuse_inputs(Path(settings.output), [given_input(settings), *folder.glob("*")])
+    run = open_run(folder)
     bad = []
     examples = good_examples(read_input(settings, run), settings.skip_bad, bad)
 

@@ -4,6 +4,9 @@ The folder written has the authors' format: `python train.py --model_dir DIR` fi
 language model of another folder is adapted to the text. Read pre_train below from its first line to its last.
 """
 
+if __name__ == "__main__":
+    import running.starting  # noqa: F401  before what takes time
+
 import math
 import sys
 import time
@@ -12,8 +15,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from formats.authors import BPE_FILE, ENCODER_FILE, FolderSizes, save_openai_model
-from formats.files import InputError, copy_file, digests, make_output_folder, sha256
+from formats.authors import (
+    BPE_FILE,
+    ENCODER_FILE,
+    HPARAMS_FILE,
+    SHAPES_FILE,
+    SHARDS,
+    FolderSizes,
+    save_openai_model,
+)
+from formats.files import InputError, copy_file, digests, make_output_folder, refuse_folders, sha256
 from loss import SequenceLosses, sequence_losses, token_mean
 from model_pytorch import LMModel, TransformerModel
 from opt import OpenAIAdam
@@ -21,6 +32,7 @@ from reading.corpus import open_tokens, prepare
 from reading.encoding import describe_unknown
 from reading.rows import Sequences
 from reading.workers import n_cores
+from running.checkpoint import only_writer
 from running.command import exit_code
 from running.figures import draw_perplexity
 from running.processes import (
@@ -143,8 +155,14 @@ def make_folders(settings: PreTrainingFlags) -> None:
     for folder in (model_dir, Path(settings.log_dir), run_folder):
         make_output_folder(folder)
     is_begun = (settings.resume or restarted()) and any(run_folder.glob("checkpoint_*"))
-    if not is_begun and (model_dir / "params_0.npy").exists():
+    if not is_begun and (model_dir / SHAPES_FILE).exists():
         raise InputError(f"{model_dir} holds weights already. Name another --model_dir.")
+
+    # what is written at the end
+    names = (SHAPES_FILE, HPARAMS_FILE, *SHARDS)
+    log = Path(settings.log_dir) / settings.desc
+    refuse_folders([model_dir / name for name in names])
+    refuse_folders([log.with_name(f"{log.name}.{suffix}") for suffix in ("jsonl", "png")])
 
 
 def vocabulary_of(settings: PreTrainingFlags) -> tuple[Path, Path]:
@@ -341,19 +359,22 @@ def tokenize(settings: PreTrainingFlags) -> None:
 
 def run(settings: PreTrainingFlags, make_network=None) -> None:
     """Learn merges, tokenize, train and write the model folder. Raises InputError for what the user can fix."""
+    folder = Path(settings.save_dir) / settings.desc
     if settings.tokenize_only:
-        tokenize(settings)
+        with only_writer(folder, Ranks()):
+            tokenize(settings)
         return
     started = time.monotonic()
     keep_freed_memory()
     if settings.deterministic:
         make_deterministic()
-    with join_ranks() as ranks:
+    with join_ranks() as ranks, only_writer(folder, ranks):
         model = pre_train(settings, ranks, make_network)
+        if ranks.is_first:
+            n_vocab = len(model.transformer.embed.weight) - model.transformer.n_ctx
+            save_openai_model(model.transformer, n_vocab, Path(settings.model_dir), model.cfg.afn)
     if not ranks.is_first:
         return
-    n_vocab = len(model.transformer.embed.weight) - model.transformer.n_ctx
-    save_openai_model(model.transformer, n_vocab, Path(settings.model_dir), model.cfg.afn)
     seconds = time.monotonic() - started
     print(f"done in {seconds:.0f} s, {peak_memory(ranks.device)}; the model is in {settings.model_dir}")
 

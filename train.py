@@ -5,6 +5,9 @@ with random numbers in the authors' order. Flags and defaults are the paper's an
 "TF:n" is line n of the authors' train.py, "FIDELITY n" row n of FIDELITY.md.
 """
 
+if __name__ == "__main__":
+    import running.starting  # noqa: F401  before what takes time
+
 import random
 import sys
 import time
@@ -16,15 +19,15 @@ import torch
 from torch import Tensor
 
 from analysis import analyse
-from formats.authors import BPE_FILE, ENCODER_FILE, is_model
-from formats.files import InputError, copy_file, digests, make_output_folder
+from formats.authors import BPE_FILE, ENCODER_FILE, check_bytes, is_model
+from formats.files import InputError, copy_file, digests, make_output_folder, refuse_folders
 from loss import PackedLosses
 from model_pytorch import DoubleHeadModel
 from opt import OpenAIAdam
 from reading.rows import FORMS, N_SPECIAL, special_tokens, transform_roc  # noqa: F401  a public name of this file
 from reading.splits import Limits, Splits, describe, majority, read_splits
-from reading.tasks import find_task
-from running.checkpoint import load_parameters
+from reading.tasks import Task, find_task
+from running.checkpoint import load_parameters, only_writer
 from running.command import exit_code
 from running.inference import answers, evaluate, predict
 from running.metrics import METRICS
@@ -65,6 +68,7 @@ def fine_tune(settings: FineTuningFlags, ranks: Ranks, make_network=None) -> Non
     with ranks.first_alone():
         splits = read_task(settings, encoder)
     check_splits(settings, splits)
+    refuse_folders(output_files(settings, splits.task))
     task, train, valid, test = splits.task, splits.train, splits.valid, splits.test
     plan = Plan(len(train), settings.n_batch, settings.accumulate, ranks.size, settings.n_iter)
     if plan.per_epoch == 0:
@@ -206,6 +210,8 @@ def build_network(settings: FineTuningFlags, splits: Splits, n_vocab: int) -> tu
             f"{settings.encoder_path} has {n_vocab} tokens, the weights in {model_dir} are for {sizes.n_vocab}. "
             "Take both from one model."
         )
+    if loads and not is_run(model_dir):
+        check_bytes(model_dir, sizes)
     try:
         cfg = settings.config() if sizes is None else settings.config(sizes)
     except ValueError as error:
@@ -333,10 +339,27 @@ def predictions_path(settings: FineTuningFlags) -> Path:
     return Path(settings.log_dir) / f"{settings.desc}.predictions.jsonl"
 
 
+def result_files(settings: FineTuningFlags) -> list[Path]:
+    """Return the files of predictions and analysis."""
+    suffixes = ("predictions.jsonl", "png", "json", "errors.tsv")
+    return [Path(settings.log_dir) / f"{settings.desc}.{suffix}" for suffix in suffixes]
+
+
+def output_files(settings: FineTuningFlags, task: Task) -> list[Path]:
+    """Return the files that the run writes."""
+    folder = Path(settings.save_dir) / settings.desc
+    names = ("settings.json", ENCODER_FILE, BPE_FILE, "best_params", "best_params.sha256")
+    written = [Path(settings.log_dir) / f"{settings.desc}.jsonl", *result_files(settings)]
+    written += [folder / name for name in names]
+    if settings.submit:
+        written += [Path(settings.submission_dir) / name for name in task.submission.values()]
+    return written
+
+
 def remove_results(settings: FineTuningFlags) -> None:
     """Remove the results of an earlier run of the same name."""
-    for suffix in ("predictions.jsonl", "png", "json", "errors.tsv"):
-        (Path(settings.log_dir) / f"{settings.desc}.{suffix}").unlink(missing_ok=True)
+    for path in result_files(settings):
+        path.unlink(missing_ok=True)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -348,15 +371,15 @@ def run(settings: FineTuningFlags, make_network=None) -> None:
     keep_freed_memory()
     if settings.deterministic:
         make_deterministic()
-    with join_ranks() as ranks:
+    folder = Path(settings.save_dir) / settings.desc
+    with join_ranks() as ranks, only_writer(folder, ranks):
         fine_tune(settings, ranks, make_network)
     if not ranks.is_first:
         return
     if settings.analysis:
         analyse(Path(settings.log_dir), settings.desc)
     seconds = time.monotonic() - started
-    folders = f"{settings.log_dir} and {Path(settings.save_dir) / settings.desc}"
-    print(f"done in {seconds:.0f} s, {peak_memory(ranks.device)}; see {folders}")
+    print(f"done in {seconds:.0f} s, {peak_memory(ranks.device)}; see {settings.log_dir} and {folder}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -5,6 +5,9 @@ TensorFlow graph (AllenNLP 0.9.0), greedy tokens (tests of Hugging Face transfor
 perplexities (Hugging Face issue 473).
 """
 
+if __name__ == "__main__":
+    import running.starting  # noqa: F401  before what takes time
+
 import hashlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,6 +15,7 @@ from formats.authors import (
     BPE_FILE,
     ENCODER_FILE,
     FolderSizes,
+    check_bytes,
     check_sizes,
     load_openai_pretrained_model,
     open_folder,
@@ -22,7 +24,7 @@ from formats.authors import (
     weight_files,
 )
 from formats.examples import Example
-from formats.files import InputError, copy_file, make_output_folder, sha256
+from formats.files import InputError, make_output_folder, refuse_special, replacing_all, sha256
 from formats.hugging_face import check_vocabulary, is_hugging_face
 from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel, LMModel, TransformerModel
 from reading.encoding import Encoded
@@ -52,17 +54,25 @@ def open_model(folder: str | os.PathLike, return_probs: bool = True) -> tuple[LM
     sizes = read_sizes(folder)
     if is_hugging_face(folder):
         check_vocabulary(folder)
-    encoder = TextEncoder(*vocabulary_files(folder))
+    encoder = open_vocabulary(vocabulary_files(folder))
     if encoder.n_vocab != sizes.n_vocab:
         raise InputError(
             f"{encoder.files[0]} has {encoder.n_vocab} tokens, the weights are for {sizes.n_vocab}. "
             "Take both from one model."
         )
+    check_bytes(folder, sizes)
     same = {name: getattr(sizes, name) for name in ("n_embd", "n_head", "n_layer", "afn")}
     cfg = dataclasses.replace(DEFAULT_CONFIG, **same)
     model = LMModel(cfg, sizes.n_vocab + sizes.n_positions, sizes.n_positions, return_probs)
     load_openai_pretrained_model(model.transformer, path=folder, n_transfer=sizes.n_layer)
     return model.eval(), encoder
+
+
+def open_vocabulary(files: Sequence[Path]) -> TextEncoder:
+    """Return the tokenizer of a vocabulary and its merges. Raises InputError."""
+    for path in files:
+        refuse_special(path)
+    return TextEncoder(*files)
 
 
 def open_transformer(folder: Path) -> tuple[TransformerModel, TextEncoder, FolderSizes]:
@@ -82,6 +92,7 @@ def folder_sizes(folder: Path) -> FolderSizes:
     if not is_run(folder):
         return read_sizes(folder)
     record = RunRecord.read(folder)
+    check_meaning(folder, record)
     return FolderSizes(record.n_vocab, record.n_ctx, record.n_embd, record.n_head, record.n_layer, record.afn)
 
 
@@ -230,8 +241,19 @@ class SavedRun:
         for name in names:
             if (folder / name).exists() and sha256(folder / name) != sha256(self.folder / name):
                 raise InputError(f"{folder / name} is of another run or model. Name another folder.")
-        for name in names:
-            copy_file(self.folder / name, folder / name)
+        with replacing_all([folder / name for name in names]) as files:
+            for target, name in zip(files, names, strict=True):
+                with open(self.folder / name, "rb") as source:
+                    shutil.copyfileobj(source, target)
+
+
+def check_meaning(folder: Path, record: RunRecord) -> None:
+    """Raise InputError unless the parameters of a run were saved with its settings. Reads no parameters."""
+    if meaning_of(folder / "best_params") != meaning(record.to_json()):
+        raise InputError(
+            f"{folder}: settings.json and best_params are not of one run (one of them was changed). "
+            "Take both from one run."
+        )
 
 
 @random_numbers_kept()
@@ -251,9 +273,10 @@ def open_run(folder: str | os.PathLike) -> SavedRun:
     for path, digest in zip(vocabulary, record.vocabulary, strict=True):
         if path.exists() and sha256(path) != digest:
             raise InputError(f"{path} is not the vocabulary that the run had. Copy that one here.")
-    encoder = TextEncoder(*vocabulary)
+    encoder = open_vocabulary(vocabulary)
 
-    # the network
+    # the network, once its parameters are known to be of its sizes
+    check_meaning(folder, record)
     try:
         clf_token = special_tokens(record.n_vocab).classify
         head = FORMS[record.form].head(record.n_out)
@@ -261,8 +284,6 @@ def open_run(folder: str | os.PathLike) -> SavedRun:
             record.config(), clf_token, head, record.n_vocab + N_SPECIAL + record.n_ctx, record.n_ctx
         )
         load_parameters(folder / "best_params", model)
-        if meaning_of(folder / "best_params") != meaning(record.to_json()):
-            raise ValueError("one of them was changed")
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{folder}: settings.json and best_params are not of one run ({error}). Take both from one run."

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 from formats.files import write_json
 from opt import OpenAIAdam
+from running.command import exit_code
 from running.processes import Ranks, autocast, bf16_slowdown, keep_freed_memory, provenance
 from speed.kernels import product
 
@@ -325,3 +327,8 @@ def command(doc: str, measure_case: Callable, defaults, argv: list[str] | None =
         case = type(defaults)(*values)
         rows += measure_case(case)
     print(report(rows, out, columns))
+
+
+def main(program: str, *arguments, **more) -> int:
+    """Run `command` with these arguments as a program, and return its exit code."""
+    return exit_code(f"{program}.py", partial(command, *arguments, **more), "nothing is written")

@@ -3,8 +3,12 @@
 The text is 50,000 made-up words with the frequencies 1 / rank, a paragraph a line. This script needs spaCy.
 """
 
+if __name__ == "__main__":
+    import running.starting  # noqa: F401  before what takes time
+
 import os
 import resource
+import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -91,4 +95,4 @@ def measure(case: CorpusCase) -> list[dict]:
 
 
 if __name__ == "__main__":
-    common.command(__doc__, measure, CorpusCase(), columns=COLUMNS)
+    sys.exit(common.main("corpus", __doc__, measure, CorpusCase(), columns=COLUMNS))

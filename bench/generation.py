@@ -4,6 +4,10 @@ The most probable token each time, after a prompt of 8, until all n_ctx position
 computed together. transformers has no key-value cache for this network.
 """
 
+if __name__ == "__main__":
+    import running.starting  # noqa: F401  before what takes time
+
+import sys
 from functools import partial
 
 import torch
@@ -59,4 +63,4 @@ CONTENDERS = {"ours": ours, common.PEER: theirs}
 measure = partial(common.measure, "generation", CONTENDERS)
 
 if __name__ == "__main__":
-    common.command(__doc__, measure, DEFAULTS)
+    sys.exit(common.main("generation", __doc__, measure, DEFAULTS))

@@ -4,6 +4,9 @@ Needs torch, numpy, tqdm, safetensors, scikit-learn and pytest; transformers is 
 Prints one table; the JSON file is written anew after each part, so that a run that is cut off leaves what it has.
 """
 
+if __name__ == "__main__":
+    import running.starting  # noqa: F401  before what takes time
+
 import argparse
 import subprocess
 import sys
@@ -12,6 +15,7 @@ from pathlib import Path
 
 from bench import common, generation, pretrain, update
 from bench.common import Case
+from running.command import exit_code
 
 SECONDS = 420  # for all parts together; the last one may take a little more
 TESTS = ["-m", "pytest", "-m", "gpu", "tests/test_gpu.py", "-q", "-rs", "-W", "default", "-p", "no:cacheprovider"]
@@ -57,4 +61,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("gpu.py", main, "the table is incomplete"))

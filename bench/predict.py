@@ -4,6 +4,10 @@ Ours computes a context once for its choices, as predict.py does. transformers' 
 computes the language model's logits too.
 """
 
+if __name__ == "__main__":
+    import running.starting  # noqa: F401  before what takes time
+
+import sys
 from functools import partial
 
 from torch import Tensor
@@ -42,4 +46,4 @@ CONTENDERS = {"ours": ours, common.PEER: theirs, common.MATRIX: common.matrix_pr
 measure = partial(common.measure, "predict", CONTENDERS)
 
 if __name__ == "__main__":
-    common.command(__doc__, measure, DEFAULTS)
+    sys.exit(common.main("predict", __doc__, measure, DEFAULTS))

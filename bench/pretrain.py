@@ -1,5 +1,9 @@
 """An update of pre-training, ours and transformers' in turn: `python -m bench.pretrain --n_batch 4 --n_ctx 512`."""
 
+if __name__ == "__main__":
+    import running.starting  # noqa: F401  before what takes time
+
+import sys
 from functools import partial
 
 import torch
@@ -74,4 +78,4 @@ CONTENDERS = {"ours": ours, common.PEER: theirs, common.MATRIX: common.matrix_pr
 measure = partial(common.measure, "pretrain", CONTENDERS)
 
 if __name__ == "__main__":
-    common.command(__doc__, measure, DEFAULTS)
+    sys.exit(common.main("pretrain", __doc__, measure, DEFAULTS))

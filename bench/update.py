@@ -5,6 +5,10 @@ first and second ending of 1,871 of the 3,742 examples of 2016 (1,400 and 471 of
 An update is examples to tensors, forward, backward, clip, Adam. transformers pads to the longest row of a batch.
 """
 
+if __name__ == "__main__":
+    import running.starting  # noqa: F401  before what takes time
+
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -149,4 +153,4 @@ CONTENDERS = {
 measure = partial(common.measure, "update", CONTENDERS)
 
 if __name__ == "__main__":
-    common.command(__doc__, measure, DEFAULTS)
+    sys.exit(common.main("update", __doc__, measure, DEFAULTS))

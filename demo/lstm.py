@@ -16,7 +16,7 @@ import train
 from formats.authors import read_sizes
 from model_pytorch import DoubleHeadModel, LMModel, TransformerModel
 from reading.splits import Splits
-from running.checkpoint import load_parameters, save_parameters
+from running.checkpoint import load_parameters, only_writer, save_parameters
 from running.processes import join_ranks
 from running.settings import FineTuningFlags, PreTrainingFlags
 from speed.packing import Packing
@@ -70,7 +70,7 @@ def language_model(
 
 def pre_train(settings: PreTrainingFlags, weights: Path) -> None:
     """Pre-train the LSTM as pretrain.py does a transformer, and write its parameters to a file."""
-    with join_ranks() as ranks:
+    with join_ranks() as ranks, only_writer(Path(settings.save_dir) / settings.desc, ranks):
         model = pretrain.pre_train(settings, ranks, language_model)
     save_parameters(weights, model)
 

@@ -7,6 +7,9 @@ and writes all results to one JSON file. From that file it draws --figure and fi
 --report it does only this. It may be stopped at any time: the same command goes on, and repeats no finished run.
 """
 
+if __name__ == "__main__":
+    import running.starting  # noqa: F401  before what takes time
+
 import argparse
 import json
 import os

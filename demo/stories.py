@@ -11,14 +11,20 @@ nor its story of four sentences, occurs in it. A simple rule finds the right ans
 The cloze set of the demo: python -m demo.stories tasks --out tasks && cp tasks/cloze/*.csv demo/data
 """
 
+if __name__ == "__main__":
+    import running.starting  # noqa: F401  before what takes time
+
 import argparse
 import csv
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from random import Random
+
+from running.command import exit_code
 
 GRAMMAR = Path(__file__).with_name("stories.txt")
 CLOZE_FILES = {
@@ -598,4 +604,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code("stories.py", main, "the files are incomplete"))

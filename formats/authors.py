@@ -1,5 +1,6 @@
 """Model folders: the authors' format (params_shapes.json, ten .npy shards) read and written, Hugging Face's read."""
 
+import json
 import math
 import os
 import sys
@@ -11,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from formats.files import WHERE_TO_GET_IT, InputError, find, read_json, replacing, write_json
+from formats.files import WHERE_TO_GET_IT, InputError, find, read_json, refuse_special, replacing_all
 from formats.hugging_face import (
     ACTIVATIONS,
+    CONFIG_FILE,
     array_names,
     authors_arrays,
     is_hugging_face,
@@ -49,6 +51,11 @@ class FolderSizes:
         mlp = [[1, c, 4 * c], [4 * c], [1, 4 * c, c], [c]]
         ln = [[c], [c]]
         return [[self.n_positions, c], [self.n_vocab, c]] + (attn + ln + mlp + ln) * self.n_layer
+
+    def n_values(self) -> int:
+        """Return how many numbers the arrays hold."""
+        c = self.n_embd
+        return (self.n_positions + self.n_vocab) * c + self.n_layer * (12 * c * c + 13 * c)
 
 
 # --- what a folder holds ---------------------------------------------------------------------------------------------
@@ -106,13 +113,46 @@ def read_sizes(folder: str | os.PathLike) -> FolderSizes:
     return sizes
 
 
+def check_bytes(folder: Path, sizes: FolderSizes) -> None:
+    """Raise InputError when the weights of a model folder are too few for its sizes.
+
+    To be called before a network of these sizes is built, which may not fit into memory. Reads no weights.
+    """
+    if not is_hugging_face(folder):
+        _check_count(folder, sizes, sum(len(_open_shard(folder / name)) for name in SHARDS))
+        return
+    paths = weights_files(folder)
+    for path in paths:
+        refuse_special(path)
+    n_bytes = sum(path.stat().st_size for path in paths)  # a number has one or more
+    if n_bytes < sizes.n_values():
+        read_tensors(folder)  # a damaged file says so itself
+        raise InputError(
+            f"{weights_file(folder)}: {n_bytes:,} bytes are not the {sizes.n_values():,} numbers that {CONFIG_FILE} "
+            "asks for. Take both from one model."
+        )
+
+
+def _check_count(folder: Path, sizes: FolderSizes, n_found: int) -> None:
+    """Raise InputError unless the shards of a folder hold as many values as the shapes ask for."""
+    if n_found != sizes.n_values():
+        raise InputError(
+            f"{folder}: params_0.npy .. params_9.npy hold {n_found:,} values, params_shapes.json asks for "
+            f"{sizes.n_values():,}. Fetch them again."
+        )
+
+
 def _sizes_of(shapes: Any, hparams: Any) -> FolderSizes:
     """Return the sizes that JSON values tell. Raises one of several errors when they are not of this network."""
     n_positions, n_embd = shapes[0]
     n_vocab, _ = shapes[1]
     n_layer = (len(shapes) - 2) // 12
-    sizes = FolderSizes(n_vocab, n_positions, n_embd, hparams.get("n_head", 12), n_layer, hparams.get("afn", "gelu"))
-    fits = sizes.shapes() == shapes and n_embd % sizes.n_head == 0 and sizes.afn in ACTIVATIONS.values()
+    n_head = hparams.get("n_head", 12)
+    for size in (n_positions, n_embd, n_vocab, n_head):
+        if type(size) is not int or size < 1:  # 2.0 and True are equal to whole numbers
+            raise ValueError("no size")
+    sizes = FolderSizes(n_vocab, n_positions, n_embd, n_head, n_layer, hparams.get("afn", "gelu"))
+    fits = sizes.shapes() == shapes and n_embd % n_head == 0 and sizes.afn in list(ACTIVATIONS.values())
     if not fits:
         raise ValueError("other shapes")
     return sizes
@@ -234,22 +274,19 @@ def _check_shards(folder: Path, sizes: FolderSizes) -> None:
             if len(wrong):  # else finite values with squares that are not
                 at = wrong[0]
                 raise InputError(f"{folder / name}: value {at:,} is {values[at]}, no finite number. Fetch it again.")
-    n_expected = sum(map(math.prod, sizes.shapes()))
-    if n_found != n_expected:
-        raise InputError(
-            f"{folder}: params_0.npy .. params_9.npy hold {n_found:,} values, params_shapes.json asks for "
-            f"{n_expected:,}. Fetch them again."
-        )
+    _check_count(folder, sizes, n_found)
 
 
 def _open_shard(path: Path) -> np.ndarray:
     """Return the values of a shard, memory-mapped. Raises InputError when it is not a list of float32 numbers."""
+    refuse_special(path)
     try:
-        values = np.load(path, mmap_mode="c", allow_pickle=False)
+        values = np.lib.format.open_memmap(path, mode="c")
     except FileNotFoundError:
         raise InputError(f"{path} is missing. {WHERE_TO_GET_IT}") from None
-    except (OSError, ValueError, EOFError) as error:  # truncated, no .npy file, or Python objects in it
-        raise InputError(f"{path} is not a valid array of numbers ({error}). Fetch it again.") from None
+    except Exception as error:  # whatever a header that anybody may have written leads to
+        why = str(error).split("\n")[0] or type(error).__name__
+        raise InputError(f"{path} is not a valid array of numbers ({why}). Fetch it again.") from None
     if values.dtype != np.float32 or values.ndim != 1:
         raise InputError(f"{path} holds {values.dtype} {list(values.shape)}, not a list of float32. Fetch it again.")
     return values
@@ -273,19 +310,20 @@ def save_openai_model(model: nn.Module, n_vocab: int, path: str | os.PathLike, a
     table = model.embed.weight
     sizes = FolderSizes(n_vocab, model.n_ctx, table.size(1), model.h[0].attn.n_head, len(model.h), afn)
 
-    # the arrays one after another, cut into ten files
-    arrays = [table[-model.n_ctx :], table[:n_vocab], *model.h.parameters()]
-    values = np.concatenate([array.detach().cpu().float().flatten().numpy() for array in arrays])
-    for name, part in zip(SHARDS, np.array_split(values, len(SHARDS)), strict=True):
-        with replacing(folder / name) as file:
-            np.save(file, part)
-    write_json(folder / SHAPES_FILE, sizes.shapes())
-
-    # the authors have twelve heads and gelu
-    if sizes.n_head == 12 and afn == "gelu":
-        (folder / HPARAMS_FILE).unlink(missing_ok=True)
-        return
+    # what no shape tells; the authors have twelve heads and gelu
     hparams: dict[str, Any] = {"n_head": sizes.n_head}
     if afn != "gelu":
         hparams["afn"] = afn
-    write_json(folder / HPARAMS_FILE, hparams)
+    written, gone = [SHAPES_FILE, HPARAMS_FILE, *SHARDS], []
+    if hparams == {"n_head": 12}:
+        written, gone = [SHAPES_FILE, *SHARDS], [folder / HPARAMS_FILE]
+
+    # the arrays one after another, cut into ten files; a folder without its shapes is no model
+    arrays = [table[-model.n_ctx :], table[:n_vocab], *model.h.parameters()]
+    values = np.concatenate([array.detach().cpu().float().flatten().numpy() for array in arrays])
+    with replacing_all([folder / name for name in written], gone) as files:
+        files[0].write(json.dumps(sizes.shapes()).encode())
+        if not gone:
+            files[1].write(json.dumps(hparams).encode())
+        for file, part in zip(files[-len(SHARDS) :], np.array_split(values, len(SHARDS)), strict=True):
+            np.save(file, part)

@@ -1,14 +1,17 @@
 """Files: read, written whole or not at all, and told apart by their digests; and the error for what a user can fix."""
 
 import codecs
+import errno
+import fcntl
 import hashlib
 import io
 import json
 import os
 import platform
+import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +22,11 @@ class InputError(Exception):
     """Something the user gave is missing, damaged or contradictory; the message names it and the remedy."""
 
 
+def reason(error: OSError) -> str:
+    """Return in words why the system refused something, such as: No space left on device."""
+    return error.strerror or str(error)
+
+
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
@@ -27,7 +35,8 @@ def find(path: str | os.PathLike) -> Path:
     path = Path(path)
     # the scripts stand one folder above this file
     beside_scripts = Path(__file__).resolve().parent.parent / path
-    if not path.exists() and beside_scripts.exists():
+    # unlike Path.exists, no error for a name that is too long or may not be looked up
+    if not os.path.exists(path) and os.path.exists(beside_scripts):
         return beside_scripts
     return path
 
@@ -83,18 +92,31 @@ def text_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, str, str]]:
         n_before += len(raw)
 
 
+def is_regular(path: str | os.PathLike) -> bool:
+    """Return whether a path is an ordinary file, or a link to one: no folder, device or pipe."""
+    return os.path.isfile(path)
+
+
+def refuse_special(path: str | os.PathLike) -> None:
+    """Raise InputError for a folder, a device or a pipe, which may give no end of bytes or none for ever."""
+    if os.path.exists(path) and not is_regular(path):
+        raise InputError(f"{path} is no ordinary file. Name one; what comes from a pipe, write to a file first.")
+
+
 def read_json(path: Path, remedy: str = WHERE_TO_GET_IT) -> Any:
     """Parse a JSON file. Raises InputError, which ends with the remedy, when it is missing or damaged."""
+    refuse_special(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} is missing. {remedy}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: thousands of brackets
         raise InputError(f"{path} cannot be read as JSON ({error}). {remedy}") from None
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal. Raises InputError for a device or a pipe."""
+    refuse_special(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -118,30 +140,168 @@ def make_output_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
-        raise InputError(f"{path} cannot be written to ({error.strerror}). Name another folder.") from None
+        raise InputError(f"{path} cannot be written to ({reason(error)}). Name another folder.") from None
+
+
+def refuse_folders(paths: Iterable[Path]) -> None:
+    """Raise InputError when a folder stands where a file is to be written."""
+    for path in paths:
+        if os.path.isdir(path):
+            raise InputError(f"{path} is a folder, where a file is to be written. Move it away, or name another place.")
+
+
+def refuse_inputs(path: Path, inputs: Iterable[str | os.PathLike | int]) -> None:
+    """Raise InputError when a file to be written is one of those that are read: paths, or descriptors."""
+    if not is_regular(path):
+        return
+    for given in inputs:
+        with suppress(OSError):  # an input that is missing
+            if os.path.samestat(os.stat(path), os.stat(given)):
+                raise InputError(f"{path} is read, it cannot be written too. Name another file.")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file beside `path` for writing; once complete and on disk, it replaces `path`.
 
-    Raises InputError, with what was there before intact, when the disk does not take it.
+    A device or a pipe is written into, a link stays and the file that it names is replaced. Raises InputError for a
+    folder and, with what was there before intact, when the disk does not take the file.
     """
-    # several processes may write the same file, on several hosts too
-    part = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.part")
+    refuse_folders([path])
     try:
-        # the bytes are on disk before the name points to them, and the name before we go on
-        with open(part, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        flush(path.parent)
+        if _is_written_into(path):
+            with open(path, "wb") as file:
+                yield file
+            return
+        target = Path(os.path.realpath(path))
+        part = _part_of(target)
+        try:
+            # the bytes are on disk before the name points to them, and the name before we go on
+            with open(part, "wb") as file:
+                _lock(file.fileno())
+                yield file
+                _to_disk(file)
+            os.replace(part, target)
+            flush(target.parent)
+        finally:
+            with suppress(OSError):
+                part.unlink()
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}). What was there before is intact.") from None
-    finally:
+        raise InputError(f"{path} cannot be written ({reason(error)}). What was there before is intact.") from None
+
+
+@contextmanager
+def replacing_all(paths: Sequence[Path], gone: Iterable[Path] = ()) -> Iterator[list[IO[bytes]]]:
+    """Open temporary files for files that belong together; once all are complete and on disk, they replace those.
+
+    The first is removed before any is replaced, and comes last: where it is, the others belong to it, and those that
+    are to be gone are.
+    """
+    with ExitStack() as stack:
+        files = [stack.enter_context(replacing(path)) for path in paths]
+        yield files
+        for file in files:
+            _to_disk(file)
+        for path in (paths[0], *gone):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def making_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `path` to fill; once complete and on disk, it gets that name.
+
+    Raises InputError when `path` holds anything already or is no folder, and when the disk does not take it.
+    """
+    # the name is free, or an empty folder
+    target = Path(os.path.realpath(path))
+    try:
+        held = sorted(os.listdir(target))
+    except FileNotFoundError:
+        held = []
+    except OSError as error:
+        raise InputError(f"{path} cannot be written to ({reason(error)}). Name another folder.") from None
+    if held:
+        raise InputError(f"{path} holds {held[0]} already. Name another folder.")
+
+    # what is in it is on disk before it gets the name
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = _part_of(target)
+        try:
+            _remove(part)
+            part.mkdir()
+            yield part
+            for written in (*part.iterdir(), part):
+                flush(written)
+            os.replace(part, target)
+            flush(target.parent)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({reason(error)}). Name another folder, or make room.") from None
+
+
+def _is_written_into(path: Path) -> bool:
+    """Return whether a path is a device or a pipe, or names an open file as /dev/stdout does."""
+    is_special = path.exists() and not is_regular(path)
+    names_open_file = path.is_symlink() and path.absolute().parts[1] in ("dev", "proc")
+    return is_special or names_open_file
+
+
+def _part_of(path: Path) -> Path:
+    """Return the temporary name that this process writes a file or a folder under, and remove what dead ones left."""
+    # several processes may write the same file, on several hosts too
+    ours = f"{path.name}.{platform.node()}."
+    with suppress(OSError):  # a folder that may not be listed
+        for name in os.listdir(path.parent):
+            number = name.removeprefix(ours).removesuffix(".part")
+            if name == f"{ours}{number}.part" and number.isdecimal() and not _is_written(path.parent / name, number):
+                _remove(path.parent / name)
+    return path.with_name(f"{ours}{os.getpid()}.part")
+
+
+def _is_written(part: Path, number: str) -> bool:
+    """Return whether a part may be written still, by the process of that number."""
+    with suppress(OSError, OverflowError):
+        os.kill(int(number), 0)
+        return True
+    if part.is_dir():
+        return False
+    # the number may be that of a process in another container, which has a lock on the file
+    with suppress(OSError), open(part, "r+b") as file:
+        return not _lock(file.fileno())
+    return True
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock an open file until it is closed or the process ends, and return whether no other process has it locked."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EAGAIN, errno.EACCES)  # else a file system without locks
+    return True
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Make a file and lock it within the `with`: gives whether no other process has. A process that dies frees it."""
+    with open(path, "ab") as file:
+        yield _lock(file.fileno())
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, as far as possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
         with suppress(OSError):
-            part.unlink()
+            path.unlink()
+
+
+def _to_disk(file: IO[bytes]) -> None:
+    """Wait until what was written to a file is on disk."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def flush(path: Path) -> None:
@@ -161,20 +321,31 @@ def write_json(path: Path, value: Any, indent: int | None = None) -> None:
 
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file, whole or not at all."""
+    refuse_special(source)
+    content = source.read_bytes()
     with replacing(target) as file:
-        file.write(source.read_bytes())
+        file.write(content)
 
 
 class LogFile:
-    """A file of JSON lines: first all settings, then one line per log, which is on disk at once."""
+    """A file of JSON lines: first all settings, then one line per log, which is on disk at once.
+
+    An earlier log stays until the first line is written. Raises InputError when the disk does not take a line.
+    """
 
     def __init__(self, path: str | os.PathLike, **settings):
-        self.file = open(path, "w", encoding="utf-8")
-        self.log(**settings)
+        self.path = Path(path)
+        with replacing(self.path) as self.file:
+            self.log(**settings)
+        self.file = open(self.path, "ab")
 
     def log(self, **values) -> None:
-        self.file.write(json.dumps(values) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps(values).encode() + b"\n")
+            self.file.flush()
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written ({reason(error)}). Make room; its lines stay.") from None
 
     def close(self) -> None:
-        self.file.close()
+        with suppress(OSError):  # of a line that could not be written, which log has told
+            self.file.close()

@@ -26,7 +26,17 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from formats.files import InputError, is_utf16, read_json, replacing, sha256, text_sha256, write_json
+from formats.files import (
+    InputError,
+    copy_file,
+    is_utf16,
+    read_json,
+    refuse_special,
+    replacing,
+    sha256,
+    text_sha256,
+    write_json,
+)
 from reading.merges import learn_vocabulary
 from reading.workers import in_processes
 from text_utils import TextEncoder, WordSplitter, split_words
@@ -53,6 +63,7 @@ def find_files(names: Iterable[str | os.PathLike]) -> list[Path]:
             raise InputError(f"{name} holds no files. --corpus names text files, folders or globs.")
         found += files
     for path in found:
+        refuse_special(path)
         try:
             open(path, "rb").close()
         except OSError as error:
@@ -303,14 +314,19 @@ def prepare(
     parts_folder.mkdir(exist_ok=True)
 
     # words -> vocabulary
+    learnt = (parts_folder / "vocabulary.json", parts_folder / "merges.bpe")
     if not all(path.exists() for path in vocabulary):
+        check_none_of_another(vocabulary, learnt)
         counts: Counter[str] = Counter()
         for part in make_parts(shards, parts_folder, None, n_workers):
             counts.update(json.loads(part.read_bytes()))
         if not any(word.strip() for word in counts):
             corpus = " and ".join(map(str, names))
             raise InputError(f"{corpus} holds no words. --corpus names a text file to learn from.")
-        learn_vocabulary(counts, n_merges, *vocabulary)
+        learn_vocabulary(counts, n_merges, *learnt)
+        check_none_of_another(vocabulary, learnt)
+        for source, target in zip(learnt, vocabulary, strict=True):
+            copy_file(source, target)
 
     # vocabulary -> tokens
     made_from = {"corpus": _corpus_sha256(files), "vocabulary": "".join(map(sha256, vocabulary))}
@@ -325,6 +341,16 @@ def prepare(
                     shutil.copyfileobj(content, file)
         write_json(folder / "tokens.json", made_from | {"sha256": sha256(tokens)})
     shutil.rmtree(parts_folder, ignore_errors=True)
+
+
+def check_none_of_another(vocabulary: Vocabulary, learnt: Vocabulary) -> None:
+    """Raise InputError when one of the two files of a vocabulary is there, unless it was learnt from this corpus."""
+    for path, copied_from in zip(vocabulary, learnt, strict=True):
+        if path.exists() and not (copied_from.exists() and sha256(path) == sha256(copied_from)):
+            raise InputError(
+                f"{path} is there without the other file of its vocabulary, {' or '.join(p.name for p in vocabulary)}. "
+                "Add that one or move this away."
+            )
 
 
 def _corpus_sha256(files: list[Path]) -> str:

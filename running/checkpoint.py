@@ -3,18 +3,38 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from formats.files import InputError, flush, replacing, sha256
+from formats.files import InputError, flush, locked, make_output_folder, refuse_special, replacing, sha256
 from running.processes import Ranks
 
 KEPT = 2  # checkpoints; the older one is used when the newest is damaged
 FILES = ("tensors.safetensors", "state.json")
+
+
+@contextmanager
+def only_writer(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Let no other run write into a run's folder within the `with`; the lock of a run that was killed is free.
+
+    Raises InputError when another run writes there.
+    """
+    # the first process writes for all
+    if not ranks.is_first:
+        yield
+        return
+    make_output_folder(folder)
+    with locked(folder / "lock") as is_free:
+        if not is_free:
+            raise InputError(f"{folder} is being written by another run. Wait for its end, or name another --desc.")
+        yield
 
 
 def save_checkpoint(
@@ -84,8 +104,10 @@ def read_checkpoint(folder: Path, ranks: Ranks) -> tuple[dict[str, Tensor], dict
         try:
             digests = json.loads((path / "SHA256.json").read_text())
             if digests == {name: sha256(path / name) for name in FILES}:
-                return load_file(path / FILES[0]), json.loads((path / FILES[1]).read_text())
-        except (OSError, ValueError, SafetensorError):
+                state = json.loads((path / FILES[1]).read_text())
+                if _is_state(state):
+                    return load_file(path / FILES[0]), state
+        except (OSError, ValueError, RecursionError, InputError, SafetensorError):
             pass  # damaged, like one with another digest
         if ranks.is_first:
             print(f"{path} is damaged: skipped")
@@ -94,6 +116,12 @@ def read_checkpoint(folder: Path, ranks: Ranks) -> tuple[dict[str, Tensor], dict
             f"{folder}: every checkpoint is damaged. Restore one from a copy, or remove them all to start again."
         )
     return None
+
+
+def _is_state(state: Any) -> bool:
+    """Return whether what was read from a checkpoint is what a run's save has written."""
+    kinds = {"updates": int, "param_groups": list, "settings": dict, "logs": list, "costs": list}
+    return isinstance(state, dict) and all(isinstance(state.get(name), kind) for name, kind in kinds.items())
 
 
 def restore(
@@ -149,20 +177,33 @@ def save_parameters(path: Path, model: nn.Module, meaning: str = "") -> None:
 def load_parameters(path: Path, model: nn.Module) -> None:
     """Read what save_parameters wrote. Raises InputError when a file is missing or not what was written."""
     digest = path.with_name(path.name + ".sha256")
+    refuse_special(digest)
     try:
         is_whole = digest.read_bytes() == _digest_line(sha256(path), path)
         tensors = load_file(path)
     except (OSError, SafetensorError):
         is_whole = False
     if not is_whole:
-        raise InputError(f"{path} is not the file that {digest} describes. Train again, or restore it from a copy.")
+        raise _not_whole(path)
     model.load_state_dict(tensors)
 
 
 def meaning_of(path: Path) -> str:
-    """Return the digest of the settings that the parameters in a file were saved with (running/record.py)."""
-    with safe_open(path, "pt") as file:
-        return (file.metadata() or {}).get("meaning", "")
+    """Return the digest of the settings that the parameters in a file were saved with (running/record.py).
+
+    Raises InputError for a file of another kind.
+    """
+    refuse_special(path)
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("meaning", "")
+    except (OSError, SafetensorError):
+        raise _not_whole(path) from None
+
+
+def _not_whole(path: Path) -> InputError:
+    digest = path.with_name(path.name + ".sha256")
+    return InputError(f"{path} is not the file that {digest} describes. Train again, or restore it from a copy.")
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:

@@ -5,9 +5,15 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
 
-from formats.files import InputError
+from formats.files import InputError, reason
+
+# a terminal that is closed and a limit of time stop a program as SIGTERM does
+STOPPING = (signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU)
+PARSERS = ("json.decoder", "json.scanner", "csv", "ast")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -19,8 +25,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 def exit_code(program: str, action: Callable[[], None], when_stopped: str) -> int:
-    """Run a command's action and return 0; 2 after one line on what the user can fix; 128 + n after signal n."""
+    """Run a command's action and return 0; 2 after one line on what the user can fix; 128 + n after signal n.
 
+    What the system or a parser raises on what the user gave is of the second kind; a fault of ours stays a traceback.
+    """
+    use_utf8()
     process = os.getpid()
 
     def terminate(number: int, _frame) -> None:
@@ -30,20 +39,28 @@ def exit_code(program: str, action: Callable[[], None], when_stopped: str) -> in
         signal.signal(number, signal.SIG_IGN)  # `timeout` sends it twice
         raise Interrupted(number)
 
-    use_utf8()
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    earlier = signal.signal(signal.SIGTERM, terminate) if in_main_thread else None
+    earlier = {}
+    if threading.current_thread() is threading.main_thread():  # only it may handle signals
+        for number in STOPPING:
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks
+                earlier[number] = signal.signal(number, terminate)
+        if getattr(signal.getsignal(signal.SIGINT), "__name__", "") == "stop_while_starting":
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         action()
-    except InputError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
-        return 2
+        flush_output()
     except KeyboardInterrupt as stop:
-        print(f"{program}: stopped; {when_stopped}", file=sys.stderr)
+        say(f"{program}: stopped; {when_stopped}")
         return 128 + getattr(stop, "number", signal.SIGINT)
+    except Exception as error:
+        problem = what_the_user_can_fix(error)
+        if problem is None:
+            raise
+        say(f"{program}: error: {problem}")
+        return 2
     finally:
-        if in_main_thread:
-            signal.signal(signal.SIGTERM, earlier)
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
     return 0
 
 
@@ -58,3 +75,54 @@ def use_utf8() -> None:
             stream.reconfigure(errors="backslashreplace")
         else:
             stream.reconfigure(encoding="utf-8")
+
+
+def what_the_user_can_fix(error: Exception) -> str | None:
+    """Return in one line what was wrong with what the user gave, and the remedy; None: it is a fault of ours."""
+    if isinstance(error, InputError):
+        return " ".join(str(error).splitlines())
+    if isinstance(error, OSError):
+        if error.filename is None:
+            why = f"a file, or the standard input or output, cannot be read or written ({reason(error)})"
+            return f"{why}. Make room, or keep the other end of the pipe open."
+        return f"{error.filename} cannot be read or written ({reason(error)}). Name another one, or make it accessible."
+    if is_out_of_memory(error):
+        return "there is not enough memory for what was asked. Ask for less at a time, or for smaller sizes."
+    if isinstance(error, RecursionError | OverflowError):
+        modules = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if set(modules) & set(PARSERS):
+            return f"a file is not what it should be: it cannot be parsed ({error}). Fetch or write it again."
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory is full; on a CPU torch raises a RuntimeError with such a text."""
+    is_of_torch = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_of_torch)
+
+
+def flush_output() -> None:
+    """Write what standard output still holds. Raises InputError when its reader is gone or its disk is full."""
+    try:
+        if sys.stdout is not None and not sys.stdout.closed:
+            sys.stdout.flush()
+    except OSError as error:
+        drop_output()
+        why = f"standard output cannot be written ({reason(error)})"
+        raise InputError(f"{why}. Make room, or keep the other end of the pipe open.") from None
+
+
+def drop_output() -> None:
+    """Let what standard output still holds go nowhere: Python would try again at its end, and fail with a traceback."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def say(line: str) -> None:
+    """Print a line to standard error, if that takes one; first what standard output still holds."""
+    with suppress(InputError):
+        flush_output()
+    with suppress(OSError, ValueError, AttributeError):
+        print(line, file=sys.stderr, flush=True)

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from formats.files import replacing
 from opt import SCHEDULES
 from running.record import RunRecord
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MAX_NAMED = 12  # labels: with more, a confusion matrix has neither names nor numbers
 
@@ -51,7 +53,7 @@ def draw(
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # labels in scripts that the font lacks are drawn as boxes
-        figure.savefig(path, dpi=120)
+        save(figure, path)
 
 
 def headline(report: dict) -> str:
@@ -220,4 +222,13 @@ def draw_perplexity(desc: str, logs: list[dict], path: Path) -> None:
     axes.plot(logs["n_updates"], logs["va_ppl"], label=f"held out: {logs['va_ppl'].iloc[-1]:.3f} at the end")
     axes.set(xlabel="update", ylabel="perplexity per token", yscale="log", title=desc)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    save(figure, path)
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """Write a picture, whole or not at all."""
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=120)

@@ -1,6 +1,7 @@
 """A run's predictions: a file of all of them beside its log, for the analysis, and the tables to hand in."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -8,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from formats.files import InputError, replacing
+from formats.files import InputError, refuse_special, replacing
 from reading.rows import FORMS, Rows
 from reading.tasks import Task
 from running.inference import answers, written_answers
@@ -93,13 +94,14 @@ def as_shown(values: np.ndarray, task: Task) -> list[str] | list[float]:
 def read_predictions(path: Path) -> list[PredictedExample]:
     """Return the examples in the file. Raises InputError when it is missing, damaged or empty."""
     found = []
+    refuse_special(path)
     try:
         with open(path, encoding="utf-8") as file:
             for line in file:
                 found.append(parse_predicted(line))
     except FileNotFoundError:
         raise InputError(f"{path} is missing: run train.py with --submit first, under that --desc.") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(
             f"{path}, line {len(found) + 1}: not an example with its prediction ({error}). Run again with --submit."
         ) from None
@@ -112,10 +114,14 @@ def parse_predicted(line: str) -> PredictedExample:
     """Return the example in a line of the file. Raises ValueError or TypeError for anything else."""
     example = PredictedExample(**json.loads(line))
     texts = [example.split, example.part, example.where, *example.texts]
-    if not all(isinstance(text, str) for text in texts):
+    if not isinstance(example.texts, list) or not all(isinstance(text, str) for text in texts):
         raise TypeError("a text is none")
-    if not example.probabilities or not all(isinstance(p, float) for p in example.probabilities):
+    values = example.probabilities
+    if not isinstance(values, list) or not values or not all(isinstance(p, float) and 0 <= p <= 1 for p in values):
         raise TypeError("a probability is none")
+    for answer in (example.label, example.prediction):
+        if isinstance(answer, float) and not math.isfinite(answer):
+            raise TypeError("a score is no finite number")
     return example
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from formats.files import InputError
-from running.command import Interrupted
+from running.command import STOPPING, Interrupted
 
 # --- ranks -----------------------------------------------------------------------------------------------------------
 
@@ -171,7 +171,9 @@ def signals_wait(ranks: Ranks) -> Iterator[None]:
 
     earlier = {}
     if threading.current_thread() is threading.main_thread():  # only it may handle signals
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (*STOPPING, signal.SIGINT):
+            if number != signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # as nohup asks
             earlier[number] = signal.signal(number, ask)
     try:
         yield
@@ -196,11 +198,6 @@ def random_numbers_kept() -> Iterator[None]:
 
 
 # --- the machine -----------------------------------------------------------------------------------------------------
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory is full; on a CPU torch raises a RuntimeError with such a text."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
 
 
 def pick_precision(asked: str | None, device: torch.device) -> str:

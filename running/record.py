@@ -2,13 +2,17 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from formats.files import InputError, read_json, text_sha256
+from formats.own import parse_columns
 from model_pytorch import Config
+from opt import SCHEDULES
 from reading.rows import CUTS, FORMS, Layout
+from running.metrics import METRICS
 
 # what the answers of given parameters depend on
 MEANING = (
@@ -104,8 +108,38 @@ def problem_of(values: Any) -> str | None:
                 return f"{f.name} is missing"
         elif not is_of_type(values[f.name], f.type):
             return f"{f.name} is {values[f.name]!r}"
+    return problem_of_values(values)
+
+
+SIZES = ("n_embd", "n_head", "n_layer", "n_out", "n_vocab", "n_ctx", "n_ctx_allowed")
+DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop", "clf_pdrop")
+
+
+def problem_of_values(values: dict[str, Any]) -> str | None:
+    """Return in words which value of the right type cannot be one of a run; None if there is none."""
+    # numbers
+    for name in SIZES:
+        if values[name] < 1:
+            return f"{name} is {values[name]}"
+    if values["n_embd"] % values["n_head"]:
+        return f"n_embd {values['n_embd']} is not a multiple of n_head {values['n_head']}"
+    for name in DROPOUTS:
+        if not 0 <= values[name] < 1:
+            return f"{name} is {values[name]}"
+
+    # words
     if values["form"] not in FORMS or values["cut"] not in CUTS:
         return f"form {values['form']!r}, cut {values['cut']!r}"
+    if not values["metrics"] or not set(values["metrics"]) <= METRICS.keys():
+        return f"metrics is {values['metrics']!r}"
+    if values.get("lr_schedule", "warmup_constant") not in SCHEDULES:
+        return f"lr_schedule is {values['lr_schedule']!r}"
+    try:
+        parse_columns(values["columns"])
+    except ValueError:
+        return f"columns is {values['columns']!r}"
+
+    # pairs
     for name in ("scores", "vocabulary"):
         if values[name] is not None and len(values[name]) != 2:
             return f"{name} is {values[name]!r}"
@@ -113,13 +147,14 @@ def problem_of(values: Any) -> str | None:
 
 
 def is_of_type(value: Any, kind: Any) -> bool:
-    """Return whether a JSON value is of the type of a field."""
+    """Return whether a JSON value is of the type of a field; numbers are finite."""
     if isinstance(value, bool):
         return kind is bool
     if value is None:
         return str(kind).endswith("None")
     if isinstance(value, list):
-        return str(kind).startswith("list")
+        of_items = str if str(kind).startswith("list[str]") else float
+        return str(kind).startswith("list") and all(is_of_type(item, of_items) for item in value)
     if kind is float:
-        return isinstance(value, int | float)
-    return isinstance(value, kind)
+        return isinstance(value, int | float) and abs(value) < math.inf
+    return not str(kind).startswith("list") and isinstance(value, kind)

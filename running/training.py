@@ -16,12 +16,12 @@ from tqdm import tqdm
 from formats.files import InputError, LogFile, write_json
 from opt import OpenAIAdam
 from running.checkpoint import read_checkpoint, remove_checkpoints, restore, save_checkpoint, save_parameters
+from running.command import is_out_of_memory
 from running.inference import progress_bar
 from running.processes import (
     Ranks,
     Stopped,
     autocast,
-    is_out_of_memory,
     pick_precision,
     provenance,
     restarted,
@@ -104,7 +104,13 @@ class Run:
         found = self.find_checkpoint()
         if found is not None:
             tensors, state = found
-            restore(tensors, state, model, optimizer, ranks)
+            try:
+                restore(tensors, state, model, optimizer, ranks)
+            except (LookupError, TypeError, ValueError, RuntimeError) as error:
+                raise InputError(
+                    f"{self.folder}: the newest checkpoint is not of this network ({error!r}). Remove it, or change "
+                    "--desc."
+                ) from None
             self.n_updates = state["updates"]
             self.logs = state["logs"]
             self.costs = state["costs"]
@@ -122,7 +128,7 @@ class Run:
             return None
         _, state = found
         if not (self.settings.resume or restarted()):
-            if state["updates"] < state["settings"]["t_total"]:
+            if state["updates"] < state["settings"].get("t_total", 0):
                 raise InputError(
                     f"{self.folder} holds checkpoints of an unfinished run. --resume goes on; else change --desc or "
                     "remove them."

@@ -725,7 +725,7 @@ def test_other_mistakes_of_the_command(hf_dir, model_dir, tmp_path, capsys):
     assert_refused(["to_hf", str(tmp_path / "none"), out], "params_shapes.json is missing", capsys)
     assert_refused(["from_hf", str(tmp_path / "none"), out], "is not a Hugging Face folder", capsys)
     assert_refused(["to_hf", str(model_dir), str(hf_dir)], "holds config.json already", capsys)
-    assert_refused(["from_hf", str(hf_dir), str(model_dir)], "holds params_shapes.json already", capsys)
+    assert_refused(["from_hf", str(hf_dir), str(model_dir)], "holds encoder_bpe_40000.json already", capsys)
     (tmp_path / "file").write_text("")
     assert_refused(["to_hf", str(model_dir), str(tmp_path / "file")], "cannot be written to", capsys)
     (tmp_path / "run").mkdir()

@@ -3,18 +3,26 @@
 import errno
 import hashlib
 import json
+import math
 import os
+import platform
 import re
 import signal
+import subprocess
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from formats import files
-from formats.files import InputError, make_output_folder, replacing
+from formats.files import InputError, make_output_folder, making_folder, replacing, replacing_all
 from running import command
+from running.checkpoint import only_writer
+from running.processes import Ranks
 from utils import (
     ResultLogger,
     encode_dataset,
@@ -179,6 +187,122 @@ def test_a_disk_that_does_not_take_a_file_is_named_and_the_old_file_stays(tmp_pa
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"best_params": b"whole"}
 
 
+def test_a_pipe_is_written_into_and_a_link_stays(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    with replacing(tmp_path / "pipe") as file:
+        file.write(b"through")
+    assert os.read(reader, 100) == b"through" and (tmp_path / "pipe").is_fifo()
+    os.close(reader)
+    (tmp_path / "link").symlink_to("target")
+    with replacing(tmp_path / "link") as file:
+        file.write(b"new")
+    assert (tmp_path / "target").read_bytes() == b"new" and (tmp_path / "link").is_symlink()
+    for path in (tmp_path, Path("/"), Path("")):
+        with pytest.raises(InputError, match="is a folder"), replacing(path):
+            pass
+
+
+def test_a_part_of_a_dead_process_is_removed_and_that_of_a_living_one_stays(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for number in (dead.pid, os.getppid()):
+        (tmp_path / f"x.{platform.node()}.{number}.part").write_text("half")
+    with replacing(tmp_path / "x") as file:
+        file.write(b"whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"x", f"x.{platform.node()}.{os.getppid()}.part"}
+
+
+def test_files_that_belong_together_are_replaced_together(tmp_path):
+    paths = [tmp_path / name for name in "abc"]
+    for path in (*paths, tmp_path / "old"):
+        path.write_bytes(b"before")
+    with pytest.raises(ValueError), replacing_all(paths, [tmp_path / "old"]) as files:
+        files[0].write(b"half")
+        raise ValueError
+    assert {path.read_bytes() for path in tmp_path.iterdir()} == {b"before"}
+    with replacing_all(paths, [tmp_path / "old"]) as files:
+        for file in files:
+            file.write(b"after")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == dict.fromkeys("abc", b"after")
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_a_process_that_dies_leaves_a_set_of_files_old_or_new_or_without_the_first(tmp_path, monkeypatch, at):
+    paths = [tmp_path / name for name in "abc"]
+    for path in paths:
+        path.write_bytes(b"before")
+    replace, calls = os.replace, []
+
+    def die(*names):
+        calls.append(names)
+        if len(calls) > at:
+            raise KeyboardInterrupt
+        replace(*names)
+
+    monkeypatch.setattr(os, "replace", die)
+    with suppress(KeyboardInterrupt), replacing_all(paths) as files:
+        for file in files:
+            file.write(b"after")
+    found = {path.name: path.read_bytes() for path in paths if path.exists()}
+    assert "a" not in found or found == dict.fromkeys("abc", b"after")
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    for error in (ValueError, KeyboardInterrupt):
+        with pytest.raises(error), making_folder(tmp_path / "new") as part:
+            (part / "a").write_text("half")
+            raise error
+    assert list(tmp_path.iterdir()) == []
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (tmp_path / f"new.{platform.node()}.{dead.pid}.part").mkdir()
+    (tmp_path / "new").mkdir()
+    with making_folder(tmp_path / "new") as part:
+        (part / "a").write_text("whole")
+        assert list((tmp_path / "new").iterdir()) == []
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["new", "new/a"]
+    for path, message in (("new", "holds a already"), ("new/a", "cannot be written to")):
+        with pytest.raises(InputError, match=message), making_folder(tmp_path / path):
+            pass
+
+
+def test_the_lock_of_a_run_is_free_when_its_process_is_dead(tmp_path):
+    script = "import sys, time\nfrom running.checkpoint import *\n"
+    script += (
+        f"with only_writer(Path({str(tmp_path)!r}), Ranks()):\n    print('locked', flush=True)\n    time.sleep(100)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=ROOT) as other:
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(InputError, match="being written by another run"), only_writer(tmp_path, Ranks()):
+            pass
+        with only_writer(tmp_path, Ranks(1, 2)):  # the first process has the lock for all
+            pass
+        other.kill()
+    for _ in range(2):
+        with only_writer(tmp_path, Ranks()):
+            pass
+
+
+def test_the_log_of_an_earlier_run_stays_when_the_disk_is_full(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "log"
+    path.write_text("earlier")
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="log cannot be written .No space"):
+        patch.setattr(os, "fsync", full)
+        files.LogFile(path, n=1)
+    assert path.read_text() == "earlier"
+    log = files.LogFile(path, n=1)
+    log.file.close()
+    log.file = open("/dev/full", "wb")
+    with pytest.raises(InputError, match="log cannot be written .No space"):
+        log.log(n=2)
+    log.close()
+    assert path.read_text() == '{"n": 1}\n'
+
+
 def test_digests_are_those_of_the_standard_library_by_name(tmp_path):
     contents = {f"{i}.npy": bytes(range(256)) * 1000 * i for i in range(20)}
     for name, content in contents.items():
@@ -250,6 +374,64 @@ def test_a_command_ends_with_0_2_130_or_143(capsys):
     assert signal.getsignal(signal.SIGTERM) is handler
     with pytest.raises(ZeroDivisionError):  # a mistake of ours keeps its traceback
         command.exit_code("p", lambda: fail(ZeroDivisionError()), "x")
+
+
+def parse_brackets():
+    json.loads("[" * 100_000)
+
+
+def call_itself():
+    call_itself()
+
+
+FIXABLE = {
+    "a long name": (lambda: open("x" * 300), "xxx cannot be read or written .File name too long"),
+    "no folder": (lambda: os.mkdir("/proc/x/y"), "/proc/x/y cannot be read or written"),
+    "no memory": (lambda: bytearray(2**60), "not enough memory"),
+    "no memory for torch": (lambda: torch.empty(2**50), "not enough memory"),
+    "brackets": (parse_brackets, "cannot be parsed"),
+    "an early end": (lambda: os.write(os.open("/dev/full", os.O_WRONLY), b"x"), "No space left on device"),
+}
+
+
+@pytest.mark.parametrize("action, message", FIXABLE.values(), ids=FIXABLE)
+def test_what_the_system_refuses_is_one_line(capsys, action, message):
+    assert command.exit_code("p", action, "x") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("p: error: ") and err.count("\n") == 1 and re.search(message, err)
+
+
+@pytest.mark.parametrize("action", [call_itself, lambda: math.exp(1000), lambda: [][0], lambda: torch.ones(2) @ None])
+def test_a_fault_of_ours_stays_a_traceback(action):
+    with pytest.raises((RecursionError, OverflowError, IndexError, TypeError)):
+        command.exit_code("p", action, "x")
+
+
+@pytest.mark.parametrize("output", ["/dev/full", "a closed pipe"])
+@pytest.mark.parametrize("n", [1, 100_000])
+def test_standard_output_that_takes_nothing_is_one_line(output, n):
+    script = (
+        f"import sys\nfrom running.command import exit_code\nsys.exit(exit_code('p', lambda: print('x' * {n}), 'x'))"
+    )
+    if output == "/dev/full":
+        out = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, out = os.pipe()
+        os.close(reader)
+    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, stdout=out, stderr=subprocess.PIPE, text=True)
+    os.close(out)
+    assert run.returncode == 2 and run.stderr.count("\n") == 1 and run.stderr.startswith("p: error: "), run.stderr
+
+
+@pytest.mark.parametrize("name", ["train.py", "demo/stories.py", "bench/update.py"])
+def test_ctrl_c_while_a_command_is_loaded_is_one_line(tmp_path, name):
+    module = name.removesuffix(".py").replace("/", ".")
+    # a library that asks for Ctrl-C when it is imported
+    (tmp_path / "random.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    command = [sys.executable, "-m", module, "--help"]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 130 and run.stderr == f"{Path(name).name}: stopped before it had begun\n", run.stderr
 
 
 def test_a_second_sigterm_does_not_disturb_the_end():
