@@ -6,8 +6,8 @@ And back: `TextEncoder.decode` makes readable text of tokens, `words_with_spans`
 import heapq
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -84,7 +84,7 @@ class WordSplitter:
         rules = nlp.tokenizer
         # The same rules, without looking for them where they cannot match. All of a prefix's begin with ^.
         rules.prefix_search = re.compile(rules.prefix_search.__self__.pattern).match
-        rules.suffix_search = _at_the_end(re.compile(rules.suffix_search.__self__.pattern))
+        rules.suffix_search = partial(_search_at_the_end, re.compile(rules.suffix_search.__self__.pattern))
         return nlp
 
     def split(self, text: str) -> Iterator[tuple[int, "Doc"]]:
@@ -101,13 +101,9 @@ class WordSplitter:
                 del self.nlp
 
 
-def _at_the_end(suffixes: re.Pattern) -> Callable[[str], re.Match | None]:
-    """Return a search for the longest of spaCy's suffixes: a run of dots, or at most 8 characters."""
-
-    def search(text: str) -> re.Match | None:
-        return suffixes.search(text, max(0, len(text.rstrip(".")) - 8))
-
-    return search
+def _search_at_the_end(suffixes: re.Pattern, text: str) -> re.Match | None:
+    """Find the longest of spaCy's suffixes: a run of dots, or at most 8 characters."""
+    return suffixes.search(text, max(0, len(text.rstrip(".")) - 8))
 
 
 # --- where the words stand in the user's own text --------------------------------------------------------------------
