@@ -120,7 +120,7 @@ def read_checkpoint(folder: Path, ranks: Ranks) -> tuple[dict[str, Tensor], dict
 
 def _is_state(state: Any) -> bool:
     """Return whether what was read from a checkpoint is what a run's save has written."""
-    kinds = {"updates": int, "param_groups": list, "settings": dict, "logs": list, "costs": list}
+    kinds = {"updates": int, "param_groups": list, "settings": dict, "logs": list, "costs": list, "sizes": list}
     return isinstance(state, dict) and all(isinstance(state.get(name), kind) for name, kind in kinds.items())
 
 

@@ -259,7 +259,7 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_end(world, unbroken, tmp
         pytest.param("train", "running.training.save_parameters", 1, marks=pytest.mark.slow),
         ("train", "running.checkpoint.save_file", 4),
         pytest.param("pretrain", "running.training:Run.write_log", 2, marks=pytest.mark.slow),
-        ("pretrain", "formats.authors.replacing", 3),  # some weights are written
+        ("pretrain", "formats.files.replacing", 3),  # some weights are written
     ],
 )
 def test_a_run_killed_at_each_kind_of_work_goes_on(world, unbroken, tmp_path, name, function, number):
@@ -340,8 +340,12 @@ def small(updates: int) -> tuple[torch.nn.Module, opt.OpenAIAdam]:
     return model, optimizer
 
 
+def state_of(updates: int) -> dict:
+    return {"settings": {}, "logs": [updates], "costs": [], "sizes": []}
+
+
 def save_small(folder: Path, updates: int) -> None:
-    checkpoint.save_checkpoint(folder, updates, *small(updates), ONE, logs=[updates])
+    checkpoint.save_checkpoint(folder, updates, *small(updates), ONE, **state_of(updates))
 
 
 def assert_is(found: tuple[dict[str, torch.Tensor], dict], updates: int) -> None:
@@ -379,7 +383,7 @@ def save_and_die(folder: Path, updates: int, step: int) -> None:
     Path.write_text = in_steps(Path.write_text, lambda arguments: arguments[0])
     arguments = folder, updates, *small(updates), ONE
     sys.addaudithook(lambda event, _: tick() if event in STEPS else None)
-    checkpoint.save_checkpoint(*arguments, logs=[updates])
+    checkpoint.save_checkpoint(*arguments, **state_of(updates))
     os._exit(0)
 
 
@@ -433,8 +437,8 @@ def flip(path: Path, rng: random.Random) -> Callable[[], None]:
 
 
 def test_a_checkpoint_of_another_version_is_refused(tmp_path):
+    save_small(tmp_path, 1)
     model, optimizer = small(1)
-    checkpoint.save_checkpoint(tmp_path, 1, model, optimizer, ONE)
     tensors, state = checkpoint.read_checkpoint(tmp_path, ONE)
     del state["param_groups"][0]["t"]
     with pytest.raises(InputError, match="of another version of this code"):
