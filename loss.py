@@ -29,16 +29,21 @@ def compute_losses(
     return packed_losses(model, packing, y, lm_coef)
 
 
-def packed_losses(model: DoubleHeadModel, packing: Packing, y: Tensor, lm_coef: float) -> tuple[Tensor, Tensor | None]:
-    """Return what compute_losses does, of a packed batch."""
+def packed_losses(
+    model: DoubleHeadModel, packing: Packing, y: Tensor, lm_coef: float, alike: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Return what compute_losses does, of a packed batch; alike as of lm_losses."""
     h, table, task_logits = model.forward_packed(packing)
     task = task_losses(task_logits, y)
-    lm = None if lm_coef == 0 else lm_losses(h, table, packing)
+    lm = None if lm_coef == 0 else lm_losses(h, table, packing, alike)
     return task, lm
 
 
 class PackedLosses(nn.Module):
-    """packed_losses of a network as a module, as DistributedDataParallel needs."""
+    """packed_losses of a network as a module, as DistributedDataParallel needs.
+
+    The loss made of these must weigh all rows' language-model losses alike.
+    """
 
     def __init__(self, model: DoubleHeadModel, lm_coef: float):
         super().__init__()
@@ -46,24 +51,25 @@ class PackedLosses(nn.Module):
         self.lm_coef = lm_coef
 
     def forward(self, packing: Packing, y: Tensor) -> tuple[Tensor, Tensor | None]:
-        return packed_losses(self.model, packing, y, self.lm_coef)
+        return packed_losses(self.model, packing, y, self.lm_coef, alike=True)
 
 
 class SequenceLosses(nn.Module):
-    """sequence_losses of a network as a module, as DistributedDataParallel needs."""
+    """sequence_losses of a network as a module, as DistributedDataParallel needs; alike as of lm_losses."""
 
-    def __init__(self, model: LMModel):
+    def __init__(self, model: LMModel, alike: bool = False):
         super().__init__()
         self.model = model
+        self.alike = alike
 
     def forward(self, packing: Packing) -> Tensor:
-        return sequence_losses(self.model, packing)
+        return sequence_losses(self.model, packing, self.alike)
 
 
-def sequence_losses(model: LMModel, packing: Packing) -> Tensor:
+def sequence_losses(model: LMModel, packing: Packing, alike: bool = False) -> Tensor:
     """Return the mean next-token cross entropy (nats) of each sequence (B,)."""
     table = model.transformer.dropped_table()
-    return lm_losses(model.transformer(packing, table), table, packing)
+    return lm_losses(model.transformer(packing, table), table, packing, alike)
 
 
 def token_mean(losses: Tensor, n_next: Tensor) -> Tensor:
@@ -88,14 +94,15 @@ def task_losses(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits, y if y.is_floating_point() else y.long(), reduction="none")
 
 
-def lm_losses(h: Tensor, table: Tensor, packing: Packing) -> Tensor:
+def lm_losses(h: Tensor, table: Tensor, packing: Packing, alike: bool = False) -> Tensor:
     """Return for each row the mean cross entropy of its real next tokens (B*K,), 0 for a row without any (TF:176-178).
 
     Args:
         h: hidden states (N, C) of the packing's tokens.
         table: embedding matrix (V, C), with the dropout that the inputs had.
+        alike: whether the caller promises that the loss weighs all rows alike; then backward waits for no GPU.
     """
     is_next = packing.predictions < len(packing.targets)  # (B*K, T-1)
     weights = at_least_float32(is_next.to(h.dtype)) / is_next.sum(1, keepdim=True).clamp(min=1)
     states = h.index_select(0, packing.predictors)  # (M, C)
-    return row_losses(states, table, packing.targets, packing.predictions, weights)
+    return row_losses(states, table, packing.targets, packing.predictions, weights, alike)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from speed.packing import is_known
+
 
 def warmup_cosine(x: float, warmup: float) -> float:
     """Rise linearly to 1 over the first `warmup` of the updates, then follow 0.5 (1 + cos(pi x))."""
@@ -83,6 +85,7 @@ class OpenAIAdam(torch.optim.AdamW):
         super().__init__(_groups(given, lr, l2, vector_l2), lr=lr, betas=(b1, b2), eps=e, fused=True)
         self.schedule: Callable[[float, float], float] = SCHEDULES[schedule]
         self.warmup, self.t_total, self.e, self.max_grad_norm = warmup, t_total, e, max_grad_norm
+        self.found_inf: Tensor | None = None  # 1.0: no update is made; the name is AdamW's
 
     def preallocate(self) -> None:
         """Preallocate the running means, before activations: made between them, they fragment memory."""
@@ -93,20 +96,46 @@ class OpenAIAdam(torch.optim.AdamW):
                 self.state[p] = {"step": step} | means  # as AdamW's own
 
     @torch.no_grad()
-    def step(self, closure: Callable | None = None):
+    def step(self, closure: Callable | None = None, cost: Tensor | None = None) -> Tensor | None:
         """Make one update from the gradients, which are clipped in place.
 
-        Raises FloatingPointError, with nothing changed, when their norm is not finite.
+        Args:
+            cost: that the gradients are of. With it no GPU is waited for, and the norm of the gradients is returned:
+                an update whose cost or norm is not finite changes nothing, nor do those after it, which count all the
+                same until `take_back`.
+
+        Raises FloatingPointError, with nothing changed, when no cost is given and the norm is not finite.
         """
         if closure is not None:
             raise ValueError("OpenAIAdam takes no closure: call backward() before step()")
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         norm = get_total_norm(grads)
-        if not norm.isfinite():
-            raise FloatingPointError(f"the norm of the gradients is {norm.item()}")
-        if 0 < self.max_grad_norm < norm:
+        if cost is None:
+            if not norm.isfinite():
+                raise FloatingPointError(f"the norm of the gradients is {norm.item()}")
+            self._update(grads, norm)
+            return None
+
+        # the verdict stays on the device
+        is_bad = ~(norm.isfinite() & cost.isfinite())
+        if self.found_inf is None:
+            self.found_inf = torch.zeros_like(norm, dtype=torch.float32)
+        self.found_inf = torch.maximum(self.found_inf, is_bad.float())
+        self._update(grads, norm)
+        return norm
+
+    def take_back(self, n: int) -> None:
+        """Count the last n updates no longer, which were not made."""
+        self.found_inf = None
+        for group in self.param_groups:
+            group["t"] -= n
+
+    def _update(self, grads: list[Tensor], norm: Tensor) -> None:
+        """Clip gradients of this norm in place, and make one update from them."""
+        if self.max_grad_norm > 0 and not (is_known(norm) and norm <= self.max_grad_norm):
             # as TF's clip_by_global_norm, opt.py:30-31: no epsilon in the quotient
-            torch._foreach_mul_(grads, self.max_grad_norm / norm)
+            scale = torch.where(norm > self.max_grad_norm, self.max_grad_norm / norm, 1.0)
+            torch._foreach_mul_(grads, scale)
 
         # AdamW's settings for this update
         peaks = [self.param_groups[group["lr_of"]]["lr"] for group in self.param_groups]

@@ -93,8 +93,8 @@ def pre_train(settings: PreTrainingFlags, ranks: Ranks, make_network=None) -> LM
     measured = Measured(sequences, held_out, probes, encoder)
     if ranks.is_first:
         announce(run, sequences, encoder, len(held_out))
-    losses = run.wrap(SequenceLosses(model))
     n_next = sequences.lengths - 1  # tokens that each sequence predicts
+    losses = run.wrap(SequenceLosses(model, alike=n_next[:n_train].min() == n_next[:n_train].max()))
 
     with run:
         # before the first update of an adaptation; and a run that was stopped while it was measured goes on with that
@@ -119,8 +119,8 @@ def pre_train(settings: PreTrainingFlags, ranks: Ranks, make_network=None) -> LM
 
             # clip and step; an update whose cost or gradients are not finite is not made
             cost = run.mean_cost(cost)
-            optimizer.step()
-            run.count(cost, n_next[examples].sum())
+            norm = optimizer.step(cost=cost)
+            run.count(cost, norm, n_next[examples].sum())
 
             if is_log_due(run):
                 write_log(run, measured)
@@ -328,6 +328,7 @@ def is_log_due(run: Run) -> bool:
 
 def write_log(run: Run, measured: Measured) -> None:
     """Write the perplexities, of training since the last log and of the held-out sequences, to the log."""
+    run.settle()
     # each update weighs as many tokens as it predicted; 1.0 where all predicted as many
     weights = np.array(run.sizes) / np.mean(run.sizes)
     training_cost = sum(weights * run.costs) / len(run.costs)

@@ -47,6 +47,7 @@ from running.processes import (
 from running.record import RunRecord
 from running.settings import FineTuningFlags, parse
 from running.training import Plan, Run, summary_writer
+from speed.packing import to_device
 from text_utils import TextEncoder
 from weights import folder_sizes, load_weights, parameter_files
 
@@ -118,7 +119,7 @@ def fine_tune(settings: FineTuningFlags, ranks: Ranks, make_network=None) -> Non
             cost = 0.0
             for part in run.parts(examples):
                 packing = train.packed(part, settings.share_context).to(ranks.device)
-                y = train.targets(part).to(ranks.device, non_blocking=True)
+                y = to_device(train.targets(part), ranks.device)
                 with run.autocast:
                     task_losses, lm_losses = losses(packing, y)
                     if class_weights is not None:
@@ -132,8 +133,8 @@ def fine_tune(settings: FineTuningFlags, ranks: Ranks, make_network=None) -> Non
 
             # clip and step; an update whose cost or gradients are not finite is not made
             cost = run.mean_cost(cost)
-            optimizer.step()
-            run.count(cost)
+            norm = optimizer.step(cost=cost)
+            run.count(cost, norm)
 
             if is_log_due(run):
                 write_log(run, splits)
@@ -292,6 +293,7 @@ def is_log_due(run: Run) -> bool:
 
 def write_log(run: Run, splits: Splits) -> None:
     """Write cost and metrics of the first n_valid examples of train, and of valid, to the log."""
+    run.settle()
     costs, metrics, shown = {}, {}, []
     subset = splits.train.first(run.settings.n_valid)
     for key, name, rows in (("tr", "train", subset), ("va", "valid", splits.valid)):

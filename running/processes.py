@@ -52,20 +52,20 @@ class Ranks:
             return objective
         return DistributedDataParallel(objective, gradient_as_bucket_view=True)
 
-    def mean(self, value: float) -> float:
-        """Return the mean of a number over the processes."""
+    def mean(self, value: Tensor) -> Tensor:
+        """Return the mean of a number over the processes, on its device; a GPU is not waited for."""
         if self.size == 1:
             return value
-        return self.gather(torch.tensor([value], dtype=torch.float64)).mean().item()
+        return self.gather(value.double().reshape(1)).mean()
 
     def gather(self, t: Tensor) -> Tensor:
-        """Return the tensors (n, ...) of all processes, in their order, as one (size * n, ...) on the CPU."""
+        """Return the tensors (n, ...) of all processes, in their order, as one (size * n, ...) on the same device."""
         if self.size == 1:
-            return t.cpu()
-        t = t.to(self.device).contiguous()
+            return t
+        t = t.contiguous()
         parts = [torch.empty_like(t) for _ in range(self.size)]
         dist.all_gather(parts, t)
-        return torch.cat(parts).cpu()
+        return torch.cat(parts)
 
     def wait(self) -> None:
         """Wait until all processes are here."""
@@ -92,7 +92,9 @@ class Ranks:
 
 @contextmanager
 def join_ranks() -> Iterator[Ranks]:
-    """Join the processes that torchrun started, by nccl on GPUs and gloo on CPUs; without torchrun, be the only one.
+    """Join the processes that torchrun started; without torchrun, be the only one.
+
+    What is on GPUs is exchanged by nccl, what is on CPUs by gloo, which waits for no GPU.
 
     Raises InputError when a host has fewer GPUs than processes, and when another process is lost.
     """
@@ -115,6 +117,8 @@ def join_ranks() -> Iterator[Ranks]:
     store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
     store = dist.PrefixStore(f"start {_restarts()}", store)
     backend = dist.get_default_backend_for_device(device)
+    if device.type != "cpu":
+        backend = f"cpu:gloo,{device.type}:{backend}"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
         yield Ranks(rank, size, device)

@@ -4,12 +4,15 @@ The updates themselves, forward, backward and step, stand in train.py and pretra
 """
 
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -30,6 +33,7 @@ from running.processes import (
 )
 from running.record import meaning
 from running.settings import RunFlags
+from speed.packing import is_known
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,35 @@ class Plan:
         return self.per_epoch * self.n_iter
 
 
+class Figure:
+    """A number on its way from the device: asked for now, read some updates later."""
+
+    def __init__(self, value: Tensor):
+        self.value = value.to("cpu", non_blocking=True)
+        self.arrived = None
+        if not is_known(value):
+            self.arrived = torch.Event(value.device)
+            self.arrived.record()
+
+    def read(self) -> float:
+        """Return the number; waits for the update that it is of, not for later ones."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return float(self.value)
+
+
+class Counted(NamedTuple):
+    """An update whose figures are not read yet."""
+
+    examples: Sequence[int]
+    size: int
+    cost: Figure
+    norm: Figure  # of the gradients
+
+
+AHEAD = 2  # updates that a GPU is given before the figures of the first are read, so that it always has work
+
+
 class Run:
     """A training run, from its first update or its newest checkpoint to its last update.
 
@@ -76,6 +109,7 @@ class Run:
         logs: lines of the log, without the settings.
         costs: training costs (nats) of the updates since the last line.
         sizes: how much each of these costs weighs.
+        counted: the last updates, whose costs are not yet among these; `settle` reads them.
 
     Raises:
         InputError: the checkpoints of an earlier run do not fit this one.
@@ -101,6 +135,7 @@ class Run:
         self.logs: list[dict] = []
         self.costs: list[float] = []
         self.sizes: list[int] = []
+        self.counted: deque[Counted] = deque()
         found = self.find_checkpoint()
         if found is not None:
             tensors, state = found
@@ -163,6 +198,8 @@ class Run:
         try:
             if isinstance(error, Stopped) and not self.is_saved():
                 self.save()
+        except FloatingPointError as bad:
+            error = bad
         finally:
             self.signals.__exit__(None, None, None)
             for opened in (self.bar, self.log):
@@ -202,6 +239,7 @@ class Run:
                 self.save()
                 self.ranks.pause()
             if self.n_updates == self.plan.t_total:
+                self.settle()
                 return
 
             # the next examples
@@ -235,21 +273,47 @@ class Run:
         n_parts = self.plan.accumulate * self.plan.n_processes
         return float(n_parts * counts[part].sum() / counts[self.examples].sum())
 
-    def mean_cost(self, cost: Tensor) -> float:
-        """Return the mean of a cost over the processes. Raises FloatingPointError when it is not finite."""
-        mean = self.ranks.mean(float(cost))
-        if not math.isfinite(mean):
-            raise FloatingPointError(f"the cost is {mean}")
-        return mean
+    def mean_cost(self, cost: Tensor) -> Tensor:
+        """Return the mean of a cost over the processes."""
+        return self.ranks.mean(cost)
 
-    def count(self, cost: float, size: int = 1) -> None:
-        """Count an update that was made at a cost, which is to weigh as much as `size` says, and show it."""
+    def count(self, cost: Tensor, norm: Tensor, size: int = 1) -> None:
+        """Count an update, and show the newest whose figures are known: on a CPU this one.
+
+        Args:
+            cost: before the update.
+            norm: of the gradients.
+            size: how much the cost weighs among those of the log.
+
+        Raises FloatingPointError for an update that was not made, as one of these two is not finite.
+        """
         self.n_updates += 1
-        self.costs.append(cost)
-        self.sizes.append(int(size))
-        rate = self.optimizer.param_groups[0]["rate"]
-        self.bar.set_postfix({"cost": f"{cost:.3f}", "lr": f"{rate:.2e}"}, refresh=False)
+        self.counted.append(Counted(self.examples, int(size), Figure(cost), Figure(norm)))
+        self.settle(0 if is_known(cost) else AHEAD)
         self.bar.update()
+
+    def settle(self, n_left: int = 0) -> None:
+        """Read the figures of the updates counted, but for the last n_left. Raises as `count` does."""
+        while len(self.counted) > n_left:
+            update = self.counted.popleft()
+            cost = update.cost.read()
+            norm = update.norm.read()
+            for value, name in ((cost, "cost"), (norm, "norm of the gradients")):
+                if not math.isfinite(value):
+                    self.take_back(update)
+                    raise FloatingPointError(f"the {name} is {value}")
+            self.costs.append(cost)
+            self.sizes.append(update.size)
+            rate = self.optimizer.param_groups[0]["rate"]
+            self.bar.set_postfix({"cost": f"{cost:.3f}", "lr": f"{rate:.2e}"}, refresh=False)
+
+    def take_back(self, update: Counted) -> None:
+        """Count an update no longer, which was not made, nor those after it, which were not made either."""
+        n_not_made = 1 + len(self.counted)
+        self.counted.clear()
+        self.n_updates -= n_not_made
+        self.optimizer.take_back(n_not_made)
+        self.examples = update.examples
 
     # --- the log -----------------------------------------------------------------------------------------------------
 
@@ -265,6 +329,7 @@ class Run:
             shown: what is printed.
             best_by: figure whose highest value decides; on a tie the earlier parameters are kept (TF:286-290).
         """
+        self.settle()
         line = {"n_epochs": self.n_updates // self.plan.per_epoch, "n_updates": self.n_updates, **figures}
         is_best = best_by is not None and all(line[best_by] > earlier[best_by] for earlier in self.logs)
         line["costs"] = [round(cost, 6) for cost in self.costs]
@@ -290,6 +355,7 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint."""
+        self.settle()
         state = {"settings": self.record, "logs": self.logs, "costs": self.costs, "sizes": self.sizes}
         save_checkpoint(self.folder, self.n_updates, self.model, self.optimizer, self.ranks, **state)
         self.saved = (self.n_updates, len(self.logs))

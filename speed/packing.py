@@ -217,7 +217,7 @@ class Packing:
         """Move all tensors to a device, without waiting for it, and return self."""
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
-                setattr(self, name, value.to(device, non_blocking=True))
+                setattr(self, name, to_device(value, device))
         return self
 
     def to_sequences(self, t: Tensor) -> Tensor:
@@ -259,6 +259,18 @@ def check_channels(x: Tensor) -> None:
             "x = torch.stack([ids, n_vocab + n_special + torch.arange(ids.size(1)).expand_as(ids)], -1), where "
             "n_vocab + n_special is len(model.transformer.embed.weight) - model.transformer.n_ctx"
         )
+
+
+def is_known(value: Tensor) -> bool:
+    """Return whether a value can be read without waiting for it: a GPU is still at work when it is asked for one."""
+    return value.device.type == "cpu"
+
+
+def to_device(t: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device, which may be at work: from pinned memory it is copied meanwhile."""
+    if device.type == "cuda" and t.device.type == "cpu":
+        t = t.pin_memory()
+    return t.to(device, non_blocking=True)
 
 
 # --- where tokens stand in rows --------------------------------------------------------------------------------------

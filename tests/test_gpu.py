@@ -155,8 +155,8 @@ def fine_tune(
                         cost = task.mean() + 0.5 * lm.mean()
                     cost.backward()
                 cost = run.mean_cost(cost.detach())
-                optimizer.step()
-                run.count(cost)
+                norm = optimizer.step(cost=cost)
+                run.count(cost, norm)
                 if run.n_updates == stop_after:
                     os.kill(os.getpid(), signal.SIGTERM)
     return 0

@@ -286,12 +286,12 @@ from opt import OpenAIAdam
 
 original, number = OpenAIAdam.step, 0
 
-def step(*arguments):
+def step(*arguments, **keywords):
     global number
     number += 1
     if number == 8 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         os.kill({who}, signal.{number})
-    return original(*arguments)
+    return original(*arguments, **keywords)
 
 OpenAIAdam.step = step
 sys.exit(train.main())

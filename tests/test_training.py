@@ -182,7 +182,7 @@ def test_torchrun_pretrains_as_one_process_does(world, pretrained_alone, tmp_pat
 def write_first_gradients(main, flags: list[str]) -> None:
     """Run a command up to its first update, write the gradients that it is made with, and what it costs."""
 
-    def step(optimizer) -> None:
+    def step(optimizer, **_) -> None:
         gradients = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"]]
         np.save(f"gradients_{rank()}.npy", torch.cat(gradients).numpy())
         sys.exit(0)

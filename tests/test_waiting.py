@@ -1,15 +1,27 @@
 """Nobody waits: the user not for torch, where the answer needs none, and the host not for the device."""
 
 import json
+import math
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import loss
 import model_pytorch
 import opt
-from running import settings
+import pretrain
+import train
+from running import settings, training
+from running.processes import Ranks
+from speed.packing import Packing
 
 ROOT = Path(__file__).parents[1]
 
@@ -121,3 +133,176 @@ def test_of_several_processes_the_first_answers(monkeypatch, capsys, rank, code)
         found = stop.code
     assert found == code
     assert (capsys.readouterr().err == "") == (code is None)
+
+
+# --- a device at work ------------------------------------------------------------------------------------------------
+
+META = torch.device("meta")  # its tensors hold no values: whatever asks for one, or copies one to the host, is an error
+
+
+class Unread:
+    """Stands for running.training.Figure: a number that is read so many updates after it was asked for."""
+
+    n_asked = 0
+    delays: ClassVar[list[int]] = []
+
+    def __init__(self, value: Tensor):
+        assert value.device == META
+        Unread.n_asked += 1
+        self.number = Unread.n_asked
+
+    def read(self) -> float:
+        Unread.delays.append((Unread.n_asked - self.number) // 2)  # an update has two figures
+        return 1.0
+
+
+def gpu_attention(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, dropout_p: float, is_causal: bool
+) -> Tensor:
+    """Attention as a GPU launches it in fp32: one kernel, before it one for a mask."""
+    bias = None
+    if attn_mask is not None:
+        bias = torch.where(attn_mask, 0.0, -math.inf).expand(*q.shape[:2], -1, -1)
+    attention = torch.ops.aten._scaled_dot_product_efficient_attention
+    return attention(q, k, v, bias, True, dropout_p, is_causal)[0]
+
+
+def gpu_dropout(x: Tensor, p: float, training: bool, inplace: bool) -> Tensor:
+    """Dropout as a GPU launches it: one kernel."""
+    return torch.native_dropout(x, p, True)[0] if training else x
+
+
+@pytest.fixture
+def meta(monkeypatch):
+    """Let updates be made on the device meta, by the operations of a GPU; nothing is measured or saved."""
+    Unread.n_asked = 0
+    Unread.delays.clear()
+    monkeypatch.setattr(training, "Figure", Unread)
+    monkeypatch.setattr(training, "save_checkpoint", lambda *_, **__: None)
+    monkeypatch.setattr(training, "save_parameters", lambda *_: None)
+    monkeypatch.setattr(training, "autocast", lambda *_: nullcontext())
+    monkeypatch.setattr(train, "evaluate", lambda *_: (1.0, {"acc": 50.0}))
+    monkeypatch.setattr(pretrain.Measured, "figures", lambda *_: {"va_ppl": 1.0})
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", gpu_attention)
+    monkeypatch.setattr(torch.nn.functional, "dropout", gpu_dropout)
+
+
+@pytest.mark.parametrize("wait", [Tensor.item, Tensor.cpu, bool])
+def test_waiting_for_this_device_is_an_error(wait):
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        wait(torch.ones((), device=META))
+
+
+@pytest.mark.parametrize("name", ["train", "pretrain"])
+def test_the_updates_of_a_page_never_wait_for_the_device(meta, tmp_path, name):
+    flags = ["--n_iter", "1", "--n_batch", "4", "--n_layer", "1", "--n_embd", "64", "--n_head", "2"]
+    flags += ["--save_dir", str(tmp_path / "save"), "--log_dir", str(tmp_path / "log")]
+    if name == "train":
+        flags += ["--model_dir", MODEL, "--data_dir", DATA, "--n_transfer", "-1"]
+        flags += ["--max_examples", "30", "--n_valid", "10"]
+        train.fine_tune(settings.parse(settings.FineTuningFlags, flags), Ranks(device=META))
+    else:
+        corpus = tmp_path / "corpus.txt"
+        corpus.write_text("the cat sat on the mat .\n" * 60)
+        flags += ["--corpus", str(corpus), "--model_dir", str(tmp_path / "new"), "--n_merges", "20"]
+        flags += ["--n_ctx", "16", "--lr_warmup", "2", "--workers", "1"]
+        pretrain.pre_train(settings.parse(settings.PreTrainingFlags, flags), Ranks(device=META))
+
+    # only before a log or checkpoint the figures of the last updates are read at once
+    delays = Unread.delays
+    assert len(delays) >= 10 and delays[: -2 * training.AHEAD] == [training.AHEAD] * (len(delays) - 2 * training.AHEAD)
+
+
+class Launches(TorchDispatchMode):
+    """Counts what a GPU is asked to do; views and new memory are nothing to do."""
+
+    n = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        is_nothing = function.is_view or "empty" in str(function) or function is torch.ops.aten.detach.default
+        self.n += not is_nothing
+        return function(*arguments, **(keywords or {}))
+
+
+def launches(n_layer: int) -> int:
+    """Return what an update of fine-tuning launches."""
+    with META:
+        cfg = model_pytorch.Config(n_embd=64, n_head=2, n_layer=n_layer)
+        losses = loss.PackedLosses(model_pytorch.DoubleHeadModel(cfg, 50, "multiple_choice", 67, 16), 0.5)
+    optimizer = opt.OpenAIAdam(losses.parameters(), 1e-3, "warmup_linear", 0.1, 8, l2=0.01, max_grad_norm=1)
+    optimizer.preallocate()
+    packing = Packing.of_rows([[[1, 2, 3, 50], [1, 2, 4, 5, 50]]], 51).to(META)
+    with Launches() as found:
+        task, lm = losses(packing, torch.zeros(1, dtype=torch.long, device=META))
+        cost = task.mean() + 0.5 * lm.mean()
+        cost.backward()
+        optimizer.step(cost=cost.detach())
+    return found.n
+
+
+def test_a_block_launches_at_most_60_operations_an_update(meta):
+    assert 20 < launches(2) - launches(1) <= 60
+
+
+# --- figures that come later -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def late(monkeypatch):
+    """Let a CPU's updates be made as a GPU's are: their figures are read some updates later."""
+    for module in (opt, training):
+        monkeypatch.setattr(module, "is_known", lambda value: False)
+    monkeypatch.setattr(training, "Figure", lambda value: SimpleNamespace(read=lambda: float(value)))
+
+
+def train_in(folder: Path, *flags: str) -> int:
+    """Make 10 updates of train.py on the demo's stories; the results are in the folder."""
+    flags = ["--model_dir", MODEL, "--data_dir", DATA, "--n_batch", "4", "--n_iter", "2", "--desc", "run", *flags]
+    flags += ["--max_examples", "30", "--n_valid", "10", "--n_layer", "1", "--max_grad_norm", "3"]
+    return train.main([*flags, "--save_dir", str(folder / "save"), "--log_dir", str(folder / "log")])
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """Return the digests of the newest checkpoint and of the best parameters, and the lines of the log."""
+    found = {"log": (folder / "log/run.jsonl").read_text().splitlines()[1:]}
+    for name in ("checkpoint_000000010/SHA256.json", "best_params.sha256"):
+        found[name] = (folder / "save/run" / name).read_text()
+    return found
+
+
+def test_figures_that_come_later_are_the_same_in_logs_and_checkpoints(request, tmp_path):
+    assert train_in(tmp_path / "at once") == 0
+    request.getfixturevalue("late")
+    assert train_in(tmp_path / "later") == 0
+    assert results(tmp_path / "later") == results(tmp_path / "at once")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_bad_update_that_is_told_of_later_changed_nothing(late, monkeypatch, capsys, tmp_path, bad):
+    forward, updates, runs = loss.PackedLosses.forward, [], []
+
+    def spoilt(losses, *batch):
+        task, lm = forward(losses, *batch)
+        return (task * bad if len(updates) == 3 else task), lm
+
+    def watched(run, examples):
+        state = [value.clone() for value in run.model.parameters()]
+        state += [value.clone() for values in run.optimizer.state.values() for value in values.values()]
+        updates.append((examples, state, run.optimizer.param_groups[0]["t"]))
+        runs[:] = [run]
+        return parts(run, examples)
+
+    parts = training.Run.parts
+    monkeypatch.setattr(loss.PackedLosses, "forward", spoilt)
+    monkeypatch.setattr(training.Run, "parts", watched)
+    assert train_in(tmp_path) == 2
+    examples, before, t = updates[2]
+    message = f"the cost is {bad}; the update was not made. Its examples: {', '.join(map(str, examples))}. Look at them"
+    assert message in capsys.readouterr().err
+    assert len(updates) == 3 + training.AHEAD  # two more were begun, and changed nothing either
+    after = list(runs[0].model.parameters())
+    after += [value for values in runs[0].optimizer.state.values() for value in values.values()]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert runs[0].n_updates == t == runs[0].optimizer.param_groups[0]["t"] == 2
+    assert not list(tmp_path.glob("save/run/checkpoint_*"))
