@@ -226,10 +226,10 @@ def test_the_training_perplexity_is_over_tokens(world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sizes, costs, original = [], [], training.Run.count
 
-    def count_update(run, cost, size):
-        costs.append(cost)
+    def count_update(run, cost, norm, size):
+        costs.append(float(cost))
         sizes.append(size)
-        original(run, cost, size)
+        original(run, cost, norm, size)
 
     monkeypatch.setattr(training.Run, "count", count_update)
     assert pretrain.main(pretrain_flags(world, "--n_batch", 4, "--by_document")) == 0
