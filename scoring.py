@@ -132,7 +132,8 @@ def score_ids(
         for start, end, first in windows(end_of_text - begin, n_ctx, stride):
             todo.append((begin + start, begin + end, begin + first))
 
-    # some windows at a time
+    # some windows at a time, those of similar length together: attention has few free slots
+    todo.sort(key=lambda window: window[0] - window[1])  # the longest first; else in their order
     found = np.full((3, len(ids)), np.nan)
     name = "scoring" if len(todo) > n_batch else None  # short texts show no progress
     with progress_bar(len(todo), name, "windows", Ranks()) as bar:

@@ -40,21 +40,24 @@ def predict(
     """Return the task logits (N, n_out) of rows in evaluation mode, on the CPU, in float32.
 
     Where examples have different numbers of choices, those that an example lacks have the logit -infinity. The context
-    shared by the choices of an example is computed once. The examples are divided among the processes, and every
-    process gets all logits. A signal may stop it after each batch.
+    shared by the choices of an example is computed once. Examples of similar length are computed together, the longest
+    first: attention has few free slots, and where memory is too small, that is known at once. The examples are divided
+    among the processes, and every process gets all logits. A signal may stop it after each batch.
     """
     model.eval()
     n_own = math.ceil(len(rows) / ranks.size)
     own = np.arange(ranks.rank * n_own, min((ranks.rank + 1) * n_own, len(rows)))
+    by_length = own[np.argsort(-rows.lengths()[own], kind="stable")]
     n_out = rows.n_choices() if rows.has_choices() else model.task_head.linear.out_features
     logits = torch.full((n_own, n_out), -math.inf)
     with progress_bar(n_own, name, "examples", ranks) as bar:
         for start in range(0, n_own, n_batch):
-            batch = own[start : start + n_batch]
+            batch = by_length[start : start + n_batch]
             if len(batch) > 0:
                 packing = rows.packed(batch, share_context=True).to(ranks.device)
                 _, _, task_logits = model.forward_packed(packing)
-                logits[start : start + len(batch), : task_logits.size(1)] = task_logits.float().cpu()
+                places = torch.from_numpy(batch - own[0])
+                logits[places, : task_logits.size(1)] = task_logits.float().cpu()
             bar.update(len(batch))
             ranks.pause()
     return ranks.gather(logits)[: len(rows)]

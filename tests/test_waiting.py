@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,8 +20,12 @@ import model_pytorch
 import opt
 import pretrain
 import train
+from reading.encoding import Encoded
+from reading.rows import Layout, Rows
 from running import settings, training
+from running.inference import predict
 from running.processes import Ranks
+from scoring import score_ids
 from speed.packing import Packing
 
 ROOT = Path(__file__).parents[1]
@@ -306,3 +311,50 @@ def test_a_bad_update_that_is_told_of_later_changed_nothing(late, monkeypatch, c
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
     assert runs[0].n_updates == t == runs[0].optimizer.param_groups[0]["t"] == 2
     assert not list(tmp_path.glob("save/run/checkpoint_*"))
+
+
+# --- texts of mixed lengths ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slots(monkeypatch):
+    """Return a list that gets the tokens, and the slots that attention works on, of each batch."""
+    found = []
+    forward = model_pytorch.TransformerModel.forward
+
+    def watched(transformer, x, *arguments):
+        found.append((len(x.tokens), math.prod(x.sequences)))
+        return forward(transformer, x, *arguments)
+
+    monkeypatch.setattr(model_pytorch.TransformerModel, "forward", watched)
+    return found
+
+
+N_VOCAB = 50
+LENGTHS = [2 + 61 * i % 59 for i in range(60)]  # in no order
+TEXTS = [[(7 * i + 3 * t) % N_VOCAB for t in range(n)] for i, n in enumerate(LENGTHS)]
+
+
+def test_texts_of_similar_length_are_predicted_together_and_given_in_their_order(slots):
+    torch.manual_seed(0)
+    cfg = model_pytorch.Config(n_embd=16, n_head=2, n_layer=1)
+    model = model_pytorch.DoubleHeadModel(cfg, N_VOCAB + 2, ("classification", 2), N_VOCAB + 3 + 64, 64)
+    rows = Rows(Encoded.of([[text] for text in TEXTS]), Layout("classification", "longest", N_VOCAB, 64))
+    ranks = Ranks(device=torch.device("cpu"))
+    together = predict(model, rows, 6, ranks)
+    n_tokens, n_slots = np.sum(slots, 0)
+    assert len(slots) == 10 and n_slots < 1.15 * n_tokens
+    assert slots[0][0] == max(n for n, _ in slots)
+    torch.testing.assert_close(together, predict(model, rows, 1, ranks), rtol=0, atol=1e-5)
+
+
+def test_texts_of_similar_length_are_scored_together_and_given_in_their_order(slots):
+    torch.manual_seed(0)
+    model = model_pytorch.LMModel(model_pytorch.Config(n_embd=16, n_head=2, n_layer=1), N_VOCAB + 64, 64)
+    ids = [i for text in TEXTS for i in text]
+    starts = np.cumsum([0, *LENGTHS[:-1]])
+    together = score_ids(model, ids, N_VOCAB, n_batch=6, starts=starts).log_probabilities
+    n_tokens, n_slots = np.sum(slots, 0)
+    assert len(slots) == 10 and n_slots < 1.15 * n_tokens
+    alone = score_ids(model, ids, N_VOCAB, n_batch=1, starts=starts).log_probabilities
+    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
