@@ -91,9 +91,11 @@ def updates(cost_of: Callable[[int], Tensor], model: nn.Module, optimizer: torch
         with forward:
             cost = cost_of(turn)
         cost.backward()
-        if not isinstance(optimizer, OpenAIAdam):  # which clips by itself
+        if isinstance(optimizer, OpenAIAdam):
+            optimizer.step(cost=cost.detach())  # clips by itself
+        else:
             nn.utils.clip_grad_norm_(model.parameters(), 1)
-        optimizer.step()
+            optimizer.step()
 
     return step
 

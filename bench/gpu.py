@@ -20,6 +20,15 @@ from running.command import exit_code
 SECONDS = 420  # for all parts together; the last one may take a little more
 TESTS = ["-m", "pytest", "-m", "gpu", "tests/test_gpu.py", "-q", "-rs", "-W", "default", "-p", "no:cacheprovider"]
 
+# of an H100, by our network: what, precision, batch, figure, whether it is a lower limit, the limit
+TARGETS = [
+    ("update", "bf16", 64, "ms", False, 20),
+    ("update", "bf16", 8, "ms", False, 10),  # three epochs of ROCStories, 561 updates, then take less than 6 s
+    ("update", "bf16", 64, "times_peer", True, 1.5),
+    ("pretrain", "bf16", 64, "of_matrix_rate", True, 0.45),
+    ("generation", "fp32", 1, "tokens_per_s", True, 250),
+]
+
 PARTS = []
 for precision in ("fp32", "bf16"):
     for n_batch in (8, 32, 64):
@@ -40,6 +49,23 @@ def run_tests(seconds: float) -> str:
     return (run.stdout.splitlines() or ["no tests ran"])[-1]
 
 
+def verdicts(rows: list[dict]) -> str:
+    """Return a line for each target: what was found, and whether it is reached."""
+    lines = []
+    for what, precision, n_batch, figure, is_lower, limit in TARGETS:
+        found = None
+        for row in rows:
+            if (row["what"], row["by"], row["precision"], row["n_batch"]) == (what, "ours", precision, n_batch):
+                found = row.get(figure)
+        verdict = "not run"
+        if found is not None:
+            is_reached = found >= limit if is_lower else found <= limit
+            verdict = f"{found:.4g}, {'reached' if is_reached else 'missed'}"
+        side = "at least" if is_lower else "at most"
+        lines.append(f"{what}, {precision}, batch {n_batch}: {figure} {side} {limit}: {verdict}")
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--out", type=Path, default=Path("bench.json"), help="JSON file; default: %(default)s")
@@ -57,6 +83,7 @@ def main(argv: list[str] | None = None) -> None:
         rows += script.measure(case, limit)
         table = common.report(rows, flags.out, tests=tests)
     print(table)
+    print(verdicts(rows))
     print(tests)
 
 

@@ -55,7 +55,7 @@ def ours(case: Case) -> tuple[Step, Work]:
     def cost_of(turn: int) -> Tensor:
         x = with_positions(batch(case, turn).numpy(), case.n_vocab)
         packing = Packing.full(torch.from_numpy(x)).to(Ranks().device)
-        return sequence_losses(model, packing).mean()
+        return sequence_losses(model, packing, alike=True).mean()
 
     step = common.updates(cost_of, model, common.our_optimizer(model), case)
     return step, partial(count_work, case)

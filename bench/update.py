@@ -120,7 +120,7 @@ def ours(case: Case, share_context: bool = False) -> tuple[Step, Work]:
     right = torch.zeros(case.n_batch, dtype=torch.long, device=Ranks().device)
 
     def cost_of(turn: int) -> Tensor:
-        task, lm = packed_losses(model, packed(case, turn, share_context), right, LM_COEF)
+        task, lm = packed_losses(model, packed(case, turn, share_context), right, LM_COEF, alike=True)
         return task.mean() + LM_COEF * lm.mean()
 
     step = common.updates(cost_of, model, common.our_optimizer(model), case)

@@ -123,6 +123,16 @@ def test_what_fails_is_told_and_the_others_go_on(monkeypatch, tmp_path, capsys):
     assert report["conditions"]["tests"] == "3 passed" and len(report["rows"]) == 3
 
 
+def test_each_target_is_said_to_be_reached_missed_or_not_run():
+    rows = []
+    for n_batch, ms in ((8, 9.5), (64, 21.0)):
+        rows.append({"what": "update", "by": "ours", "precision": "bf16", "n_batch": n_batch, "ms": ms})
+    first, second, *others = gpu.verdicts(rows).splitlines()
+    assert first == "update, bf16, batch 64: ms at most 20: 21, missed"
+    assert second == "update, bf16, batch 8: ms at most 10: 9.5, reached"
+    assert len(others) == 3 and all(line.endswith(": not run") for line in others)
+
+
 def test_tests_that_take_too_long_are_stopped(monkeypatch):
     monkeypatch.setattr(gpu, "TESTS", ["-c", "import time; time.sleep(60)"])
     assert gpu.run_tests(0.5) == "the tests took more than 0 s"

@@ -17,6 +17,8 @@ from launch import Processes
 from torch import Tensor
 
 import loss
+from bench import update
+from bench.common import Case
 from model_pytorch import Config, DoubleHeadModel
 from opt import OpenAIAdam
 from running.checkpoint import read_checkpoint
@@ -117,6 +119,16 @@ def test_dropout_of_attention_drops_its_fraction_and_scales_the_rest(masked, dty
     dropped = 1 - float(kept.sum()) / n_weights
     rounding = 1 / 256  # FlashAttention samples a byte for each weight
     assert dropped == pytest.approx(p, abs=rounding + 5 * (p * (1 - p) / n_weights) ** 0.5)
+
+
+def test_an_update_never_waits_for_the_gpu():
+    step, _ = update.ours(Case(4, "bf16", n_ctx=77, n_layer=2, n_embd=128, n_head=2, n_vocab=100))
+    step(0)  # what is set up once may wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 # --- whole runs ------------------------------------------------------------------------------------------------------
