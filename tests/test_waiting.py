@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -26,6 +27,7 @@ from running import settings, training
 from running.inference import predict
 from running.processes import Ranks
 from scoring import score_ids
+from speed import kernels
 from speed.packing import Packing
 
 ROOT = Path(__file__).parents[1]
@@ -256,7 +258,7 @@ def test_a_block_launches_at_most_60_operations_an_update(meta):
 @pytest.fixture
 def late(monkeypatch):
     """Let a CPU's updates be made as a GPU's are: their figures are read some updates later."""
-    for module in (opt, training):
+    for module in (opt, training, kernels):
         monkeypatch.setattr(module, "is_known", lambda value: False)
     monkeypatch.setattr(training, "Figure", lambda value: SimpleNamespace(read=lambda: float(value)))
 
@@ -281,6 +283,23 @@ def test_figures_that_come_later_are_the_same_in_logs_and_checkpoints(request, t
     request.getfixturevalue("late")
     assert train_in(tmp_path / "later") == 0
     assert results(tmp_path / "later") == results(tmp_path / "at once")
+
+
+@pytest.mark.parametrize("last, is_promise_kept", [(1.0, True), (2.0, False)])
+def test_gradients_are_nan_where_rows_do_not_weigh_alike_as_promised(late, last, is_promise_kept):
+    states = torch.randn(4, 8, requires_grad=True)
+    table = torch.randn(5, 8)
+    targets = torch.arange(4)
+    predictions = targets.view(2, 2)
+    of_rows = torch.tensor([1.0, last])
+    gradients = []
+    for losses in (kernels.plain_row_losses, partial(kernels.row_losses, alike=True)):
+        cost = (losses(states, table, targets, predictions, torch.ones(2, 2)) * of_rows).sum()
+        gradients.append(torch.autograd.grad(cost, states)[0])
+    if is_promise_kept:
+        torch.testing.assert_close(*gradients)
+    else:
+        assert gradients[1].isnan().all()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
