@@ -159,6 +159,7 @@ def test_what_a_user_can_fix_is_one_line(model_dir, run_dir, tmp_path, capsys, m
         "--prompt: not UTF-8 (byte 4)": ["--model_dir", model_dir, "--prompt", "the \udcff"],
         "missing cannot be read": ["--model_dir", model_dir, "--prompt_file", tmp_path / "missing"],
         "folder cannot be read": ["--model_dir", model_dir, "--prompt_file", tmp_path / "folder"],
+        "1,000,000,000,000 samples at once": ["--model_dir", model_dir, "--prompt", PROMPT, "--n_samples", 10**12],
         "is missing": ["--model_dir", tmp_path / "folder", "--prompt", PROMPT],
         "is  missing": ["--model_dir", tmp_path / "nowhere", "--prompt", PROMPT],
         "settings.json is missing": ["--run", model_dir, "--prompt", PROMPT],
