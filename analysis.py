@@ -5,9 +5,10 @@ intervals, and writes all numbers, a picture and a table of errors beside the lo
 """
 
 if __name__ == "__main__":
-    import running.starting  # noqa: F401  before what takes time
+    from running.starting import answer_at_once
 
-import argparse
+    answer_at_once("AnalysisFlags")  # before torch is loaded, which takes seconds
+
 import csv
 import json
 import sys
@@ -26,7 +27,7 @@ from running.inference import written_answers
 from running.metrics import METRICS, accuracy_by_length, calibration, confusion_matrix, error_by_length, intervals
 from running.predictions import PredictedExample, read_predictions
 from running.record import RunRecord
-from running.settings import run_name
+from running.settings import AnalysisFlags, parse
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -283,15 +284,8 @@ def write_errors(errors: list[dict], path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument(
-        "--desc", type=run_name, default="rocstories", help="name of the run, as given to train.py (rocstories)"
-    )
-    parser.add_argument("--log_dir", type=Path, default="log/", help="folder of the run's log (log/)")
-    args = parser.parse_args(argv)
-    return exit_code("analysis.py", partial(analyse, args.log_dir, args.desc), "nothing is drawn")
+    settings = parse(AnalysisFlags, argv)
+    return exit_code("analysis.py", partial(analyse, Path(settings.log_dir), settings.desc), "nothing is drawn")
 
 
 if __name__ == "__main__":

@@ -5,42 +5,40 @@ its head and comes back as a run; of any other run the language model goes. from
 """
 
 if __name__ == "__main__":
-    import running.starting  # noqa: F401  before what takes time
+    from running.starting import answer_at_once
+
+    answer_at_once("ConvertFlags")  # before torch is loaded, which takes seconds
 
 import dataclasses
 import sys
-from dataclasses import MISSING, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from formats.authors import (
-    BPE_FILE,
-    ENCODER_FILE,
-    read_sizes,
-    save_openai_model,
-    vocabulary_files,
-)
+from formats.authors import save_openai_model
 from formats.files import InputError, copy_file, digests, making_folder, write_json
-from formats.hugging_face import (
+from formats.folders import (
+    BPE_FILE,
     CONFIG_FILE,
+    ENCODER_FILE,
     WEIGHTS_FILES,
-    authors_arrays,
     check_vocabulary,
     is_hugging_face,
+    is_run,
     read_config,
-    read_tensors,
-    write_hugging_face,
+    read_sizes,
+    vocabulary_files,
 )
+from formats.hugging_face import authors_arrays, read_tensors, write_hugging_face
 from model_pytorch import Config, DoubleHeadModel
 from reading.rows import CUTS, N_SPECIAL, special_tokens
 from running.checkpoint import save_parameters
 from running.command import exit_code
 from running.record import RunRecord, meaning
-from running.settings import Flags, parse, setting
-from weights import SavedRun, is_run, open_model, open_run
+from running.settings import ConvertFlags, parse
+from weights import SavedRun, open_model, open_run
 
 # their classes
 LANGUAGE_MODEL, MULTIPLE_CHOICE = "OpenAIGPTLMHeadModel", "OpenAIGPTDoubleHeadsModel"
@@ -59,15 +57,6 @@ DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")  # by the same names ther
 # what config.json keeps of a run's settings, under RUN_KEY, which transformers keeps when it saves
 RUN_KEY = "fine_tuned"
 RUN_SETTINGS = ("title", "form", "cut", "labels", "scores", "metrics", "columns", "n_out", "n_ctx_allowed")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConvertFlags(Flags):
-    """The arguments of convert.py."""
-
-    direction: str = setting(MISSING, "to_hf or from_hf", choices=["to_hf", "from_hf"], positional=True)
-    src: str = setting(MISSING, "folder to read", is_input=True, positional=True)
-    out: str = setting(MISSING, "folder to write; it must not be there yet, or be empty", positional=True)
 
 
 # --- to Hugging Face -------------------------------------------------------------------------------------------------
@@ -210,7 +199,7 @@ def run(settings: ConvertFlags) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    settings = parse(ConvertFlags, "Exchange models with Hugging Face transformers.", argv)
+    settings = parse(ConvertFlags, argv)
     return exit_code("convert.py", partial(run, settings), "no folder is written")
 
 

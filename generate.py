@@ -9,13 +9,14 @@ answers the examples of a data set as section 5 of the paper does.
 """
 
 if __name__ == "__main__":
-    import running.starting  # noqa: F401  before what takes time
+    from running.starting import answer_at_once
+
+    answer_at_once("GenerateFlags")  # before torch is loaded, which takes seconds
 
 import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -28,66 +29,13 @@ from port import append_batch  # noqa: F401  a public name of this file
 from reading.tasks import find_task
 from running.command import exit_code
 from running.processes import Ranks, keep_freed_memory
-from running.settings import COUNT, NOT_NEGATIVE, SEED, OwnFlags, dataset_names, number, parse, setting
+from running.settings import GenerateFlags, parse
 from scoring import score_file
 from text_utils import TextEncoder
 from weights import open_model, open_run
-from zero_shot import HEURISTICS, zero_shot_on
+from zero_shot import zero_shot_on
 
 Model = LMModel | DoubleHeadModel
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerateFlags(OwnFlags):
-    """The flags of generate.py."""
-
-    model_dir: str | None = setting(None, "folder of a pre-trained model; default: model/")
-    run: str | None = setting(None, "folder of a fine-tuned run, save/<desc>, instead of --model_dir")
-    prompt: str | None = setting(None, "text to continue")
-    prompt_file: str | None = setting(None, "file with the text to continue, in UTF-8")
-    n_tokens: int = setting(100, "tokens of each sample, at most", COUNT)
-    temperature: float = setting(1.0, "divides the logits; 0: always the most probable token", NOT_NEGATIVE)
-    top_k: int = setting(40, "sample among so many of the most probable tokens; 0: all", number(int, 0))
-    top_p: float = setting(
-        1.0, "sample among the most probable tokens that sum to this probability", number(float, 0, 1)
-    )
-    repetition_penalty: float = setting(1.0, "makes tokens that occurred less probable; 1: not", number(float, 1))
-    seed: int = setting(42, "of the random numbers", SEED)
-    n_samples: int = setting(1, "continuations of the prompt, computed together", COUNT)
-    stop: str | None = setting(None, "end a sample before this text; default: only after --n_tokens")
-    score: str | None = setting(None, "text file to score instead, in UTF-8")
-    stride: int | None = setting(
-        None, "of --score: tokens from one window of n_ctx tokens to the next; default: half of n_ctx", COUNT
-    )
-    all_rows: bool = setting(
-        False, "of --score: normalise over special tokens and positions too, as the training loss does"
-    )
-    by_line: bool = setting(False, "of --score: score each line of the file by itself; default: all lines as one text")
-    zero_shot: str | None = setting(
-        None,
-        "answer the examples of --dataset instead: choice (of the highest mean log-probability), sentiment ('very' "
-        "positive or negative) or acceptability (mean log-probability, threshold fitted on train)",
-        choices=list(HEURISTICS),
-    )
-    label_names: str | None = setting(
-        None, "of --zero_shot sentiment and acceptability: the bad label and the good one, as neg,pos; default: known"
-    )
-    dataset: str = setting("rocstories", "of --zero_shot, as of train.py", choices=dataset_names)
-    data_dir: str = setting("data/", "of --zero_shot: folder of the data set's files", is_input=True)
-    n_valid: int = setting(374, "of --zero_shot: examples taken for validation where there is no file of them", COUNT)
-
-    def __post_init__(self):
-        """Check all values. Raises ValueError."""
-        super().__post_init__()
-        for one, other in (("model_dir", "run"), ("prompt", "prompt_file"), ("score", "zero_shot")):
-            if getattr(self, one) is not None and getattr(self, other) is not None:
-                raise ValueError(f"{one} and {other} exclude each other: give one")
-        if (self.dataset == "own") != (self.task is not None):
-            raise ValueError("task is the form of dataset own: give both or neither")
-        if self.by_line and self.score is None:
-            raise ValueError("by_line is of --score: give both or neither")
-        if self.stop == "":
-            raise ValueError("stop is empty: leave it out")
 
 
 def read_prompts(settings: GenerateFlags) -> Iterator[tuple[str, str, str]]:
@@ -209,7 +157,7 @@ def do_as_told(settings: GenerateFlags) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    settings = parse(GenerateFlags, "Continue a text.", argv)
+    settings = parse(GenerateFlags, argv)
     return exit_code("generate.py", partial(do_as_told, settings), "the text is incomplete")
 
 

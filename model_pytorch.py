@@ -8,7 +8,6 @@ train.py at commit a69b5c4; "FIDELITY n" is the detail with number n in FIDELITY
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from formats.authors import load_openai_pretrained_model  # noqa: F401  a public name of this file
-from port import Items, dotdict  # noqa: F401  dotdict is a public name of this file
+from formats.config import DEFAULT_CONFIG, Config  # noqa: F401  public names of this file
+from port import dotdict  # noqa: F401  a public name of this file
 from speed.kernels import Dropout, activated_linear, attention
 from speed.packing import Packing, first_of, is_recorded
 
@@ -29,23 +29,6 @@ def gelu(x: Tensor) -> Tensor:
 swish = F.silu
 ACTIVATIONS = {"relu": F.relu, "swish": swish, "gelu": gelu}
 ACT_FNS = ACTIVATIONS  # the port's name
-
-
-@dataclass(frozen=True)
-class Config(Items):
-    """Settings of the network; the defaults are the paper's."""
-
-    n_embd: int = 768  # features
-    n_head: int = 12  # attention heads; divides n_embd
-    n_layer: int = 12  # blocks
-    embd_pdrop: float = 0.1  # dropout rate of the embedding matrix
-    attn_pdrop: float = 0.1  # dropout rate of the attention weights
-    resid_pdrop: float = 0.1  # dropout rate of the attention and MLP outputs
-    clf_pdrop: float = 0.1  # dropout rate of the state the task head reads
-    afn: str = "gelu"  # activation of the MLP: gelu, relu or swish
-
-
-DEFAULT_CONFIG = Config()
 
 
 # --- the transformer -------------------------------------------------------------------------------------------------

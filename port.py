@@ -6,7 +6,7 @@ by analysis.py, append_batch by generate.py. Shape letters as in model_pytorch.p
 
 import json
 import os
-from collections.abc import Callable, KeysView
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,6 @@ class dotdict(dict):  # noqa: N801  the port's name
 
     def __delattr__(self, name: str) -> None:
         self.pop(name, None)
-
-
-class Items:
-    """What makes the attributes of a dataclass items too: cfg["n_embd"], dict(cfg)."""
-
-    def keys(self) -> KeysView[str]:
-        return vars(self).keys()
-
-    def __getitem__(self, name: str) -> Any:
-        return vars(self)[name]
 
 
 # --- losses of a batch, with backward and update ---------------------------------------------------------------------

@@ -7,7 +7,9 @@ and prediction. Labels are those of the official files. A blank line of standard
 """
 
 if __name__ == "__main__":
-    import running.starting  # noqa: F401  before what takes time
+    from running.starting import answer_at_once
+
+    answer_at_once("PredictFlags")  # before torch is loaded, which takes seconds
 
 import csv
 import io
@@ -16,7 +18,6 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -28,34 +29,8 @@ from formats.own import FIELDS, SUFFIXES, OwnData, json_record, own_example, own
 from reading.tasks import LAYOUTS, TASKS
 from running.command import exit_code
 from running.processes import keep_freed_memory
-from running.settings import COUNT, Flags, columns_of_fields, encoding_name, parse, setting
+from running.settings import PredictFlags, parse
 from weights import Prediction, SavedRun, open_run
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictFlags(Flags):
-    """The flags."""
-
-    desc: str = setting("rocstories", "name of the run, as given to train.py")
-    save_dir: str = setting("save/", "folder that holds the run's folder")
-    input: str = setting("-", "file of examples; -: standard input")
-    official: bool = setting(False, "--input is a file of the run's data set, or RACE/test/high and the like")
-    output: str = setting(
-        "-", "file to write, as a table if it ends in .csv or .tsv, else as JSON lines; -: standard output"
-    )
-    columns: str | None = setting(
-        None, "your column names, such as text=review; default: those of the run", columns_of_fields
-    )
-    encoding: str | None = setting(None, "of --input, such as latin-1; default: as of train.py", encoding_name)
-    n_batch: int = setting(32, "examples computed at a time; no effect on the labels", COUNT)
-    skip_bad: bool = setting(False, "leave out lines that cannot be read, and count them")
-
-    def __post_init__(self):
-        """Check all values. Raises ValueError."""
-        super().__post_init__()
-        if self.official and (self.input == "-" or self.columns is not None):
-            raise ValueError("official is for a file of the data set: give input, and no columns")
-
 
 # --- input -----------------------------------------------------------------------------------------------------------
 
@@ -183,7 +158,7 @@ def predict_input(settings: PredictFlags) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    settings = parse(PredictFlags, "Predict with a saved run.", argv)
+    settings = parse(PredictFlags, argv)
     return exit_code("predict.py", partial(predict_input, settings), "no output file is written")
 
 

@@ -5,7 +5,9 @@ language model of another folder is adapted to the text. Read pre_train below fr
 """
 
 if __name__ == "__main__":
-    import running.starting  # noqa: F401  before what takes time
+    from running.starting import answer_at_once
+
+    answer_at_once("PreTrainingFlags")  # before torch is loaded, which takes seconds
 
 import math
 import sys
@@ -15,16 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from formats.authors import (
-    BPE_FILE,
-    ENCODER_FILE,
-    HPARAMS_FILE,
-    SHAPES_FILE,
-    SHARDS,
-    FolderSizes,
-    save_openai_model,
-)
+from formats.authors import save_openai_model
 from formats.files import InputError, copy_file, digests, make_output_folder, refuse_folders, sha256
+from formats.folders import BPE_FILE, ENCODER_FILE, HPARAMS_FILE, SHAPES_FILE, SHARDS, FolderSizes
 from loss import SequenceLosses, sequence_losses, token_mean
 from model_pytorch import LMModel, TransformerModel
 from opt import OpenAIAdam
@@ -381,7 +376,7 @@ def run(settings: PreTrainingFlags, make_network=None) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    settings = parse(PreTrainingFlags, "Pre-train the transformer on raw text; the defaults are the paper's.", argv)
+    settings = parse(PreTrainingFlags, argv)
     return exit_code("pretrain.py", lambda: run(settings), "--resume goes on")
 
 

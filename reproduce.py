@@ -7,7 +7,11 @@ tables.md, figure2.png and GLUE.zip in --out. It may be stopped at any time: the
 finished run, and takes a run that was stopped from its checkpoint on.
 """
 
-import argparse
+if __name__ == "__main__":
+    from running.starting import answer_at_once
+
+    answer_at_once("ReproduceFlags")  # before torch is loaded, which takes seconds
+
 import shutil
 import sys
 import time
@@ -15,6 +19,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +29,8 @@ from matplotlib.figure import Figure
 
 import train
 from analysis import label_names, labelled_splits, parts_of, read_run_log
-from formats.authors import weight_files
 from formats.files import InputError, digests, make_output_folder, read_json, replacing, write_json
+from formats.folders import weight_files
 from loss import PackedLosses
 from opt import OpenAIAdam
 from reading.tasks import TASKS, find_task
@@ -33,7 +38,7 @@ from reading.workers import in_processes, n_cores
 from running.command import exit_code
 from running.metrics import METRICS
 from running.predictions import read_predictions
-from running.settings import COUNT, FineTuningFlags, parse
+from running.settings import WHAT, FineTuningFlags, ReproduceFlags, parse
 from running.training import Plan
 from text_utils import TextEncoder
 
@@ -133,7 +138,6 @@ PUBLISHED5 = {
     NO_AUXILIARY: [75.0, 47.9, 92.0, 84.9, 83.2, 69.8, 81.1, 86.9, 54.4],
 }
 FIGURE2 = {"MNLI": ("mnli", "matched", "acc"), "RACE": ("race", "all", "acc")}
-WHAT = [*TABLES, "table5", "figure2", "all"]
 
 GLUE_PAGE = "https://gluebenchmark.com/tasks has its archive; unpack it into {folder}/"
 GET = {  # how to get a data set; {folder}: that of --data_dir
@@ -178,7 +182,7 @@ def fine_tune(job: Job, run=train.run) -> dict[str, Any]:
     started = time.monotonic()
     folder = job.folder()
     with printing_to(folder / "printed.txt", job.name()):
-        run(parse(FineTuningFlags, "", job.all_flags()))
+        run(parse(FineTuningFlags, job.all_flags()))
     figures = read_figures(folder / "log")
     shutil.rmtree(folder / "save")
     return {"figures": figures, "seconds": time.monotonic() - started}
@@ -459,25 +463,25 @@ def wanted(what: list[str], n_seeds: int | None) -> list[tuple[str, str, int]]:
     return list(dict.fromkeys(found))
 
 
-def jobs_of(args: argparse.Namespace) -> list[Job]:
+def jobs_of(settings: ReproduceFlags) -> list[Job]:
     """Return the runs that are asked for; data sets that are missing are named and left out."""
     # a batch of 32, of which 8 are computed at a time: the paper's
-    common = ["--n_batch=8", "--accumulate=4", f"--model_dir={args.model_dir}", f"--data_dir={args.data_dir}"]
-    if args.max_examples is not None:
+    common = ["--n_batch=8", "--accumulate=4", f"--model_dir={settings.model_dir}", f"--data_dir={settings.data_dir}"]
+    if settings.max_examples is not None:
         # of a set without validation file, a fifth is held out
-        common += [f"--max_examples={args.max_examples}", f"--n_valid={max(1, args.max_examples // 5)}"]
+        common += [f"--max_examples={settings.max_examples}", f"--n_valid={max(1, settings.max_examples // 5)}"]
     jobs, absent = [], []
-    for dataset, variant, seed in wanted(args.what, args.seeds):
-        if has_files(dataset, args.data_dir):
-            flags = [f"--dataset={dataset}", *common, *VARIANTS[variant], *args.flags.split()]
-            jobs.append(Job(args.out, dataset, variant, seed, flags))
+    for dataset, variant, seed in wanted(settings.what or ["all"], settings.seeds):
+        if has_files(dataset, Path(settings.data_dir)):
+            flags = [f"--dataset={dataset}", *common, *VARIANTS[variant], *settings.flags.split()]
+            jobs.append(Job(Path(settings.out), dataset, variant, seed, flags))
         elif dataset not in absent:
             absent.append(dataset)
     for dataset in absent:
-        how = GET.get(dataset, GLUE_PAGE).format(folder=args.data_dir)
-        print(f"left out {TASKS[dataset].title}: its files are not in {args.data_dir}. To get them: {how}")
+        how = GET.get(dataset, GLUE_PAGE).format(folder=settings.data_dir)
+        print(f"left out {TASKS[dataset].title}: its files are not in {settings.data_dir}. To get them: {how}")
     if not jobs:
-        raise InputError(f"{args.data_dir} holds none of the data sets asked for. Name the folder that does.")
+        raise InputError(f"{settings.data_dir} holds none of the data sets asked for. Name the folder that does.")
     return jobs
 
 
@@ -491,7 +495,7 @@ def print_plan(jobs: list[Job]) -> None:
     """Print each command, its updates, and the hours they take at the speed of one update that is measured here."""
     total = 0.0
     for job in jobs:
-        settings = parse(FineTuningFlags, "", job.all_flags())
+        settings = parse(FineTuningFlags, job.all_flags())
         n_updates, seconds = measure_update(settings)
         hours = n_updates * seconds / 3600
         total += hours
@@ -528,45 +532,35 @@ def measure_update(settings: FineTuningFlags) -> tuple[int, float]:
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def reproduce(args: argparse.Namespace) -> None:
+def reproduce(settings: ReproduceFlags) -> None:
     """Do what is missing, then report. Raises InputError for what the user can fix."""
-    results = Results(args.out / "results.json")
-    if args.report:
+    out = Path(settings.out)
+    results = Results(out / "results.json")
+    if settings.report:
         if not results.runs:
             raise InputError(f"{results.path} holds no results. Leave out --report to make them.")
-        report(results, args.out)
+        report(results, out)
         return
-    jobs = jobs_of(args)
-    if args.dry_run:
+    jobs = jobs_of(settings)
+    if settings.dry_run:
         print_plan(results.missing(jobs))
         return
-    make_output_folder(args.out)
+    make_output_folder(out)
     # results of other weights or settings are not mixed with these
-    weights = list(digests(weight_files(args.model_dir)).values())
-    results.claim(weights=weights, max_examples=args.max_examples, flags=args.flags)
-    fine_tune_missing(results, jobs, args.workers)
-    report(results, args.out)
+    weights = list(digests(weight_files(Path(settings.model_dir))).values())
+    results.claim(weights=weights, max_examples=settings.max_examples, flags=settings.flags)
+    n_workers = settings.workers
+    if n_workers is None:
+        has_gpu = torch.accelerator.current_accelerator(check_available=True) is not None
+        n_workers = 1 if has_gpu else n_cores()
+    fine_tune_missing(results, jobs, n_workers)
+    report(results, out)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    has_gpu = torch.accelerator.current_accelerator(check_available=True) is not None
-    n_workers = 1 if has_gpu else n_cores()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--data_dir", type=Path, default="data", help="folder with the data sets' folders: %(default)s")
-    parser.add_argument("--model_dir", type=Path, default="model", help="the authors' weights: %(default)s")
-    parser.add_argument("--what", nargs="+", choices=WHAT, default=["all"], help="default: all")
-    parser.add_argument("--seeds", type=COUNT, help="runs of each kind, with seeds 1, 2, ...; default: 1, stories 10")
-    parser.add_argument("--workers", type=COUNT, default=n_workers, help="runs at a time; default: one a core, or GPU")
-    parser.add_argument("--out", type=Path, default="paper", help="folder for everything: %(default)s")
-    parser.add_argument("--max_examples", type=COUNT, help="at most this many examples of each file, for a rehearsal")
-    parser.add_argument("--flags", default="", help="further flags of train.py, for every run")
-    parser.add_argument("--dry_run", action="store_true", help="print the commands, their updates and hours only")
-    parser.add_argument("--report", action="store_true", help="only write tables and pictures of the results there are")
-    args = parser.parse_args(argv)
-    return exit_code("reproduce.py", lambda: reproduce(args), "the same command goes on")
+    settings = parse(ReproduceFlags, argv)
+    return exit_code("reproduce.py", partial(reproduce, settings), "the same command goes on")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ with random numbers in the authors' order. Flags and defaults are the paper's an
 """
 
 if __name__ == "__main__":
-    import running.starting  # noqa: F401  before what takes time
+    from running.starting import answer_at_once
+
+    answer_at_once("FineTuningFlags")  # before torch is loaded, which takes seconds
 
 import random
 import sys
@@ -19,14 +21,15 @@ import torch
 from torch import Tensor
 
 from analysis import analyse
-from formats.authors import BPE_FILE, ENCODER_FILE, check_bytes, is_model
+from formats.authors import check_bytes
 from formats.files import InputError, copy_file, digests, make_output_folder, refuse_folders
+from formats.folders import BPE_FILE, ENCODER_FILE, is_model, is_run
 from loss import PackedLosses
 from model_pytorch import DoubleHeadModel
 from opt import OpenAIAdam
 from reading.rows import FORMS, N_SPECIAL, special_tokens, transform_roc  # noqa: F401  a public name of this file
 from reading.splits import Limits, Splits, describe, majority, read_splits
-from reading.tasks import Task, find_task
+from reading.tasks import Task
 from running.checkpoint import load_parameters, only_writer
 from running.command import exit_code
 from running.inference import answers, evaluate, predict
@@ -45,7 +48,7 @@ from running.record import RunRecord
 from running.settings import FineTuningFlags, parse
 from running.training import Plan, Run, summary_writer
 from text_utils import TextEncoder
-from weights import folder_sizes, is_run, load_weights, parameter_files
+from weights import folder_sizes, load_weights, parameter_files
 
 
 def fine_tune(settings: FineTuningFlags, ranks: Ranks, make_network=None) -> None:
@@ -176,7 +179,7 @@ def make_folders(settings: FineTuningFlags) -> None:
 def read_task(settings: FineTuningFlags, encoder: TextEncoder) -> Splits:
     """Return the examples of the data set. Raises InputError."""
     data_dir = Path(settings.data_dir)
-    task = find_task(settings.dataset, data_dir, race=settings.race, **settings.own())
+    task = settings.find_task()
     if settings.skip_bad:
         task = replace(task, strict=False)
     n_ctx = settings.n_ctx
@@ -384,7 +387,7 @@ def run(settings: FineTuningFlags, make_network=None) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    settings = parse(FineTuningFlags, "Fine-tune the transformer on a task, as the authors did.", argv)
+    settings = parse(FineTuningFlags, argv)
     return exit_code("train.py", lambda: run(settings), "--resume goes on")
 
 

@@ -6,7 +6,9 @@ perplexities (Hugging Face issue 473).
 """
 
 if __name__ == "__main__":
-    import running.starting  # noqa: F401  before what takes time
+    from running.starting import answer_at_once
+
+    answer_at_once("VerifyFlags")  # before torch is loaded, which takes seconds
 
 import hashlib
 import sys
@@ -20,12 +22,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from formats.authors import BPE_FILE, ENCODER_FILE, FolderSizes, read_sizes, vocabulary_files
 from formats.files import InputError
-from formats.hugging_face import is_hugging_face
+from formats.folders import BPE_FILE, ENCODER_FILE, FolderSizes, is_hugging_face, read_sizes, vocabulary_files
 from reading.rows import with_positions
 from running.command import exit_code
-from running.settings import Flags, parse, setting
+from running.settings import VerifyFlags, parse
 from weights import open_model
 
 # git blob ids of the authors' published files (openai/finetune-transformer-lm, commit a69b5c4, folder model/)
@@ -63,13 +64,6 @@ PERPLEXITIES = {
     "there is a book in the desk": 26.2492,
 }
 TOLERANCE = 1e-4  # of states, of the logit and, as a share, of perplexities: rounding in 6 losses
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerifyFlags(Flags):
-    """The flag of verify.py."""
-
-    model_dir: str = setting("model/", "folder of the model, in the authors' format or Hugging Face's", is_input=True)
 
 
 # --- the files -------------------------------------------------------------------------------------------------------
@@ -239,7 +233,7 @@ def verify(folder: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    settings = parse(VerifyFlags, "Check that a model folder is the authors'.", argv)
+    settings = parse(VerifyFlags, argv)
     return exit_code("verify.py", partial(verify, Path(settings.model_dir)), "nothing was changed")
 
 

@@ -11,21 +11,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from formats.authors import (
+from formats.authors import check_bytes, check_sizes, load_openai_pretrained_model
+from formats.examples import Example
+from formats.files import InputError, make_output_folder, refuse_special, replacing_all, sha256
+from formats.folders import (
     BPE_FILE,
     ENCODER_FILE,
     FolderSizes,
-    check_bytes,
-    check_sizes,
-    load_openai_pretrained_model,
+    check_vocabulary,
+    is_hugging_face,
+    is_run,
     open_folder,
     read_sizes,
     vocabulary_files,
     weight_files,
 )
-from formats.examples import Example
-from formats.files import InputError, make_output_folder, refuse_special, replacing_all, sha256
-from formats.hugging_face import check_vocabulary, is_hugging_face
 from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel, LMModel, TransformerModel
 from reading.encoding import Encoded
 from reading.rows import FORMS, N_SPECIAL, Rows, special_tokens
@@ -127,11 +127,6 @@ def copy_weights(source: TransformerModel, target: TransformerModel, n_vocab: in
 def parameter_files(folder: Path) -> list[Path]:
     """Return the files that hold the parameters of a model folder or a saved run."""
     return [folder / "best_params"] if is_run(folder) else weight_files(folder)
-
-
-def is_run(folder: Path) -> bool:
-    """Return whether a folder holds a run of train.py, whole or not."""
-    return (folder / "best_params").exists() or (folder / "settings.json").exists()
 
 
 # --- a fine-tuned run ------------------------------------------------------------------------------------------------

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from formats.authors import open_folder
 from formats.files import InputError
+from formats.folders import open_folder
 from reading.rows import FORMS, Ids, Rows
 from reading.splits import Limits, Splits, read_splits
 from reading.tasks import Task, find_task
 from running.inference import progress_bar
 from running.metrics import METRICS
 from running.processes import Ranks
-from running.settings import dataset_names
+from running.settings import HEURISTICS, dataset_names
 from scoring import next_tokens, pack
 from text_utils import TextEncoder
 
@@ -71,7 +71,6 @@ def continuation_scores(
 
 # --- the heuristics --------------------------------------------------------------------------------------------------
 
-HEURISTICS = ("choice", "sentiment", "acceptability")
 N_BATCH = 16  # examples computed at a time
 
 

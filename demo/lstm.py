@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import pretrain
 import train
-from formats.authors import read_sizes
+from formats.folders import read_sizes
 from model_pytorch import DoubleHeadModel, LMModel, TransformerModel
 from reading.splits import Splits
 from running.checkpoint import load_parameters, only_writer, save_parameters

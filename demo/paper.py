@@ -28,9 +28,9 @@ import pretrain
 import train
 from demo import lstm, stories
 from demo.baselines import majority_accuracy, rule_accuracy, rules
-from formats.authors import BPE_FILE, ENCODER_FILE, is_model, weight_files
 from formats.examples import Example
 from formats.files import InputError, copy_file, digests, make_output_folder, replacing
+from formats.folders import BPE_FILE, ENCODER_FILE, is_model, weight_files
 from reading.rows import FORMS
 from reading.tasks import Source, Task, find_task
 from reading.workers import in_processes, n_cores
@@ -155,14 +155,14 @@ def learn_vocabulary_of(job: PreTrainingJob) -> None:
     """Learn the vocabulary that both networks share, and tokenize the corpus."""
     use_one_thread()
     with printing_to(job.work / "tokenize.txt", "tokenizing"):
-        pretrain.run(parse(PreTrainingFlags, "", [*job.flags, "--tokenize_only"]))
+        pretrain.run(parse(PreTrainingFlags, [*job.flags, "--tokenize_only"]))
 
 
 def pre_train_network(job: PreTrainingJob) -> None:
     """Pre-train a network, from its newest checkpoint on."""
     use_one_thread()
     with printing_to(job.work / f"{job.network}.txt", job.network):
-        settings = parse(PreTrainingFlags, "", [*job.flags, "--resume"])
+        settings = parse(PreTrainingFlags, [*job.flags, "--resume"])
         if job.network == "LSTM":
             lstm.pre_train(settings, job.work / "LSTM.safetensors")
         else:
@@ -214,7 +214,7 @@ def make_data(work: Path) -> None:
 
 def task_of(flags: list[str], work: Path) -> tuple[Task, Path]:
     """Return the record of a task that train.py's flags name, and the folder of its files."""
-    settings = parse(FineTuningFlags, "", filled(flags, work))
+    settings = parse(FineTuningFlags, filled(flags, work))
     data_dir = Path(settings.data_dir)
     task = find_task(settings.dataset, data_dir, settings.task)
     return task, task.find(data_dir)

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,105 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from formats.files import WHERE_TO_GET_IT, InputError, find, read_json, refuse_special, replacing_all
-from formats.hugging_face import (
-    ACTIVATIONS,
+from formats.files import WHERE_TO_GET_IT, InputError, refuse_special, replacing_all
+from formats.folders import (
     CONFIG_FILE,
-    array_names,
-    authors_arrays,
+    HPARAMS_FILE,
+    SHAPES_FILE,
+    SHARDS,
+    FolderSizes,
     is_hugging_face,
-    n_tokens,
-    read_config,
-    read_tensors,
-    tokenizer_files,
+    open_folder,
+    read_sizes,
     weights_file,
     weights_files,
 )
-
-ENCODER_FILE, BPE_FILE = "encoder_bpe_40000.json", "vocab_40000.bpe"
-SHAPES_FILE = "params_shapes.json"
-HPARAMS_FILE = "hparams.json"  # what no shape tells; absent beside the authors' own weights
-SHARDS = [f"params_{i}.npy" for i in range(10)]
-
-
-@dataclass(frozen=True)
-class FolderSizes:
-    """The sizes of the network in a model folder."""
-
-    n_vocab: int  # tokens
-    n_positions: int
-    n_embd: int
-    n_head: int
-    n_layer: int
-    afn: str = "gelu"  # activation
-
-    def shapes(self) -> list[list[int]]:
-        """Return the shapes of the arrays in the authors' order: positions, tokens, then twelve a block."""
-        c = self.n_embd
-        attn = [[1, c, 3 * c], [3 * c], [1, c, c], [c]]
-        mlp = [[1, c, 4 * c], [4 * c], [1, 4 * c, c], [c]]
-        ln = [[c], [c]]
-        return [[self.n_positions, c], [self.n_vocab, c]] + (attn + ln + mlp + ln) * self.n_layer
-
-    def n_values(self) -> int:
-        """Return how many numbers the arrays hold."""
-        c = self.n_embd
-        return (self.n_positions + self.n_vocab) * c + self.n_layer * (12 * c * c + 13 * c)
-
-
-# --- what a folder holds ---------------------------------------------------------------------------------------------
-
-
-def open_folder(path: str | os.PathLike) -> Path:
-    """Return a folder that a notebook names: as it is, or else the one of that name beside the scripts.
-
-    Public functions that take a model's or a run's folder begin with this; those below them take the Path as it is.
-    """
-    return find(path)
-
-
-def is_model(folder: Path) -> bool:
-    """Return whether a folder holds a model, in the authors' format or Hugging Face's."""
-    return (folder / SHAPES_FILE).exists() or is_hugging_face(folder)
-
-
-def vocabulary_files(folder: Path) -> tuple[Path, Path]:
-    """Return the paths of a model folder's vocabulary and merges, which both formats have under their own names."""
-    if is_hugging_face(folder):
-        return tokenizer_files(folder)
-    return folder / ENCODER_FILE, folder / BPE_FILE
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """Return the files of a model folder that hold its weights."""
-    if is_hugging_face(folder):
-        return weights_files(folder)
-    return [folder / name for name in SHARDS if (folder / name).exists()]
-
-
-def read_sizes(folder: str | os.PathLike) -> FolderSizes:
-    """Return the sizes of the network in a model folder.
-
-    In the authors' format they follow from params_shapes.json and hparams.json, in Hugging Face's from config.json and
-    the vocabulary. Raises InputError when a file is missing or is not of such a network.
-    """
-    folder = Path(folder)
-    if is_hugging_face(folder):
-        config = read_config(folder)
-        names = ("n_positions", "n_embd", "n_head", "n_layer", "afn")
-        return FolderSizes(n_tokens(folder, config), **{name: config[name] for name in names})
-    shapes = read_json(folder / SHAPES_FILE)
-    hparams = {}
-    if (folder / HPARAMS_FILE).exists():
-        hparams = read_json(folder / HPARAMS_FILE)
-    try:
-        sizes = _sizes_of(shapes, hparams)
-    except (AttributeError, LookupError, TypeError, ValueError, ZeroDivisionError):
-        raise InputError(
-            f"{folder / SHAPES_FILE}: not the shapes of this network: positions [n, C], tokens [n, C], then twelve "
-            "arrays a block, C a multiple of n_head (12, or what hparams.json says). Fetch both files again."
-        ) from None
-    return sizes
+from formats.hugging_face import array_names, authors_arrays, read_tensors
 
 
 def check_bytes(folder: Path, sizes: FolderSizes) -> None:
@@ -140,22 +54,6 @@ def _check_count(folder: Path, sizes: FolderSizes, n_found: int) -> None:
             f"{folder}: params_0.npy .. params_9.npy hold {n_found:,} values, params_shapes.json asks for "
             f"{sizes.n_values():,}. Fetch them again."
         )
-
-
-def _sizes_of(shapes: Any, hparams: Any) -> FolderSizes:
-    """Return the sizes that JSON values tell. Raises one of several errors when they are not of this network."""
-    n_positions, n_embd = shapes[0]
-    n_vocab, _ = shapes[1]
-    n_layer = (len(shapes) - 2) // 12
-    n_head = hparams.get("n_head", 12)
-    for size in (n_positions, n_embd, n_vocab, n_head):
-        if type(size) is not int or size < 1:  # 2.0 and True are equal to whole numbers
-            raise ValueError("no size")
-    sizes = FolderSizes(n_vocab, n_positions, n_embd, n_head, n_layer, hparams.get("afn", "gelu"))
-    fits = sizes.shapes() == shapes and n_embd % n_head == 0 and sizes.afn in list(ACTIVATIONS.values())
-    if not fits:
-        raise ValueError("other shapes")
-    return sizes
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------

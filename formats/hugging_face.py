@@ -5,165 +5,22 @@ authors' two vocabulary files byte for byte. Special tokens are added tokens the
 transformers of today writes tokenizer.json instead of these two, and large weights in several files with an index.
 """
 
-import atexit
 import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from formats.files import InputError, copy_file, read_json, replacing, sha256, write_json
+from formats.files import InputError, copy_file, read_json, replacing, write_json
+from formats.folders import CONFIG_FILE, EPSILON, MERGES_FILE, VOCAB_FILE, WEIGHTS_FILES, weights_file, weights_files
 
-# files of a folder
-CONFIG_FILE, VOCAB_FILE, MERGES_FILE = "config.json", "vocab.json", "merges.txt"
-TOKENIZER_FILE = "tokenizer.json"
-WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that exists is read
-INDEX = ".index.json"  # behind the name of such a file: which files it was split into
-
-# config.json: its names of activations and ours, sizes where it has none, and what this network has one of
-ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu", "relu": "relu", "silu": "swish", "swish": "swish"}
-DEFAULT_SIZES = {"vocab_size": 40478, "n_positions": 512, "n_embd": 768, "n_layer": 12, "n_head": 12}
-EPSILON = 1e-5  # of the layer norms
 SPECIAL_TOKENS = ("_start_", "_delimiter_", "_classify_")
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
-
-
-def is_hugging_face(folder: Path) -> bool:
-    """Return whether a folder holds a Hugging Face model; one in the authors' format goes first."""
-    if (folder / "params_shapes.json").exists():
-        return False
-    indices = [name + INDEX for name in WEIGHTS_FILES]
-    return any((folder / name).exists() for name in (CONFIG_FILE, *WEIGHTS_FILES, *indices))
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return config.json with the sizes of the network, and the activation by our name.
-
-    Raises InputError for a file that is missing or damaged, and for a model of another architecture.
-    """
-    path = folder / CONFIG_FILE
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise InputError(f"{path} is not an object of settings. Fetch it again.")
-    if config.get("model_type") != "openai-gpt":
-        raise InputError(
-            f"{path}: model_type is {config.get('model_type')!r}, not 'openai-gpt'. Name a folder of that architecture."
-        )
-    config = DEFAULT_SIZES | {"afn": "gelu", "layer_norm_epsilon": EPSILON} | config
-
-    # sizes
-    for name in DEFAULT_SIZES:
-        if type(config[name]) is not int or config[name] < 1:
-            raise InputError(f"{path}: {name} is a whole number from 1, not {config[name]!r}. Fetch it again.")
-    if config["n_embd"] % config["n_head"]:
-        raise InputError(f"{path}: n_embd {config['n_embd']} is not a multiple of n_head {config['n_head']}.")
-
-    # the functions of the network
-    if config["afn"] not in list(ACTIVATIONS):
-        raise InputError(f"{path}: the activation {config['afn']!r} is not one of {', '.join(ACTIVATIONS)}.")
-    if config["layer_norm_epsilon"] != EPSILON:
-        raise InputError(f"{path}: layer_norm_epsilon is {config['layer_norm_epsilon']}, this network has {EPSILON}.")
-    config["afn"] = ACTIVATIONS[config["afn"]]
-    return config
-
-
-def n_tokens(folder: Path, config: Mapping[str, Any]) -> int:
-    """Return how many tokens the vocabulary has, without one all; further embeddings are of added tokens."""
-    file, _ = tokenizer_files(folder)
-    if not file.exists():
-        return config["vocab_size"]
-    vocabulary = read_json(file)
-    path = folder / (VOCAB_FILE if file.parent == folder else TOKENIZER_FILE)
-    if not isinstance(vocabulary, dict):
-        raise InputError(f"{path} is not an object of tokens and their ids. Fetch it again.")
-    if not 0 < len(vocabulary) <= config["vocab_size"]:
-        raise InputError(
-            f"{path} has {len(vocabulary)} tokens, the weights are for {config['vocab_size']}. "
-            "Take both from one model."
-        )
-    return len(vocabulary)
-
-
-def tokenizer_files(folder: Path) -> tuple[Path, Path]:
-    """Return the files of vocabulary and merges; made of tokenizer.json, if it is alone. Raises InputError for that."""
-    paths = (folder / VOCAB_FILE, folder / MERGES_FILE)
-    tokenizer = folder / TOKENIZER_FILE
-    if all(path.exists() for path in paths) or not tokenizer.exists():
-        return paths
-    return _vocabulary_in(tokenizer, sha256(tokenizer))
-
-
-def check_vocabulary(folder: Path) -> None:
-    """Raise InputError for a folder without a vocabulary."""
-    path, _ = tokenizer_files(folder)
-    if not path.exists():
-        raise InputError(
-            f"{path} is missing, and so is {TOKENIZER_FILE}: no text can be encoded. Fetch one of them; "
-            "the transformer alone opens without, by load_openai_pretrained_model."
-        )
-
-
-@cache
-def _vocabulary_in(path: Path, _digest: str) -> tuple[Path, Path]:
-    """Return files of vocabulary and merges with what tokenizer.json holds, in a folder that is removed at the end."""
-    tokenizer = read_json(path)
-    try:
-        vocabulary = tokenizer["model"]["vocab"]
-        merges = []
-        for merge in tokenizer["model"]["merges"]:  # a pair, and in older files its tokens with a space between them
-            left, right = merge.split(" ") if isinstance(merge, str) else merge
-            if left + right not in vocabulary:
-                raise ValueError(f"the merge {left!r} {right!r} makes no token")
-            merges.append(f"{left} {right}\n")
-        if sorted(vocabulary.values()) != list(range(len(vocabulary))):
-            raise ValueError("the ids are not 0 .. n - 1")
-        unknown = [token["id"] for token in tokenizer.get("added_tokens", []) if token["content"] == "<unk>"]
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise InputError(f"{path} holds no vocabulary with byte-pair merges ({error}). Fetch it again.") from None
-    if any(unknown):
-        raise InputError(f"{path}: <unk> has the id {unknown[0]}, and here 0. Give it that one, in the weights too.")
-
-    # as the authors have them
-    folder = Path(tempfile.mkdtemp(prefix="vocabulary_"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    write_json(folder / VOCAB_FILE, vocabulary)
-    (folder / MERGES_FILE).write_text("".join(["#version: 0.2\n", *merges]), encoding="utf-8")
-    return folder / VOCAB_FILE, folder / MERGES_FILE
-
-
-def weights_file(folder: Path) -> Path:
-    """Return the file of the weights, or the index of several. Raises InputError when there is none."""
-    for name in WEIGHTS_FILES:
-        for path in (folder / name, folder / (name + INDEX)):
-            if path.exists():
-                return path
-    raise InputError(f"{folder / WEIGHTS_FILES[0]} is missing, and so is {WEIGHTS_FILES[1]}. Fetch one of them.")
-
-
-def weights_files(folder: Path) -> list[Path]:
-    """Return the files of the weights: one, or all that an index names. Raises InputError when one is missing."""
-    path = weights_file(folder)
-    if not path.name.endswith(INDEX):
-        return [path]
-
-    # the index says in which file of the folder each tensor is
-    index = read_json(path)
-    names = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(names, dict) or not names or any(str(name) != Path(str(name)).name for name in names.values()):
-        raise InputError(f"{path} does not say which files hold the weights. Fetch it again.")
-    paths = [folder / name for name in sorted({str(name) for name in names.values()})]
-    for part in paths:
-        if not part.exists():
-            raise InputError(f"{part} is missing, which {path.name} names. Fetch it.")
-    return paths
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:

@@ -10,7 +10,6 @@ A document is a line: it ends with the newline token, as the authors' texts do. 
 JSON lines a document is the text in one field of an object, its newlines read as spaces.
 """
 
-import glob
 import gzip
 import json
 import os
@@ -31,12 +30,12 @@ from formats.files import (
     copy_file,
     is_utf16,
     read_json,
-    refuse_special,
     replacing,
     sha256,
     text_sha256,
     write_json,
 )
+from reading.files import find_files, unreadable
 from reading.merges import learn_vocabulary
 from reading.workers import in_processes
 from text_utils import TextEncoder, WordSplitter, split_words
@@ -45,53 +44,6 @@ SHARD_BYTES = 2**25  # of text; about 12 s of work
 BATCH_CHARACTERS = 2**20  # that are tokenized at a time, or one line
 
 Vocabulary = tuple[Path, Path]  # its two files
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
-def find_files(names: Iterable[str | os.PathLike]) -> list[Path]:
-    """Return the files that names of files, folders and globs stand for, in the order of the names, each file once.
-
-    Those of a folder, with its subfolders but without hidden files, and those of a glob are in the order of their
-    paths. Raises InputError for a name that stands for nothing, and for a file that cannot be opened.
-    """
-    found: list[Path] = []
-    for name in map(str, names):
-        files = [file for path in _paths_of(name) for file in _files_of(path)]
-        if not files:
-            raise InputError(f"{name} holds no files. --corpus names text files, folders or globs.")
-        found += files
-    for path in found:
-        refuse_special(path)
-        try:
-            open(path, "rb").close()
-        except OSError as error:
-            raise _unreadable(path, error) from None
-    return list(dict.fromkeys(found))
-
-
-def _paths_of(name: str) -> list[Path]:
-    """Return the path of that name or, where there is none, those that it matches as a glob."""
-    is_glob = glob.escape(name) != name
-    if os.path.exists(name) or not is_glob:
-        return [Path(name)]
-    matches = sorted(map(Path, glob.glob(name, recursive=True)))
-    if not matches:
-        raise InputError(f"{name} matches no file. --corpus names text files, folders or globs.")
-    return matches
-
-
-def _files_of(path: Path) -> list[Path]:
-    """Return the files of a folder that are not hidden, or the file itself."""
-    if not path.is_dir():
-        return [path]
-    below = sorted(file for file in path.rglob("*") if file.is_file())
-    return [file for file in below if not any(part.startswith(".") for part in file.relative_to(path).parts)]
-
-
-def _unreadable(path: Path, error: OSError) -> InputError:
-    return InputError(f"{path} cannot be read ({error.strerror}). --corpus names a text file, a folder or a glob.")
 
 
 # --- files -> shards -------------------------------------------------------------------------------------------------
@@ -164,7 +116,7 @@ def document_lines(lines_of: ByteRange) -> Iterator[str]:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path} is not a whole .gz file ({error}). Compress or fetch it again.") from None
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
 
 
 def document_of(line: str, field: str | None, is_first: bool) -> str:

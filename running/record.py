@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from formats.config import Config
 from formats.files import InputError, read_json, text_sha256
 from formats.own import parse_columns
-from model_pytorch import Config
 from opt import SCHEDULES
 from reading.rows import CUTS, FORMS, Layout
 from running.metrics import METRICS

@@ -1,23 +1,25 @@
 """The flags of the commands: dataclasses whose fields are the flags, with default, help text and check in one line.
 
 The checks hold in Python as on the command line: a value out of its range is a ValueError that names the field.
+Nothing is imported here that takes time: --help and a wrong flag are answered before torch is loaded (starting.py).
 """
 
 import argparse
 import codecs
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from formats.authors import BPE_FILE, ENCODER_FILE, FolderSizes, vocabulary_files
-from formats.files import InputError, find
+from formats.config import DEFAULT_CONFIG, Config
+from formats.files import WHERE_TO_GET_IT, InputError, find
+from formats.folders import BPE_FILE, ENCODER_FILE, FolderSizes, is_run, read_sizes, vocabulary_files
 from formats.own import OWN_FIELDS, parse_columns
-from model_pytorch import ACTIVATIONS, DEFAULT_CONFIG, Config
-from opt import SCHEDULES
-from reading.tasks import TASKS
+from reading.files import find_files
+from reading.tasks import TASKS, Task, find_task
 
 S = TypeVar("S")
 
@@ -111,6 +113,8 @@ def setting(default: Any, help: str, parse: Callable = str, **more) -> Any:
 class Flags:
     """What all settings have in common: every value is checked, and paths of inputs are found, once, here."""
 
+    ABOUT: ClassVar[str] = ""  # what the command does, for --help
+
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -124,6 +128,9 @@ class Flags:
         """Return the settings that a resumed run must share with its checkpoint."""
         fields = dataclasses.fields(self)
         return {field.name: getattr(self, field.name) for field in fields if "free_on_resume" not in field.metadata}
+
+    def refuse_missing(self) -> None:
+        """Raise InputError when a file or folder that the command reads is not there."""
 
 
 def check(field: dataclasses.Field, value: Any) -> Any:
@@ -158,9 +165,9 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default is None or action.default is False else super()._get_help_string(action)
 
 
-def parse(settings: type[S], description: str, argv: list[str] | None) -> S:
+def parse(settings: type[S], argv: list[str] | None) -> S:
     """Return the settings that the command line gives; a wrong flag ends the program with one line and exit code 2."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=settings.ABOUT, formatter_class=HelpFormatter, allow_abbrev=False)
     for field in dataclasses.fields(settings):
         add_flag(parser, field)
     try:
@@ -188,9 +195,37 @@ def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
         parser.add_argument(f"--{field.name}", default=field.default, **given)
 
 
+# --- what must be there ----------------------------------------------------------------------------------------------
+
+
+def refuse_missing_file(path: str | Path, remedy: str = WHERE_TO_GET_IT) -> None:
+    """Raise InputError when a file is not there."""
+    if not os.path.exists(path):
+        raise InputError(f"{path} is missing. {remedy}")
+
+
+def refuse_missing_model(folder: str | Path) -> None:
+    """Raise InputError when a folder holds neither a model nor a run."""
+    folder = Path(folder)
+    if is_run(folder):
+        refuse_missing_file(folder / "settings.json")
+    else:
+        read_sizes(folder)
+
+
+def refuse_missing_data(task: Task, folder: str | Path) -> None:
+    """Raise InputError when a folder lacks a file of train or valid."""
+    folder = task.find(Path(folder))
+    for source in task.train + task.valid:
+        for name in source.files:
+            if not source.optional:
+                refuse_missing_file(folder / name)
+
+
 # --- groups of settings that commands have in common -----------------------------------------------------------------
 
 SIZES = ("n_embd", "n_head", "n_layer", "afn")  # what a model folder tells
+AFNS = ("relu", "swish", "gelu")  # the keys of model_pytorch.ACTIVATIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +244,7 @@ class NetworkFlags(Flags):
     afn: str | None = setting(
         None,
         f"activation of the MLP; default: the model folder's, else {DEFAULT_CONFIG.afn}",
-        choices=list(ACTIVATIONS),
+        choices=AFNS,
     )
 
     def config(self, sizes: Config | FolderSizes = DEFAULT_CONFIG) -> Config:
@@ -295,9 +330,14 @@ class RunFlags(Flags):
 # --- fine-tuning -----------------------------------------------------------------------------------------------------
 
 
+SCHEDULES = ("warmup_cosine", "warmup_constant", "warmup_linear")  # the keys of opt.SCHEDULES
+
+
 @dataclass(frozen=True, kw_only=True)
 class FineTuningFlags(RunFlags, NetworkFlags, AdamFlags, OwnFlags):
     """The flags of train.py; the defaults are the paper's and the authors' (FIDELITY 74)."""
+
+    ABOUT: ClassVar[str] = "Fine-tune the transformer on a task, as the authors did."
 
     dataset: str = setting("rocstories", "task to fine-tune on; own: your files in --data_dir", choices=dataset_names)
     race: str = setting("all", "which part of --dataset race", choices=["middle", "high", "all"])
@@ -333,7 +373,7 @@ class FineTuningFlags(RunFlags, NetworkFlags, AdamFlags, OwnFlags):
     n_ctx: int = setting(512, "tokens of the longest row allowed", number(int, 6))
     n_transfer: int = setting(12, "blocks to load; 0: only the embeddings; -1: nothing", number(int, -1))
     lm_coef: float = setting(0.5, "weight of the auxiliary language-model loss; 0: none", NOT_NEGATIVE)
-    lr_schedule: str = setting("warmup_linear", "learning-rate schedule", choices=list(SCHEDULES))
+    lr_schedule: str = setting("warmup_linear", "learning-rate schedule", choices=SCHEDULES)
     lr_warmup: float = setting(0.002, "fraction of all updates spent warming up", number(float, 0, 1))
 
     def __post_init__(self):
@@ -354,6 +394,17 @@ class FineTuningFlags(RunFlags, NetworkFlags, AdamFlags, OwnFlags):
             if getattr(self, name) is not None and self.dataset != "own":
                 raise ValueError(f"{name} is for dataset own: the official files are known")
 
+    def find_task(self) -> Task:
+        """Return the data set's record. Raises InputError for a missing folder."""
+        return find_task(self.dataset, Path(self.data_dir), race=self.race, **self.own())
+
+    def refuse_missing(self) -> None:
+        refuse_missing_file(self.encoder_path)
+        refuse_missing_file(self.bpe_path)
+        refuse_missing_data(self.find_task(), self.data_dir)
+        if self.n_transfer >= 0:
+            refuse_missing_model(self.model_dir)
+
 
 # --- pre-training ----------------------------------------------------------------------------------------------------
 
@@ -363,6 +414,8 @@ N_CTX = 512  # tokens in a sequence, as the paper has them
 @dataclass(frozen=True, kw_only=True)
 class PreTrainingFlags(RunFlags, NetworkFlags, AdamFlags):
     """The flags of pretrain.py; the defaults are the paper's (FIDELITY 104)."""
+
+    ABOUT: ClassVar[str] = "Pre-train the transformer on raw text; the defaults are the paper's."
 
     corpus: str | list[str] = setting(
         dataclasses.MISSING,
@@ -420,6 +473,11 @@ class PreTrainingFlags(RunFlags, NetworkFlags, AdamFlags):
         if self.init_from is None:
             self.config()
 
+    def refuse_missing(self) -> None:
+        if self.init_from is not None:
+            refuse_missing_model(self.init_from)
+        find_files(self.corpus)
+
     def with_sizes_of(self, sizes: FolderSizes | None) -> "PreTrainingFlags":
         """Return the settings with the sizes that were left out: those of init_from, else the paper's.
 
@@ -439,3 +497,184 @@ class PreTrainingFlags(RunFlags, NetworkFlags, AdamFlags):
                 f"{self.init_from} has {sizes.n_positions} positions, fewer than n_ctx {n_ctx}. Lower --n_ctx."
             )
         return dataclasses.replace(self, n_ctx=n_ctx, **{name: getattr(sizes, name) for name in SIZES})
+
+
+# --- the other commands ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictFlags(Flags):
+    """The flags of predict.py."""
+
+    ABOUT: ClassVar[str] = "Predict with a saved run."
+
+    desc: str = setting("rocstories", "name of the run, as given to train.py")
+    save_dir: str = setting("save/", "folder that holds the run's folder")
+    input: str = setting("-", "file of examples; -: standard input")
+    official: bool = setting(False, "--input is a file of the run's data set, or RACE/test/high and the like")
+    output: str = setting(
+        "-", "file to write, as a table if it ends in .csv or .tsv, else as JSON lines; -: standard output"
+    )
+    columns: str | None = setting(
+        None, "your column names, such as text=review; default: those of the run", columns_of_fields
+    )
+    encoding: str | None = setting(None, "of --input, such as latin-1; default: as of train.py", encoding_name)
+    n_batch: int = setting(32, "examples computed at a time; no effect on the labels", COUNT)
+    skip_bad: bool = setting(False, "leave out lines that cannot be read, and count them")
+
+    def __post_init__(self):
+        """Check all values. Raises ValueError."""
+        super().__post_init__()
+        if self.official and (self.input == "-" or self.columns is not None):
+            raise ValueError("official is for a file of the data set: give input, and no columns")
+
+    def refuse_missing(self) -> None:
+        refuse_missing_file(Path(self.save_dir) / self.desc / "settings.json")
+        if self.input != "-":
+            refuse_missing_file(self.input, "Name the file of the examples.")
+
+
+HEURISTICS = ("choice", "sentiment", "acceptability")  # those of zero_shot.py
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateFlags(OwnFlags):
+    """The flags of generate.py."""
+
+    ABOUT: ClassVar[str] = "Continue a text."
+
+    model_dir: str | None = setting(None, "folder of a pre-trained model; default: model/")
+    run: str | None = setting(None, "folder of a fine-tuned run, save/<desc>, instead of --model_dir")
+    prompt: str | None = setting(None, "text to continue")
+    prompt_file: str | None = setting(None, "file with the text to continue, in UTF-8")
+    n_tokens: int = setting(100, "tokens of each sample, at most", COUNT)
+    temperature: float = setting(1.0, "divides the logits; 0: always the most probable token", NOT_NEGATIVE)
+    top_k: int = setting(40, "sample among so many of the most probable tokens; 0: all", number(int, 0))
+    top_p: float = setting(
+        1.0, "sample among the most probable tokens that sum to this probability", number(float, 0, 1)
+    )
+    repetition_penalty: float = setting(1.0, "makes tokens that occurred less probable; 1: not", number(float, 1))
+    seed: int = setting(42, "of the random numbers", SEED)
+    n_samples: int = setting(1, "continuations of the prompt, computed together", COUNT)
+    stop: str | None = setting(None, "end a sample before this text; default: only after --n_tokens")
+    score: str | None = setting(None, "text file to score instead, in UTF-8")
+    stride: int | None = setting(
+        None, "of --score: tokens from one window of n_ctx tokens to the next; default: half of n_ctx", COUNT
+    )
+    all_rows: bool = setting(
+        False, "of --score: normalise over special tokens and positions too, as the training loss does"
+    )
+    by_line: bool = setting(False, "of --score: score each line of the file by itself; default: all lines as one text")
+    zero_shot: str | None = setting(
+        None,
+        "answer the examples of --dataset instead: choice (of the highest mean log-probability), sentiment ('very' "
+        "positive or negative) or acceptability (mean log-probability, threshold fitted on train)",
+        choices=HEURISTICS,
+    )
+    label_names: str | None = setting(
+        None, "of --zero_shot sentiment and acceptability: the bad label and the good one, as neg,pos; default: known"
+    )
+    dataset: str = setting("rocstories", "of --zero_shot, as of train.py", choices=dataset_names)
+    data_dir: str = setting("data/", "of --zero_shot: folder of the data set's files", is_input=True)
+    n_valid: int = setting(374, "of --zero_shot: examples taken for validation where there is no file of them", COUNT)
+
+    def __post_init__(self):
+        """Check all values. Raises ValueError."""
+        super().__post_init__()
+        for one, other in (("model_dir", "run"), ("prompt", "prompt_file"), ("score", "zero_shot")):
+            if getattr(self, one) is not None and getattr(self, other) is not None:
+                raise ValueError(f"{one} and {other} exclude each other: give one")
+        if (self.dataset == "own") != (self.task is not None):
+            raise ValueError("task is the form of dataset own: give both or neither")
+        if self.by_line and self.score is None:
+            raise ValueError("by_line is of --score: give both or neither")
+        if self.stop == "":
+            raise ValueError("stop is empty: leave it out")
+
+    def refuse_missing(self) -> None:
+        if self.run is None:
+            read_sizes(find(self.model_dir or "model/"))
+        else:
+            refuse_missing_file(find(self.run) / "settings.json")
+        for path in (self.prompt_file, self.score):
+            if path is not None:
+                refuse_missing_file(path, "Name another file.")
+        if self.zero_shot is not None:
+            data_dir = Path(self.data_dir)
+            refuse_missing_data(find_task(self.dataset, data_dir, **self.own()), data_dir)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertFlags(Flags):
+    """The arguments of convert.py."""
+
+    ABOUT: ClassVar[str] = "Exchange models with Hugging Face transformers."
+
+    direction: str = setting(dataclasses.MISSING, "to_hf or from_hf", choices=["to_hf", "from_hf"], positional=True)
+    src: str = setting(dataclasses.MISSING, "folder to read", is_input=True, positional=True)
+    out: str = setting(dataclasses.MISSING, "folder to write; it must not be there yet, or be empty", positional=True)
+
+    def refuse_missing(self) -> None:
+        refuse_missing_file(self.src, "Name the folder of a model or a run.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalysisFlags(Flags):
+    """The flags of analysis.py."""
+
+    ABOUT: ClassVar[str] = (
+        "Analyse a finished run, from the log and the predictions that train.py --submit has written."
+    )
+
+    desc: str = setting("rocstories", "name of the run, as given to train.py", run_name)
+    log_dir: str = setting("log/", "folder of the run's log")
+
+    def log_path(self) -> Path:
+        """Return the path of the log."""
+        return Path(self.log_dir) / f"{self.desc}.jsonl"
+
+    def refuse_missing(self) -> None:
+        refuse_missing_file(self.log_path(), "Has the run of that --desc ended, and in that --log_dir?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyFlags(Flags):
+    """The flag of verify.py."""
+
+    ABOUT: ClassVar[str] = "Check that a model folder is the authors'."
+
+    model_dir: str = setting("model/", "folder of the model, in the authors' format or Hugging Face's", is_input=True)
+
+    def refuse_missing(self) -> None:
+        refuse_missing_file(self.model_dir)
+
+
+WHAT = ("table2", "table3", "table4", "stories", "glue", "table5", "figure2", "all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceFlags(Flags):
+    """The flags of reproduce.py."""
+
+    ABOUT: ClassVar[str] = (
+        "Every number of the paper that whoever has weights and data can make again. It may be stopped at any time: "
+        "the same command goes on."
+    )
+
+    data_dir: str = setting("data", "folder with the data sets' folders", is_input=True)
+    model_dir: str = setting("model", "the authors' weights", is_input=True)
+    what: list[str] | None = setting(None, "default: all", nargs="+", choices=WHAT)
+    seeds: int | None = setting(None, "runs of each kind, with seeds 1, 2, ...; default: 1, stories 10", COUNT)
+    workers: int | None = setting(None, "runs at a time; default: one a core, or with a GPU one", COUNT)
+    out: str = setting("paper", "folder for everything")
+    max_examples: int | None = setting(None, "at most this many examples of each file, for a rehearsal", COUNT)
+    flags: str = setting("", "further flags of train.py, for every run")
+    dry_run: bool = setting(False, "print the commands, their updates and hours only")
+    report: bool = setting(False, "only write tables and pictures of the results there are")
+
+    def refuse_missing(self) -> None:
+        if self.report:
+            refuse_missing_file(Path(self.out) / "results.json", "Leave out --report to make it.")
+        else:
+            refuse_missing_file(self.data_dir, "Name the folder of the data sets' folders.")
+            read_sizes(self.model_dir)

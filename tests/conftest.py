@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from formats.authors import FolderSizes
+from formats.folders import FolderSizes
 from reading.tasks import ROCSTORIES_TEST, ROCSTORIES_VALID
 
 HEADER = (

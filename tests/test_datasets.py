@@ -10,8 +10,8 @@ from sklearn.model_selection import train_test_split
 
 import datasets
 from datasets import read_cloze
-from formats.authors import BPE_FILE, ENCODER_FILE
 from formats.files import InputError
+from formats.folders import BPE_FILE, ENCODER_FILE
 from reading import tasks
 from reading.rows import CUTS, FORMS
 from reading.splits import Limits, read_splits

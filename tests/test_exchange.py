@@ -21,8 +21,8 @@ from torch.export import Dim, export
 import convert
 import train
 from finetuning import fit
-from formats.authors import FolderSizes, read_sizes
 from formats.files import InputError
+from formats.folders import FolderSizes, read_sizes
 from formats.hugging_face import array_names
 from model_pytorch import DEFAULT_CONFIG, LMModel, load_openai_pretrained_model
 from reading.rows import FORMS, N_SPECIAL, pad_rows, special_tokens, with_positions

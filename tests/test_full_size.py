@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from formats.authors import FolderSizes
+from formats.folders import FolderSizes
 
 LOAD = """
 import resource, sys, torch

@@ -9,7 +9,7 @@ import ftfy
 import pytest
 
 from datasets import read_cloze
-from formats.authors import BPE_FILE, ENCODER_FILE
+from formats.folders import BPE_FILE, ENCODER_FILE
 from text_utils import TextEncoder, character_spans, text_standardize
 
 DEMO_MODEL = Path(__file__).parents[1] / "demo/model"

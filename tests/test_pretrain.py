@@ -20,7 +20,8 @@ import loss
 import model_pytorch
 import pretrain
 import train
-from formats.authors import load_openai_pretrained_model, read_sizes
+from formats.authors import load_openai_pretrained_model
+from formats.folders import read_sizes
 from model_pytorch import Config, LMModel, TransformerModel
 from reading import corpus
 from running import checkpoint

@@ -81,7 +81,7 @@ def test_a_number_out_of_its_limits_is_refused(capsys, command, flags, flag, val
 
 @pytest.mark.parametrize("text", ["0", "-1", "2.5"])
 def test_any_finite_norm_is_accepted(text):
-    given = settings.parse(FineTuningFlags, "", [f"--max_grad_norm={text}"])
+    given = settings.parse(FineTuningFlags, [f"--max_grad_norm={text}"])
     assert given.max_grad_norm == float(text)
 
 
@@ -97,7 +97,7 @@ def test_a_parser_of_numbers_takes_its_limits():
 @COMMANDS
 def test_the_flags_are_the_fields_with_their_defaults_and_each_has_a_help_text(capsys, command, flags):
     fields = {train: FineTuningFlags, pretrain: PreTrainingFlags}[command]
-    assert settings.parse(fields, "", flags) == fields(**dict(corpus="corpus.txt", model_dir="new") if flags else {})
+    assert settings.parse(fields, flags) == fields(**dict(corpus="corpus.txt", model_dir="new") if flags else {})
     with pytest.raises(SystemExit) as stop:
         command.main(["--help"])
     assert stop.value.code == 0
