@@ -7,6 +7,9 @@ and prediction. Labels are those of the official files. A blank line of standard
 """
 
 if __name__ == "__main__":
+    import sys
+
+    sys.path.insert(0, __file__.removesuffix("predict.py"))  # Python does it too, unless PYTHONSAFEPATH is set
     from running.starting import answer_at_once
 
     answer_at_once("PredictFlags")  # before torch is loaded, which takes seconds
@@ -150,7 +153,8 @@ def predict_input(settings: PredictFlags) -> None:
             file.write(line.encode())
             n_done += 1
         if n_done == 0:
-            raise InputError(f"{settings.input} holds no examples.")
+            name = "standard input" if settings.input == "-" else settings.input
+            raise InputError(f"{name} holds no examples.")
         file.flush()
     if bad:
         print(f"predict.py: {len(bad)} lines left out, the first: {bad[0]}; {n_done} predicted", file=sys.stderr)

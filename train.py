@@ -6,6 +6,9 @@ with random numbers in the authors' order. Flags and defaults are the paper's an
 """
 
 if __name__ == "__main__":
+    import sys
+
+    sys.path.insert(0, __file__.removesuffix("train.py"))  # Python does it too, unless PYTHONSAFEPATH is set
     from running.starting import answer_at_once
 
     answer_at_once("FineTuningFlags")  # before torch is loaded, which takes seconds

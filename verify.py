@@ -6,6 +6,9 @@ perplexities (Hugging Face issue 473).
 """
 
 if __name__ == "__main__":
+    import sys
+
+    sys.path.insert(0, __file__.removesuffix("verify.py"))  # Python does it too, unless PYTHONSAFEPATH is set
     from running.starting import answer_at_once
 
     answer_at_once("VerifyFlags")  # before torch is loaded, which takes seconds
