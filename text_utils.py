@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tqdm import tqdm
 
-from formats.files import InputError, read_json
+from formats.files import InputError, read_json, refuse_special
 
 if TYPE_CHECKING:  # spaCy and ftfy take a second to import: they are imported where a text is split
     from spacy.language import Language
@@ -456,6 +456,7 @@ def _read_encoder(path: Path) -> dict[str, int]:
 
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
+    refuse_special(path)
     try:
         lines = path.read_text(encoding="utf-8").split("\n")[1:]  # the first line is a comment
     except FileNotFoundError:

@@ -13,7 +13,7 @@ import torch
 
 from formats.authors import check_bytes, check_sizes, load_openai_pretrained_model
 from formats.examples import Example
-from formats.files import InputError, make_output_folder, refuse_special, replacing_all, sha256
+from formats.files import InputError, make_output_folder, replacing_all, sha256
 from formats.folders import (
     BPE_FILE,
     ENCODER_FILE,
@@ -54,7 +54,7 @@ def open_model(folder: str | os.PathLike, return_probs: bool = True) -> tuple[LM
     sizes = read_sizes(folder)
     if is_hugging_face(folder):
         check_vocabulary(folder)
-    encoder = open_vocabulary(vocabulary_files(folder))
+    encoder = TextEncoder(*vocabulary_files(folder))
     if encoder.n_vocab != sizes.n_vocab:
         raise InputError(
             f"{encoder.files[0]} has {encoder.n_vocab} tokens, the weights are for {sizes.n_vocab}. "
@@ -66,13 +66,6 @@ def open_model(folder: str | os.PathLike, return_probs: bool = True) -> tuple[LM
     model = LMModel(cfg, sizes.n_vocab + sizes.n_positions, sizes.n_positions, return_probs)
     load_openai_pretrained_model(model.transformer, path=folder, n_transfer=sizes.n_layer)
     return model.eval(), encoder
-
-
-def open_vocabulary(files: Sequence[Path]) -> TextEncoder:
-    """Return the tokenizer of a vocabulary and its merges. Raises InputError."""
-    for path in files:
-        refuse_special(path)
-    return TextEncoder(*files)
 
 
 def open_transformer(folder: Path) -> tuple[TransformerModel, TextEncoder, FolderSizes]:
@@ -268,7 +261,7 @@ def open_run(folder: str | os.PathLike) -> SavedRun:
     for path, digest in zip(vocabulary, record.vocabulary, strict=True):
         if path.exists() and sha256(path) != digest:
             raise InputError(f"{path} is not the vocabulary that the run had. Copy that one here.")
-    encoder = open_vocabulary(vocabulary)
+    encoder = TextEncoder(*vocabulary)
 
     # the network, once its parameters are known to be of its sizes
     check_meaning(folder, record)
