@@ -11,7 +11,7 @@ import torch
 
 import text_utils
 from formats.files import InputError
-from text_utils import PLAIN, TextEncoder, WordSplitter, get_pairs, text_standardize
+from text_utils import PLAIN, TextEncoder, WordSplitter, get_pairs, repair, text_standardize
 
 CHARACTERS = [*"abcdefghijklmnopqrstuvwxyzö.-'\\"]
 MERGES = [("a", "a"), ("aa", "a</w>"), ("b", "a"), ("a", "b"), ("ab", "ab</w>"), ("a", "b</w>"), ("a", "c</w>")]
@@ -266,6 +266,14 @@ def test_a_long_text_of_one_pattern_is_encoded_in_time_that_grows_with_its_lengt
 def test_more_than_a_million_characters_are_no_limit(encoder):
     text = "a " * 600_000
     assert encoder.encode([text], verbose=False) == [[encoder.encoder["a</w>"]] * 600_000]
+
+
+def test_an_ampersand_that_was_escaped_many_times_is_repaired_as_ftfy_does():
+    import ftfy
+
+    for end in ("", "lt;", "quot; Ã©"):
+        text = "salt &" + "amp;" * 300 + end + " pepper"
+        assert repair(text) == ftfy.fix_text(text)
 
 
 def test_a_word_of_more_than_a_thousand_characters_is_cut_after_each_thousand(encoder):
