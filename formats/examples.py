@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from formats.files import InputError, text_lines
 
-READERS_VERSION = 2  # raise it when a reader finds other examples in the same file: cached ones are then read anew
+READERS_VERSION = 3  # raise it when a reader finds other examples in the same file: cached ones are then read anew
 
 
 class Example(NamedTuple):
@@ -19,6 +19,7 @@ class Example(NamedTuple):
     texts: tuple[str, ...]  # in the order that the task's form takes them
     label: str | None  # as in the file; for multiple choice the number of the right choice, from 1
     where: str  # file and line
+    id: str | None = None  # the user's own name of it; None: it has none
 
 
 class Bad(NamedTuple):

@@ -53,7 +53,7 @@ class OwnData:
 
     def __post_init__(self):
         """Raise InputError for a column of a field that the form does not have: nothing would be read from it."""
-        known = [*FIELDS[self.form], "label", *(["choices", "choice_1"] if self.has_choices() else [])]
+        known = [*FIELDS[self.form], "label", "id", *(["choices", "choice_1"] if self.has_choices() else [])]
         for name in self.columns:
             if name not in known and not (self.has_choices() and re.fullmatch(r"choice_[1-9]\d*", name)):
                 raise InputError(f"--columns: {name!r} is no field of {self.form}, which has {', '.join(known)}.")
@@ -122,23 +122,31 @@ def own_example(record: dict[str, Any], where: str, own: OwnData, labelled: bool
     if not all(text.strip() for text in texts):
         return Bad(where, "an empty text. Fix the line or remove it.")
 
-    # its label, which is one line
+    # its name, which is one line; a column that happens to be called id may hold something else
+    name = as_text(value_at(record, own.column("id")))
+    if not name or not name.isprintable():
+        if "id" in own.columns:
+            return Bad(where, f"no text of one line in {own.column('id')!r}. Fix the line, or use --columns.")
+        name = None
+    example = Example(texts, None, where, name)
+
+    # its label, which is one line too
     if labelled is None:
-        return Example(texts, None, where)
+        return example
     label = as_text(value_at(record, own.column("label")))
     if label is None:
         return Bad(where, f"{own.column('label')!r} is neither a text nor a number. Fix the line.")
     label = label.strip()
     if not label:
-        return Bad(where, "no label. Fix the line or remove it.") if labelled else Example(texts, None, where)
+        return Bad(where, "no label. Fix the line or remove it.") if labelled else example
     if not label.isprintable():
         return Bad(where, f"the label {label!r} holds a tab, a newline or the like. Fix the line.")
     if not own.has_choices():
-        return Example(texts, label, where)
+        return example._replace(label=label)
     if label == "-1" and not labelled:  # what hubs write for an unknown one
-        return Example(texts, None, where)
+        return example
     right = right_choice(label, texts[len(FIELDS[own.form]) :], own.first_choice)
-    return Bad(where, right) if isinstance(right, str) else Example(texts, str(right), where)
+    return Bad(where, right) if isinstance(right, str) else example._replace(label=str(right))
 
 
 def value_at(value: Any, column: str) -> Any:
@@ -393,7 +401,7 @@ def check_names(path: Path, names: list[str], needed: list[str], dialect: Dialec
                 remedy = "Without a line of names --columns gives every field a number, from 0."
             raise InputError(f"{start}: no column {name!r} among {shown}. {remedy}")
     for name in names:
-        is_read = name in needed or name == own.column("label") or name.startswith("choice_")
+        is_read = name in needed or name in (own.column("label"), own.column("id")) or name.startswith("choice_")
         if is_read and names.count(name) > 1:
             raise InputError(f"{start}: two columns {name!r}. Rename one of them.")
     return 1 + max(names.index(name) for name in needed)

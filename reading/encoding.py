@@ -59,8 +59,8 @@ class Encoded:
     def example(self, i: int) -> Example:
         """Return example i as it was read; its place is relative to the data folder, which may have moved."""
         start, end = _bounds(self.record_ends, i)
-        texts, label, where = json.loads(self.records[start:end].tobytes())
-        return Example(tuple(texts), label, where)
+        texts, *others = json.loads(self.records[start:end].tobytes())
+        return Example(tuple(texts), *others)
 
     @classmethod
     def of(cls, examples: Sequence[Sequence[Sequence[int]]]) -> "Encoded":

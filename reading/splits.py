@@ -135,7 +135,7 @@ def with_labels(task: Task, train: Encoded, path: Path) -> Task:
     notes = task.notes
     if len(train) >= 10 and np.count_nonzero(train.codes == train.codes[0]) == 1:
         notes += (f"{path}: only the first line has the label {train.names[0]!r}: is it a line of names?",)
-    return replace(task, labels=tuple(sorted(names)), notes=notes)
+    return replace(task, labels=tuple(sorted(names)), metrics=("acc", "macro_f1"), notes=notes)
 
 
 def without_placeholders(task: Task, folder: Path, test: Encoded) -> tuple[Encoded, list[str]]:

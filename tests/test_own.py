@@ -17,10 +17,13 @@ import numpy as np
 import pytest
 import torch
 from launch import ROOT
+from sklearn.metrics import f1_score
 
 import train
 from finetuning import fit
+from formats.examples import Bad, Example
 from formats.files import InputError
+from formats.own import OwnData, own_example
 from reading.splits import Limits, Splits, read_splits
 from reading.tasks import find_task
 from text_utils import TextEncoder
@@ -130,6 +133,32 @@ def test_numbers_of_a_similarity_are_scores(command, capsys):
     scores = [line.split("\t")[1] for line in Path("submission/own.tsv").read_text().splitlines()[1:]]
     assert len(scores) == 4 and all(-1 <= float(s) <= 5 and len(s.partition(".")[2]) == 3 for s in scores)
     assert open_run("save/own").predict([("cat", "hat")])[0].label != ""
+
+
+@pytest.mark.parametrize("columns", [None, "id=key"])
+def test_answers_have_the_ids_of_the_data_and_classes_a_macro_f1(command, capsys, columns):
+    write(Path("data/train.csv"), ["text", "label", "key"], [[*row, i] for i, row in enumerate(texts(40))])
+    rows = [[text, label, f"r{i}"] for i, (text, label) in enumerate(texts(4))]
+    write(Path("data/test.csv"), ["text", "label", "id" if columns is None else "key"], rows)
+    assert command("classification", "--submit", "--analysis", *(["--columns", columns] if columns else [])) == 0
+    lines = [line.split("\t") for line in Path("submission/own.tsv").read_text().splitlines()]
+    assert [line[0] for line in lines] == ["id", "r0", "r1", "r2", "r3"]
+
+    # beside the accuracy, in the log, the numbers and what is printed
+    log = json.loads(Path("log/own.jsonl").read_text().splitlines()[1])
+    results = json.loads(Path("log/own.json").read_text())
+    metrics = results["splits"]["test"]["all"]["metrics"]
+    expected = f1_score([row[1] for row in rows], [line[1] for line in lines[1:]], average="macro")
+    assert metrics["macro_f1"]["value"] == pytest.approx(100 * expected) and "va_macro_f1" in log
+    assert f"macro-F1 {100 * expected:.2f} (95 % interval" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["a\tb", "", [1]])
+def test_what_is_no_name_of_an_example_is_none_unless_it_is_said_to_be_one(name):
+    record = {"text": "the cat", "id": name}
+    assert own_example(record, "here", OwnData("classification"), None) == Example(("the cat",), None, "here")
+    found = own_example(record, "here", OwnData("classification", {"id": "id"}), None)
+    assert found == Bad("here", "no text of one line in 'id'. Fix the line, or use --columns.")
 
 
 def test_two_values_of_a_similarity_are_classes(command):
