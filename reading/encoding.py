@@ -82,13 +82,22 @@ def _bounds(ends: np.ndarray, i: int) -> tuple[int, int]:
 
 def describe_unknown(ids: Sequence[np.ndarray], encoder: TextEncoder) -> list[str]:
     """Return in words how many of some token ids are that of the unknown token; above a tenth with a warning."""
-    if encoder.decoder[0] != "<unk>":
+    if not has_unknown(encoder):
         return []
     share = 1 - sum(map(np.count_nonzero, ids)) / max(1, sum(map(len, ids)))
     lines = [f"unknown  {share:.2%} of the tokens are not in the vocabulary"]
-    if share > 0.1:
-        lines.append("warning  the network reads all unknown tokens as one. Is the text in the vocabulary's language?")
+    if share > MANY_UNKNOWN:
+        lines.append(f"warning  {READ_AS_ONE}")
     return lines
+
+
+MANY_UNKNOWN = 0.1  # fraction of the tokens
+READ_AS_ONE = "the network reads all unknown tokens as one. Is the text in the vocabulary's language?"
+
+
+def has_unknown(encoder: TextEncoder) -> bool:
+    """Return whether token 0 stands for what is not in the vocabulary."""
+    return encoder.decoder[0] == "<unk>"
 
 
 # --- what is encoded -------------------------------------------------------------------------------------------------
