@@ -242,45 +242,49 @@ def own_lines(path: Path, encoding: str | None) -> Iterator[tuple[int, str, str]
 
 
 def json_records(path: Path, encoding: str | None) -> Iterator[tuple[str, dict | Bad]]:
-    """Yield place and object of each line that holds one, or of each item of a list."""
+    """Yield place and object of each line that holds one; .json may also hold a list, or objects over several lines."""
     lines = ((number, line, why) for number, line, why in own_lines(path, encoding) if line.strip() or why)
-    first = next(lines, None)
-    if first is None:
-        return
-    lines = chain([first], lines)
-
-    # a list is parsed as a whole
-    if path.suffix.lower() == ".json" and first[1].lstrip().startswith("["):
-        items = parse_json("".join(_text_lines(path, encoding)))
-        if isinstance(items, str):
-            raise InputError(f"{path}: {items}")
-        for i, item in enumerate(items, 1):
-            where = f"{path}, item {i}"
-            yield where, item if isinstance(item, dict) else Bad(where, "not a JSON object. Fix it or remove it.")
-        return
+    if path.suffix.lower() == ".json":
+        first = next(lines, None)
+        if first is None:
+            return
+        if isinstance(json_record(first[1], ""), Bad):
+            yield from json_items(path, encoding)
+            return
+        lines = chain([first], lines)
     for number, line, why in lines:
         where = f"{path}, line {number}"
         yield where, Bad(where, why) if why else json_record(line, where)
 
 
+def json_items(path: Path, encoding: str | None) -> Iterator[tuple[str, dict | Bad]]:
+    """Yield place and object of each item of a list, or of objects that follow each other."""
+    text = "".join(_text_lines(path, encoding)).strip()
+    items = []
+    end = 0
+    try:
+        while end < len(text):
+            value, end = DECODER.raw_decode(text, end)
+            items += value if isinstance(value, list) else [value]
+            end = SPACE.match(text, end).end()
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}, item {len(items) + 1}: not JSON ({error}). Fix it or remove it.") from None
+    for i, item in enumerate(items, 1):
+        where = f"{path}, item {i}"
+        yield where, item if isinstance(item, dict) else Bad(where, "not a JSON object. Fix it or remove it.")
+
+
 def json_record(line: str, where: str) -> dict | Bad:
     """Return the object in a line."""
-    value = parse_json(line.rstrip("\r\n"))
-    if isinstance(value, dict):
-        return value
-    return Bad(where, value if isinstance(value, str) else "not a JSON object. Fix the line or remove it.")
-
-
-def parse_json(text: str) -> dict | list | str:
-    """Return the object or list that a text spells, numbers that are none (NaN) as None; else what is wrong with it."""
     try:
-        value = json.loads(text, parse_constant=_nothing, object_pairs_hook=_object)
+        value = DECODER.decode(line)
     except (ValueError, RecursionError) as error:
-        return f"not JSON ({error}). Fix the line or remove it."
-    return value if isinstance(value, dict | list) else "not a JSON object. Fix the line or remove it."
+        return Bad(where, f"not JSON ({error}). Fix the line or remove it.")
+    return value if isinstance(value, dict) else Bad(where, "not a JSON object. Fix the line or remove it.")
 
 
 def _nothing(name: str) -> None:
+    """Return what a number that is none (NaN) is taken for."""
     return None
 
 
@@ -289,6 +293,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise ValueError("a field is there twice")
     return found
+
+
+DECODER = json.JSONDecoder(parse_constant=_nothing, object_pairs_hook=_object)
+SPACE = re.compile(r"[\s,]*")  # between objects
 
 
 FASTTEXT = "__label__"

@@ -450,7 +450,11 @@ def test_encodings_are_read(tmp_path, encoding, given, name):
 def test_lists_of_json_and_lines_of_fasttext_are_read(tmp_path):
     records = [{"text": 5, "label": True, "more": None}, {"text": "b", "label": 0}]
     assert own(tmp_path, "t.json", json.dumps(records, indent=1)) == [("5", "True"), ("b", "0")]
-    assert own(tmp_path, "t.json", "\n".join(map(json.dumps, records))) == [("5", "True"), ("b", "0")]
+    for indent, between in ((None, "\n"), (None, ""), (2, "\n"), (2, ",\n"), (2, "\r\n\r\n")):
+        text = between.join(json.dumps(record, indent=indent) for record in records)
+        assert own(tmp_path, "t.json", text + "\n") == [("5", "True"), ("b", "0")], (indent, between)
+    with pytest.raises(InputError, match=r"t.json, item 2: not JSON \(.*: line 5 column 12 .*\)\. Fix it"):
+        own(tmp_path, "t.json", '{\n"text": "a",\n"label": 1\n}\n{"text": "b\n"}')
     assert own(tmp_path, "t.txt", "__label__1 not, good\n__label__2 fine\n") == [("not, good", "1"), ("fine", "2")]
     assert "not one __label__" in own(tmp_path, "t.txt", "__label__1 __label__2 fine\n")[0][1]
 
