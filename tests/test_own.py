@@ -94,6 +94,12 @@ def test_unknown_tokens_and_examples_of_train_in_the_others_are_said(command, ca
     assert "warning  the network reads all unknown tokens as one" in out
     assert re.search(r"warning  [1-4] of 4 valid examples are in train too", out)
 
+    # texts that differ only in unknown words are two
+    assert "test examples are in train too" not in trained(known, [["Ben, Ида"], ["Ben, Бен"]])
+    assert "1 of 2 test examples are in train too" in trained(
+        [*known, ["Ben, Ида", "no"]], [["ben,  ида"], ["Ben, Бен"]]
+    )
+
 
 def test_files_of_the_three_formats_hold_the_same_examples(command):
     parameters = []
@@ -259,6 +265,27 @@ def test_lines_that_cannot_be_read_are_left_out_where_the_flag_says_so(command, 
     note = "2 lines could not be used; the first: data/train.csv, line 42: an empty text"
     assert note in capsys.readouterr().out
     assert any(note in line for line in json.loads(Path("log/own.jsonl").read_text().splitlines()[0])["notes"])
+
+
+def test_labels_that_cannot_be_used_are_left_out_where_the_flag_says_so(command, capsys):
+    write(Path("data/train.csv"), ["text", "label"], texts(40))
+    write(Path("data/valid.csv"), ["text", "label"], [["a cat", "perhaps"], *texts(8), ["a rat", "maybe"]])
+    assert command("classification") == 2
+    assert "data/valid.csv, line 2: the label 'perhaps' is not one of no, yes" in capsys.readouterr().err
+    assert command("classification", "--skip_bad", "--submit") == 0
+    out = capsys.readouterr().out
+    assert "40 train, 8 valid" in out and "2 lines could not be used; the first: data/valid.csv, line 2: the l" in out
+
+    write(
+        Path("data/train.csv"), ["text", "label"], [*([text, i] for i, (text, _) in enumerate(texts(20))), ["a", "NA"]]
+    )
+    Path("data/valid.csv").unlink()
+    assert command("regression", "--skip_bad") == 0
+    out = capsys.readouterr().out
+    assert "18 train, 2 valid" in out and "1 lines could not be used; the first: data/train.csv, line 22: the l" in out
+    write(Path("data/train.csv"), ["text", "label"], [["a", "1"], ["b", "1.0"], ["c", "NA"]] * 9)
+    assert command("regression", "--skip_bad") == 2
+    assert "its labels ('1', '1.0', 'NA') are not two numbers or more" in capsys.readouterr().err
 
 
 def test_a_label_of_test_that_train_lacks_is_wrong_and_said(command, capsys):
