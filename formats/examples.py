@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,7 +71,14 @@ def _csv_lines(path: Path) -> Iterator[str]:
     for number, line, why in numbered_lines(path):
         if why:
             raise InputError(f"{path}, line {number}: {why}")
-        yield from io.StringIO(line, newline="")  # splits also at "\r", the line end of old Macs
+        yield from split_at_returns(line)
+
+
+def split_at_returns(line: str) -> Iterable[str]:
+    """Return the lines in a line: "\\r" is the line end of old Macs."""
+    if "\r" not in line.rstrip("\r\n"):
+        return (line,)
+    return io.StringIO(line, newline="")
 
 
 def read_tsv(path: Path) -> Iterator[tuple[int, list[str], str]]:
@@ -123,6 +130,7 @@ def table(
         if i == 0:
             names = [name.strip() for name in fields] if header else None
             indices = [column_index(column, names, path) for column in columns]
+            text_indices = indices[: len(texts)]
             n_needed = max(indices) + 1
             n_columns = len(fields) if header else n_needed  # without names, the last one read is the last
             if header:
@@ -137,8 +145,8 @@ def table(
             why = f"{len(fields)} columns, {n_columns} are known. Is there a {separator} in a text?"
             yield Bad(where, why, n_kept)
         else:
-            values = tuple(fields[i] for i in indices)
-            yield Example(values[: len(texts)], None if label is None else values[-1], where)
+            chosen = tuple([fields[i] for i in text_indices])
+            yield Example(chosen, None if label is None else fields[indices[-1]], where)
 
 
 def scored_table(folder: Path, file: str, texts: tuple[Column, ...], label: Column) -> Iterator[Example | Bad]:

@@ -5,13 +5,12 @@ gives numbers it has no line of names. A .txt may be fastText's. .jsonl holds an
 """
 
 import csv
-import io
 import json
 import re
 import string
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,13 +52,26 @@ class OwnData:
 
     def __post_init__(self):
         """Raise InputError for a column of a field that the form does not have: nothing would be read from it."""
-        known = [*FIELDS[self.form], "label", "id", *(["choices", "choice_1"] if self.has_choices() else [])]
+        known = [*FIELDS[self.form], "label", "id", *(["choices", "choice_1"] if self.has_choices else [])]
         for name in self.columns:
-            if name not in known and not (self.has_choices() and re.fullmatch(r"choice_[1-9]\d*", name)):
+            if name not in known and not (self.has_choices and re.fullmatch(r"choice_[1-9]\d*", name)):
                 raise InputError(f"--columns: {name!r} is no field of {self.form}, which has {', '.join(known)}.")
 
+    @cached_property
     def has_choices(self) -> bool:
         return self.form in CHOICE_FORMS
+
+    @cached_property
+    def text_columns(self) -> list[str]:
+        return [self.column(name) for name in FIELDS[self.form]]
+
+    @cached_property
+    def label_column(self) -> str:
+        return self.column("label")
+
+    @cached_property
+    def id_column(self) -> str:
+        return self.column("id")
 
     def column(self, name: str) -> str:
         """Return the column of a field."""
@@ -68,7 +80,7 @@ class OwnData:
     def needed(self, labelled: bool) -> list[str]:
         """Return the columns that a table must have."""
         names = list(FIELDS[self.form])
-        if self.has_choices() and "choices" not in self.columns:
+        if self.has_choices and "choices" not in self.columns:
             names += ["choice_1", "choice_2"]
         names += [name for name in self.columns if name not in names and name != "label"]
         if labelled:
@@ -103,62 +115,75 @@ def own_example(record: dict[str, Any], where: str, own: OwnData, labelled: bool
     """Return the example in a record, a multiple-choice label as a number from 1, or a Bad that says what is wrong."""
     # its texts
     found = []
-    for name in FIELDS[own.form]:
-        column = own.column(name)
-        value = value_at(record, column)
+    for column in own.text_columns:
+        value = record[column] if column in record else value_at(record, column)
         if value is None and column not in record:
             return Bad(where, f"no field {column!r} among {', '.join(record)[:150]}. Fix the line, or use --columns.")
         found.append(value)
 
     # its choices
-    if own.has_choices():
+    if own.has_choices:
         choices = choices_of(record, own)
         if isinstance(choices, str):
             return Bad(where, choices)
         found += choices
-    texts = tuple(as_text(value) for value in found)
+    texts = tuple([value if isinstance(value, str) else as_text(value) for value in found])
     if None in texts:
         return Bad(where, "a field that should be a text is a list or an object. Fix the line, or use --columns.")
-    if not all(text.strip() for text in texts):
+    if not all(map(str.strip, texts)):
         return Bad(where, "an empty text. Fix the line or remove it.")
 
     # its name, which is one line; a column that happens to be called id may hold something else
-    name = as_text(value_at(record, own.column("id")))
-    if not name or not name.isprintable():
-        if "id" in own.columns:
-            return Bad(where, f"no text of one line in {own.column('id')!r}. Fix the line, or use --columns.")
-        name = None
-    example = Example(texts, None, where, name)
+    name = None
+    if own.id_column in record or "id" in own.columns:
+        name = as_text(value_at(record, own.id_column))
+        if not name or not name.isprintable():
+            if "id" in own.columns:
+                return Bad(where, f"no text of one line in {own.id_column!r}. Fix the line, or use --columns.")
+            name = None
 
-    # its label, which is one line too
-    if labelled is None:
-        return example
-    label = as_text(value_at(record, own.column("label")))
+    # its label
+    label = None
+    if labelled is not None:
+        label = label_of(record, texts, where, own, labelled)
+        if isinstance(label, Bad):
+            return label
+    return Example(texts, label, where, name)
+
+
+def label_of(
+    record: dict[str, Any], texts: tuple[str, ...], where: str, own: OwnData, labelled: bool
+) -> str | None | Bad:
+    """Return the label of a record, None for none, or a Bad that says what is wrong with it."""
+    # it is one line
+    label = record.get(own.label_column)
+    if not isinstance(label, str):
+        label = as_text(value_at(record, own.label_column))
     if label is None:
-        return Bad(where, f"{own.column('label')!r} is neither a text nor a number. Fix the line.")
+        return Bad(where, f"{own.label_column!r} is neither a text nor a number. Fix the line.")
     label = label.strip()
     if not label:
-        return Bad(where, "no label. Fix the line or remove it.") if labelled else example
+        return Bad(where, "no label. Fix the line or remove it.") if labelled else None
     if not label.isprintable():
         return Bad(where, f"the label {label!r} holds a tab, a newline or the like. Fix the line.")
-    if not own.has_choices():
-        return example._replace(label=label)
+    if not own.has_choices:
+        return label
+
+    # of choices it is a number
     if label == "-1" and not labelled:  # what hubs write for an unknown one
-        return example
+        return None
     right = right_choice(label, texts[len(FIELDS[own.form]) :], own.first_choice)
-    return Bad(where, right) if isinstance(right, str) else example._replace(label=str(right))
+    return Bad(where, right) if isinstance(right, str) else str(right)
 
 
 def value_at(value: Any, column: str) -> Any:
     """Return what stands in a column: a field, or `question.stem` of a field in a field; in lists, of each item."""
-    if isinstance(value, list):
-        return [value_at(item, column) for item in value]
-    if not isinstance(value, dict):
-        return None
-    if column in value:
-        return value[column]
-    first, dot, rest = column.partition(".")
-    return value_at(value[first], rest) if dot and first in value else None
+    if isinstance(value, dict):
+        if column in value:
+            return value[column]
+        first, dot, rest = column.partition(".")
+        return value_at(value[first], rest) if dot and first in value else None
+    return [value_at(item, column) for item in value] if isinstance(value, list) else None
 
 
 def as_text(value: Any) -> str | None:
@@ -217,17 +242,30 @@ def right_choice(label: str, choices: tuple[str, ...], first_choice: int) -> int
 # --- lines, JSON, fastText -------------------------------------------------------------------------------------------
 
 
+def encoding_of(path: Path, encoding: str | None) -> str:
+    """Return the encoding of a file: the one given, or UTF-16 by its mark, or UTF-8. Raises InputError."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(2)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing. Is its name right?") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}).") from None
+    if start == b"\x1f\x8b":
+        raise InputError(f"{path} is compressed. Unpack it: gunzip")
+    if encoding is None:
+        encoding = "utf-16" if is_utf16(start) else "utf-8"
+    return "utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding
+
+
 def own_lines(path: Path, encoding: str | None) -> Iterator[tuple[int, str, str]]:
     """Yield what numbered_lines does, of a file in any encoding: the one given, or UTF-16 by its mark, or UTF-8."""
-    with suppress(OSError), open(path, "rb") as file:
-        start = file.read(2)
-        if encoding is None and is_utf16(start):
-            encoding = "utf-16"
-        if start == b"\x1f\x8b":
-            raise InputError(f"{path} is compressed. Unpack it: gunzip")
-    if encoding is None or encoding.lower() in ("utf-8", "utf8"):
+    encoding = encoding_of(path, encoding)
+    if encoding == "utf-8-sig":
         for number, line, why in numbered_lines(path):
-            yield number, line, why.replace("convert it: iconv -f latin1 -t utf-8 OLD > NEW", "use --encoding latin-1")
+            if why:
+                why = why.replace("convert it: iconv -f latin1 -t utf-8 OLD > NEW", "use --encoding latin-1")
+            yield number, line, why
         return
     number = 0
     try:
@@ -348,11 +386,22 @@ def read_table(path: Path, encoding: str | None, dialect: Dialect) -> Iterator[t
 
 
 def _text_lines(path: Path, encoding: str | None) -> Iterator[str]:
-    """Yield the lines of a file, also those that end as on old Macs; raise InputError at the first that is no text."""
-    for number, line, why in own_lines(path, encoding):
+    """Yield the lines of a file, also those that end as on old Macs; raise InputError for one that is no text."""
+    try:
+        with open(path, encoding=encoding_of(path, encoding), newline="") as file:
+            for number, line in enumerate(file):
+                if "\0" in line:
+                    break
+                yield line if number > 0 else line.removeprefix("\ufeff")
+            else:
+                return
+    except UnicodeError:
+        pass
+
+    # which line it is, and why
+    for number, _, why in own_lines(path, encoding):
         if why:
             raise InputError(f"{path}, line {number}: {why}")
-        yield from io.StringIO(line, newline="")
 
 
 def table_records(path: Path, own: OwnData, labelled: bool) -> Iterator[tuple[str, dict | Bad]]:
@@ -362,6 +411,7 @@ def table_records(path: Path, own: OwnData, labelled: bool) -> Iterator[tuple[st
     if dialect is None:  # nothing in it
         return
     separator = SEPARATORS.get(dialect.separator, repr(dialect.separator))
+    place = f"{path}, line "
     names = None
     first = 1  # line where a record begins; it may hold newlines
     try:
@@ -380,8 +430,8 @@ def table_records(path: Path, own: OwnData, labelled: bool) -> Iterator[tuple[st
                     continue
 
             # an example
-            where = f"{path}, line {number}"
-            if any(fields[len(names) :]):
+            where = place + str(number)
+            if len(fields) > len(names) and any(fields[len(names) :]):
                 why = f"{len(fields)} columns, {len(names)} in the first line. Quote a text that holds {separator}."
                 yield where, Bad(where, why)
             elif len(fields) < n_needed:
@@ -401,7 +451,7 @@ def check_names(path: Path, names: list[str], needed: list[str], dialect: Dialec
     start = f"{path}, line {1 + dialect.n_before}"
     for name in needed:
         if name not in names:
-            if own.has_choices() and name.startswith("choice_"):
+            if own.has_choices and name.startswith("choice_"):
                 raise InputError(f"{start}: no columns choice_1, choice_2, ... Name them so, or use --columns.")
             shown = ", ".join(names)[:150]
             remedy = "Rename it, or use --columns; without a line of names: --columns text=1,label=0"
@@ -409,7 +459,7 @@ def check_names(path: Path, names: list[str], needed: list[str], dialect: Dialec
                 remedy = "Without a line of names --columns gives every field a number, from 0."
             raise InputError(f"{start}: no column {name!r} among {shown}. {remedy}")
     for name in names:
-        is_read = name in needed or name in (own.column("label"), own.column("id")) or name.startswith("choice_")
+        is_read = name in needed or name in (own.label_column, own.id_column) or name.startswith("choice_")
         if is_read and names.count(name) > 1:
             raise InputError(f"{start}: two columns {name!r}. Rename one of them.")
     return 1 + max(names.index(name) for name in needed)
@@ -491,23 +541,40 @@ def scan(path: Path, encoding: str | None, dialect: Dialect) -> Scan:
     return Scan(counts.pop() if len(counts) == 1 else 0, has_newlines)
 
 
+def quotes_at_starts(path: Path, separator: str) -> list[str]:
+    """Return which quotes some field begins with; without one, all ways to read the file are one."""
+    # in bytes, as that is fast; UTF-16 and UTF-32 may have NUL bytes before a character
+    starts = [(end + n * "\0").encode() for end in ("\n", "\r", separator) for n in (0, 1, 3)]
+    found = set()
+    last = b""
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            for quote in (b'"', b"'"):
+                is_first = not last and quote in block[:8]  # a byte-order mark may stand before it
+                if is_first or (quote in block and any(start + quote in last + block for start in starts)):
+                    found.add(quote.decode())
+            last = block[-8:]
+    return sorted(found)
+
+
 def find_quote(path: Path, encoding: str | None, dialect: Dialect) -> Dialect:
     """Return a dialect with the quotes that a file has. Raises InputError where it can be read in two ways."""
     if dialect.separator == ",":
         return dialect
-    ways = [dialect._replace(quote=quote) for quote in ('"', "'", None)]
-    found = [scan(path, encoding, way) for way in ways]
+    quotes = quotes_at_starts(path, dialect.separator)
+    if not quotes:
+        return dialect._replace(quote=None)
+    found = {quote: scan(path, encoding, dialect._replace(quote=quote)) for quote in (*quotes, None)}
 
     # all lines have the same number of fields: the fewest, as a quote that is not seen as one does not hold a separator
-    quoted = [i for i in (0, 1) if found[i].n_fields > 0]
-    if quoted:
-        best = min(quoted, key=lambda i: found[i].n_fields)
-        if found[best].has_newlines and found[2].n_fields > 0:
+    fitting = [quote for quote in found if found[quote].n_fields > 0]
+    if fitting:
+        best = min(fitting, key=lambda quote: found[quote].n_fields)
+        if found[best].has_newlines and found[None].n_fields > 0:
             why = "its quotes may be part of the texts, or hold texts of several lines"
             raise InputError(f"{path}: {why}. Write it as .csv.")
-        return ways[best]
+        return dialect._replace(quote=best)
 
     # lines of different lengths: those that are wrong are named when they are read
-    if found[0].n_fields == 0 and found[2].n_fields <= 0:
-        return ways[0]
-    return ways[2]
+    is_quoted = '"' in found and found['"'].n_fields == 0 and found[None].n_fields <= 0
+    return dialect._replace(quote='"' if is_quoted else None)
