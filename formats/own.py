@@ -7,6 +7,7 @@ gives numbers it has no line of names. A .txt may be fastText's. .jsonl holds an
 import csv
 import json
 import re
+import reprlib
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -165,7 +166,7 @@ def label_of(
     if not label:
         return Bad(where, "no label. Fix the line or remove it.") if labelled else None
     if not label.isprintable():
-        return Bad(where, f"the label {label!r} holds a tab, a newline or the like. Fix the line.")
+        return Bad(where, f"the label {reprlib.repr(label)} holds a tab, a newline or the like. Fix the line.")
     if not own.has_choices:
         return label
 
@@ -233,9 +234,9 @@ def right_choice(label: str, choices: tuple[str, ...], first_choice: int) -> int
     if len(found) == 1:
         return found[0]
     if found:
-        return f"the label {label!r} may be the letter of a choice or the text of another. Give its number."
+        return f"the label {reprlib.repr(label)} may be the letter of a choice or the text of another. Give its number."
     last = first_choice + n - 1
-    why = f"the label {label!r} is neither a number from {first_choice} to {last} nor one of the choices."
+    why = f"the label {reprlib.repr(label)} is neither a number from {first_choice} to {last} nor one of the choices."
     return why + (" If choices are counted from 0: --first_choice 0" if value == 0 else "")
 
 
@@ -265,6 +266,8 @@ def own_lines(path: Path, encoding: str | None) -> Iterator[tuple[int, str, str]
         for number, line, why in numbered_lines(path):
             if why:
                 why = why.replace("convert it: iconv -f latin1 -t utf-8 OLD > NEW", "use --encoding latin-1")
+                if why.startswith("a NUL byte"):
+                    why = "a NUL byte. If it is UTF-16 without its mark, use --encoding utf-16-le"
             yield number, line, why
         return
     number = 0
@@ -453,8 +456,11 @@ def check_names(path: Path, names: list[str], needed: list[str], dialect: Dialec
         if name not in names:
             if own.has_choices and name.startswith("choice_"):
                 raise InputError(f"{start}: no columns choice_1, choice_2, ... Name them so, or use --columns.")
-            shown = ", ".join(names)[:150]
-            remedy = "Rename it, or use --columns; without a line of names: --columns text=1,label=0"
+            shown = ", ".join(names)[:100]
+            fields = [*FIELDS[own.form], *(["choice_1", "choice_2"] if own.has_choices else [])]
+            fields += ["label"] if own.label_column in needed else []
+            numbered = ",".join(f"{known}={i}" for i, known in enumerate(fields))
+            remedy = f"Rename it, or use --columns; without a line of names: --columns {numbered}"
             if not dialect.has_names:
                 remedy = "Without a line of names --columns gives every field a number, from 0."
             raise InputError(f"{start}: no column {name!r} among {shown}. {remedy}")

@@ -6,6 +6,7 @@ A cache is a folder `encoded_<key>` beside the data. It holds the ids, and each 
 import hashlib
 import json
 import os
+import reprlib
 import secrets
 import shutil
 import tempfile
@@ -147,10 +148,10 @@ class SplitFiles:
                 if found.label == "-" and not self.strict:  # SNLI's and MNLI's word for it
                     bad.append(f"{where}: its annotators agreed on no label: left out, as the authors do.")
                     continue
-                known = ", ".join(self.labels[:10])
+                known = ", ".join(self.labels[:10])[:100]
                 if len(self.labels) > 10:
                     known += ", ..."
-                why = f"the label {found.label!r} is not one of {known}. Fix the line or remove it."
+                why = f"the label {reprlib.repr(found.label)} is not one of {known}. Fix the line or remove it."
                 found = Bad(found.where, why)
             if self.strict:
                 raise InputError(f"{found.where}: {found.why}")

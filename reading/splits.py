@@ -1,5 +1,6 @@
 """A task's files -> train, valid and test as rows, and the summary of them printed before training."""
 
+import reprlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -123,7 +124,7 @@ def with_labels(task: Task, train: Encoded, path: Path) -> Task:
     numbers = {as_number(name) for name in train.names}
     scores = numbers - {None}
     if task.form == "regression" and len(scores) < 2:
-        shown = ", ".join(map(repr, train.names[:3]))
+        shown = ", ".join(map(reprlib.repr, train.names[:3]))
         raise InputError(f"{path}: its labels ({shown}) are not two numbers or more: there is nothing to learn.")
     if task.form == "regression" or (task.form == "similarity" and len(scores) > 2):
         notes = task.notes
@@ -138,10 +139,12 @@ def with_labels(task: Task, train: Encoded, path: Path) -> Task:
         by_number = {as_number(name): name for name in reversed(train.names)}
         names = [name for name in train.names if by_number[as_number(name)] == name]
     if len(names) < 2:
-        raise InputError(f"{path}: every label is {names[0]!r}: there is nothing to learn. Give two labels or more.")
+        raise InputError(
+            f"{path}: every label is {reprlib.repr(names[0])}: there is nothing to learn. Give two labels or more."
+        )
     notes = task.notes
     if len(train) >= 10 and np.count_nonzero(train.codes == train.codes[0]) == 1:
-        notes += (f"{path}: only the first line has the label {train.names[0]!r}: is it a line of names?",)
+        notes += (f"{path}: only the first line has the label {reprlib.repr(train.names[0])}: is it a line of names?",)
     return replace(task, labels=tuple(sorted(names)), metrics=("acc", "macro_f1"), notes=notes)
 
 
@@ -164,7 +167,9 @@ def without_placeholders(task: Task, folder: Path, test: Encoded) -> tuple[Encod
     # a single one stands for an unknown label
     if len(test.names) == 1 and not n_unlabelled:
         removed = replace(test, codes=np.full(len(test), -1))
-        return removed, [f"{path}: every label is {unknown[0]!r}, which is none of train's: taken for no label"]
+        return removed, [
+            f"{path}: every label is {reprlib.repr(unknown[0])}, which is none of train's: taken for no label"
+        ]
     return test, []
 
 
@@ -182,8 +187,8 @@ def make_rows(
     is_good = good_labels(task, rows, is_test)
     if not is_good.all():
         _, label, where, _ = rows.example(int(is_good.argmin()))
-        known = "a number, as the others are" if task.scores else f"one of {', '.join(task.labels[:10])}"
-        why = f"{where}: the label {label!r} is not {known}. Fix the line or remove it."
+        known = "a number, as the others are" if task.scores else f"one of {', '.join(task.labels[:10])[:100]}"
+        why = f"{where}: the label {reprlib.repr(label)} is not {known}. Fix the line or remove it."
         if task.strict or not is_good.any():
             raise InputError(f"{folder}/{why}")
         rows = rows.chosen(np.flatnonzero(is_good))
@@ -309,7 +314,7 @@ def describe_labels(splits: Splits) -> str:
         return f"scores   {low:g} to {high:g}, mean {labels.mean():.3f}"
     names = task.shown_labels()
     counts = np.bincount(labels, minlength=len(names))
-    shown = [f"{name} {n:,}" for name, n in zip(names, counts, strict=True)]
+    shown = [f"{name[:40]} {n:,}" for name, n in zip(names, counts, strict=True)]
     if len(shown) > 10:
         shown[10:] = [f"{len(shown) - 10} more"]
     return f"labels   {', '.join(shown)}; always the most frequent: {majority(splits):.2%} of valid"

@@ -241,6 +241,26 @@ def test_malformed_own_data_stops_with_file_and_line(command, capsys, what):
     assert not Path("save/own/best_params").exists()
 
 
+@pytest.mark.parametrize(
+    "train, valid",
+    [
+        ("text,label\na,x\nb,y\n" * 9, "text,label\na," + "xy" * 999 + "\n"),
+        ("text," + "label" * 99 + "\na,x\n", None),
+        ("".join(f"{'c' * 99}{i}," for i in range(99)) + "\na,b\n", None),
+        ("text,label\na,x\n" + "".join(f"b,{i}{'c' * 99}\n" for i in range(30)), "text,label\nb,x y\n"),
+    ],
+)
+def test_a_message_is_one_line_of_at_most_300_characters(command, capsys, train, valid):
+    Path("data").mkdir()
+    Path("data/train.csv").write_text(train)
+    if valid is not None:
+        Path("data/valid.csv").write_text(valid)
+    assert command("classification") == 2
+    error = capsys.readouterr().err.rpartition("\r")[2].strip()
+    message = error.removeprefix("train.py: error: ")
+    assert message.startswith("data/") and len(message) <= 300 and "\n" not in message
+
+
 def test_a_dry_run_reads_a_few_examples(command, capsys):
     # sorted by label, as sets are
     write(Path("data/train.csv"), ["text", "label"], sorted(texts(400), key=lambda row: row[1]))

@@ -438,6 +438,17 @@ def test_excels_first_line_names_the_separator(tmp_path):
 @pytest.mark.parametrize(
     "encoding, given", [("utf-16", None), ("latin-1", "latin-1"), ("utf-8-sig", None), ("utf-16-le", "utf-16-le")]
 )
+def test_quotes_are_found_in_tables_without_commas(tmp_path, encoding, given):
+    rows = [["plain", "no"]] * 9 + [["a\ttab", "yes"]]
+    for n in (0, 2**20 - 18 * 4, 2**20 - 18 * 4 - 1):  # also where a quote begins a block of those that are searched
+        content = pd.DataFrame([["x" * n, "no"], *rows], columns=["text", "label"]).to_csv(sep="\t", index=False)
+        assert own(tmp_path, "t.tsv", content.encode(encoding), encoding=given)[-1] == ("a\ttab", "yes")
+        rows = rows[-1:]
+
+
+@pytest.mark.parametrize(
+    "encoding, given", [("utf-16", None), ("latin-1", "latin-1"), ("utf-8-sig", None), ("utf-16-le", "utf-16-le")]
+)
 @pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
 def test_encodings_are_read(tmp_path, encoding, given, name):
     content = "text,label\ncafé,oui\n" if name == "t.csv" else '{"text": "café", "label": "oui"}\n'
