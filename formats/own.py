@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from formats.examples import Bad, Example, as_number, numbered_lines
-from formats.files import InputError, is_utf16
+from formats.files import InputError, is_utf16, refuse_special
 
 OWN_FIELDS = {
     "classification": ("text",),
@@ -65,14 +65,6 @@ class OwnData:
     @cached_property
     def text_columns(self) -> list[str]:
         return [self.column(name) for name in FIELDS[self.form]]
-
-    @cached_property
-    def label_column(self) -> str:
-        return self.column("label")
-
-    @cached_property
-    def id_column(self) -> str:
-        return self.column("id")
 
     def column(self, name: str) -> str:
         """Return the column of a field."""
@@ -136,11 +128,12 @@ def own_example(record: dict[str, Any], where: str, own: OwnData, labelled: bool
 
     # its name, which is one line; a column that happens to be called id may hold something else
     name = None
-    if own.id_column in record or "id" in own.columns:
-        name = as_text(value_at(record, own.id_column))
+    column = own.column("id")
+    if column in record or "id" in own.columns:
+        name = as_text(value_at(record, column))
         if not name or not name.isprintable():
             if "id" in own.columns:
-                return Bad(where, f"no text of one line in {own.id_column!r}. Fix the line, or use --columns.")
+                return Bad(where, f"no text of one line in {column!r}. Fix the line, or use --columns.")
             name = None
 
     # its label
@@ -157,11 +150,10 @@ def label_of(
 ) -> str | None | Bad:
     """Return the label of a record, None for none, or a Bad that says what is wrong with it."""
     # it is one line
-    label = record.get(own.label_column)
-    if not isinstance(label, str):
-        label = as_text(value_at(record, own.label_column))
+    column = own.column("label")
+    label = as_text(value_at(record, column))
     if label is None:
-        return Bad(where, f"{own.label_column!r} is neither a text nor a number. Fix the line.")
+        return Bad(where, f"{column!r} is neither a text nor a number. Fix the line.")
     label = label.strip()
     if not label:
         return Bad(where, "no label. Fix the line or remove it.") if labelled else None
@@ -245,6 +237,7 @@ def right_choice(label: str, choices: tuple[str, ...], first_choice: int) -> int
 
 def encoding_of(path: Path, encoding: str | None) -> str:
     """Return the encoding of a file: the one given, or UTF-16 by its mark, or UTF-8. Raises InputError."""
+    refuse_special(path)
     try:
         with open(path, "rb") as file:
             start = file.read(2)
@@ -454,18 +447,16 @@ def check_names(path: Path, names: list[str], needed: list[str], dialect: Dialec
     start = f"{path}, line {1 + dialect.n_before}"
     for name in needed:
         if name not in names:
-            if own.has_choices and name.startswith("choice_"):
-                raise InputError(f"{start}: no columns choice_1, choice_2, ... Name them so, or use --columns.")
             shown = ", ".join(names)[:100]
-            fields = [*FIELDS[own.form], *(["choice_1", "choice_2"] if own.has_choices else [])]
-            fields += ["label"] if own.label_column in needed else []
-            numbered = ",".join(f"{known}={i}" for i, known in enumerate(fields))
-            remedy = f"Rename it, or use --columns; without a line of names: --columns {numbered}"
+            remedy = "Rename it, or use --columns"
+            if not own.columns:
+                numbered = ",".join(f"{column}={i}" for i, column in enumerate(needed))
+                remedy += f"; without a line of names: --columns {numbered}"
             if not dialect.has_names:
                 remedy = "Without a line of names --columns gives every field a number, from 0."
             raise InputError(f"{start}: no column {name!r} among {shown}. {remedy}")
     for name in names:
-        is_read = name in needed or name in (own.label_column, own.id_column) or name.startswith("choice_")
+        is_read = name in needed or name in (own.column("label"), own.column("id")) or name.startswith("choice_")
         if is_read and names.count(name) > 1:
             raise InputError(f"{start}: two columns {name!r}. Rename one of them.")
     return 1 + max(names.index(name) for name in needed)

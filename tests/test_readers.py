@@ -1,6 +1,7 @@
 """Readers: tables with and without quoting, JSON lines, folders of JSON, pairs of ids, unreadable lines."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -388,6 +389,27 @@ def test_choices_are_counted_from_0_or_1_and_may_stand_in_fields_of_fields(tmp_p
 def test_columns_that_cannot_be_meant_are_refused(tmp_path, name, content, columns, why):
     with pytest.raises(InputError, match=re.escape(why)):
         own(tmp_path, name, content, columns=columns)
+
+
+@pytest.mark.parametrize(
+    "form, remedy",
+    [
+        ("classification", "text=0,label=1"),
+        ("entailment", "premise=0,hypothesis=1,label=2"),
+        ("multiple_choice", "context=0,choice_1=1,choice_2=2,label=3"),
+    ],
+)
+def test_a_table_without_names_is_told_the_columns_of_its_form(tmp_path, form, remedy):
+    content = "a cat,a hat,a rat,1\n" * 2
+    with pytest.raises(InputError, match=f"without a line of names: --columns {remedy}$"):
+        own(tmp_path, "t.csv", content, form=form)
+    assert len(own(tmp_path, "t.csv", content, form=form, columns=remedy)) == 2
+
+
+def test_a_pipe_is_no_table(tmp_path):
+    os.mkfifo(tmp_path / "t.csv")
+    with pytest.raises(InputError, match="t.csv is no ordinary file"):
+        list(own_examples(tmp_path, "t.csv", OwnData("classification"), True))
 
 
 def test_a_quote_that_is_not_closed_is_named_with_its_line(tmp_path):
