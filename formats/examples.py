@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,14 +71,10 @@ def _csv_lines(path: Path) -> Iterator[str]:
     for number, line, why in numbered_lines(path):
         if why:
             raise InputError(f"{path}, line {number}: {why}")
-        yield from split_at_returns(line)
-
-
-def split_at_returns(line: str) -> Iterable[str]:
-    """Return the lines in a line: "\\r" is the line end of old Macs."""
-    if "\r" not in line.rstrip("\r\n"):
-        return (line,)
-    return io.StringIO(line, newline="")
+        if "\r" in line.rstrip("\r\n"):
+            yield from io.StringIO(line, newline="")  # splits also at "\r", the line end of old Macs
+        else:
+            yield line
 
 
 def read_tsv(path: Path) -> Iterator[tuple[int, list[str], str]]:

@@ -12,7 +12,7 @@ import string
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain, takewhile
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -277,18 +277,17 @@ def own_lines(path: Path, encoding: str | None) -> Iterator[tuple[int, str, str]
 
 def json_records(path: Path, encoding: str | None) -> Iterator[tuple[str, dict | Bad]]:
     """Yield place and object of each line that holds one; .json may also hold a list, or objects over several lines."""
-    lines = ((number, line, why) for number, line, why in own_lines(path, encoding) if line.strip() or why)
     if path.suffix.lower() == ".json":
-        first = next(lines, None)
-        if first is None:
-            return
-        if isinstance(json_record(first[1], ""), Bad):
+        first = next((line for _, line, _ in own_lines(path, encoding) if line.strip()), "")
+        if isinstance(json_record(first, ""), Bad):
             yield from json_items(path, encoding)
             return
-        lines = chain([first], lines)
-    for number, line, why in lines:
+    for number, line, why in own_lines(path, encoding):
         where = f"{path}, line {number}"
-        yield where, Bad(where, why) if why else json_record(line, where)
+        if why:
+            yield where, Bad(where, why)
+        elif line.strip():
+            yield where, json_record(line, where)
 
 
 def json_items(path: Path, encoding: str | None) -> Iterator[tuple[str, dict | Bad]]:
@@ -470,19 +469,20 @@ def find_dialect(path: Path, encoding: str | None, needed: list[str]) -> Dialect
     where it can be read in two ways.
     """
     # Excel's first line names the separator
-    first = next((line for line in _text_lines(path, encoding) if line.strip()), None)
+    lines = _text_lines(path, encoding)
+    first = next((line for line in lines if line.strip()), None)
     if first is None:
         return None
+    numbers = {name for name in needed if name.isdigit()}
     if re.fullmatch(r"sep=.\s*", first):
-        header = next((line for i, line in enumerate(_text_lines(path, encoding)) if i == 1), "")
-        return find_quote(path, encoding, Dialect(first[4], '"', not is_numbered(needed, header, first[4]), 1))
+        has_names = numbers <= set(split_line(next(lines, ""), first[4]))
+        return find_quote(path, encoding, Dialect(first[4], '"', has_names, 1))
 
     # which separators show the columns
     of_suffix = "," if path.suffix.lower() == ".csv" else "\t"
     separators = [of_suffix, *(separator for separator in SEPARATORS if separator != of_suffix)]
-    has_names = not any(is_numbered(needed, first, separator) for separator in separators)
     fields = {separator: split_line(first, separator) for separator in separators}
-    if has_names:
+    if any(numbers <= set(names) for names in fields.values()):  # numbers may be names: pandas writes 0,1
         fitting = [separator for separator in separators if set(needed) <= set(fields[separator])]
         if fitting:
             return find_quote(path, encoding, Dialect(fitting[0], '"', True))
@@ -490,7 +490,7 @@ def find_dialect(path: Path, encoding: str | None, needed: list[str]) -> Dialect
         return Dialect(max(separators, key=lambda separator: len(fields[separator])), '"', True)
 
     # by numbers: the one with which all lines have the same number of fields
-    n_needed = 1 + max(int(name) for name in needed if name.isdigit())
+    n_needed = 1 + max(map(int, numbers))
     fitting = []
     for separator in separators:
         if len(fields[separator]) >= n_needed or '"' in first:
@@ -510,12 +510,6 @@ def split_line(line: str, separator: str) -> list[str]:
     for fields in csv.reader([line], delimiter=separator):
         return [name.strip() for name in fields]
     return []
-
-
-def is_numbered(needed: list[str], first: str, separator: str) -> bool:
-    """Return whether columns are given by number, and are not names of that kind in the first line."""
-    names = split_line(first, separator)
-    return any(name.isdigit() and name not in names for name in needed)
 
 
 class Scan(NamedTuple):

@@ -438,6 +438,13 @@ def test_what_pandas_writes_is_read(tmp_path, separator, name, header):
     assert own(tmp_path, name, content, columns=columns) == [tuple(row) for row in ROWS]
 
 
+@pytest.mark.parametrize("start", ["", "sep=,\n"])
+def test_numbers_may_be_names(tmp_path, start):
+    content = pd.DataFrame([["a cat", "yes"]]).to_csv(index=False)
+    assert content.startswith("0,1\n")
+    assert own(tmp_path, "t.csv", start + content, columns="text=0,label=1") == [("a cat", "yes")]
+
+
 def test_quotes_that_are_part_of_texts_are_kept(tmp_path):
     lines = [('"So he said', "1"), ('"Yes" and "no', "0"), ("it's 'fine'", "1")]
     raw = "".join(f"{text}\t{label}\n" for text, label in lines)
