@@ -269,7 +269,7 @@ def _read(path: Path) -> Encoded | None:
         n_ids, n_texts, n_bytes, codes = (np.fromfile(path / name, np.int32) for name in ARRAYS[1:])
         ids = np.memmap(path / "ids", np.int32, "r") if n_ids.any() else np.zeros(0, np.int32)  # nothing: not mapped
         records = np.memmap(path / "records.jsonl", np.uint8, "r")
-    except (OSError, ValueError):
+    except (OSError, ValueError, InputError):
         return None
     with suppress(OSError):  # in a folder that takes no files
         os.utime(path)  # the time of its last use
