@@ -159,7 +159,8 @@ def fine_tune(settings: FineTuningFlags, ranks: Ranks, make_network=None) -> Non
         write_predictions(predictions_path(settings), task, predicted, parts)
         if test is not None:
             found = answers(predicted["test"][1], task.scores)
-            write_submission(Path(settings.submission_dir), task, splits.test_parts, found)
+            ids = [test.example(i).id for i in range(len(test))]
+            write_submission(Path(settings.submission_dir), task, splits.test_parts, found, ids)
 
 
 # --- the steps of the page above -------------------------------------------------------------------------------------

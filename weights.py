@@ -27,7 +27,7 @@ from formats.folders import (
     weight_files,
 )
 from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel, LMModel, TransformerModel
-from reading.encoding import Encoded
+from reading.encoding import Encoded, has_unknown
 from reading.rows import FORMS, N_SPECIAL, Rows, special_tokens
 from running.checkpoint import load_parameters, meaning_of
 from running.inference import answers, predict, written_answers
@@ -131,6 +131,8 @@ class Prediction:
 
     label: str | int  # an integer if `fit` was given integers; for scores: the expected score, with three decimals
     probabilities: dict[str | int, float]  # of every label or choice; for scores: of the six classes
+    n_tokens: int = 0  # of its texts, as far as the network reads them
+    n_unknown: int = 0  # of these, not in the vocabulary
 
 
 CHUNK = 512  # examples encoded and predicted at a time by SavedRun.stream
@@ -207,7 +209,8 @@ class SavedRun:
         if record.scores is not None:
             known = [f"{value:g}" for value in np.linspace(*record.scores, logits.size(1))]
         found = answers(logits, record.scores)
-        for answer, example, values in zip(found, examples, logits.softmax(1).tolist(), strict=True):
+        probabilities = logits.softmax(1).tolist()
+        for answer, example, texts, values in zip(found, examples, cut, probabilities, strict=True):
             n_out = len(example.texts) - form.n_texts if form.has_choices else len(values)
             names = known
             if n_out > len(known):  # more choices than in training
@@ -216,7 +219,9 @@ class SavedRun:
             if record.integer_labels:
                 label = int(label)
                 names = [int(name) for name in names]
-            yield Prediction(label, dict(zip(names[:n_out], values[:n_out], strict=True)))
+            n_unknown = sum(text.count(0) for text in texts) if has_unknown(self.encoder) else 0
+            n_tokens = sum(map(len, texts))
+            yield Prediction(label, dict(zip(names[:n_out], values[:n_out], strict=True)), n_tokens, n_unknown)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Copy the run, without its checkpoints, to a folder that open_run can read.
