@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import ROOT
 
 import convert
 import lm_eval_adapter
@@ -21,7 +22,6 @@ from generation import generate_text
 from lm_eval_adapter import Adapter
 from scoring import score
 
-ROOT = Path(__file__).parents[1]
 NOT_INSTALLED = "lm_eval is not installed: `make test-lm-eval`"
 STORY = "Anna had a big exam. She went over each chapter twice."
 
