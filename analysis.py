@@ -5,6 +5,9 @@ intervals, and writes all numbers, a picture and a table of errors beside the lo
 """
 
 if __name__ == "__main__":
+    import sys
+
+    sys.path.insert(0, __file__.removesuffix("analysis.py"))  # Python does it too, unless PYTHONSAFEPATH is set
     from running.starting import answer_at_once
 
     answer_at_once("AnalysisFlags")  # before torch is loaded, which takes seconds

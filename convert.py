@@ -5,6 +5,9 @@ its head and comes back as a run; of any other run the language model goes. from
 """
 
 if __name__ == "__main__":
+    import sys
+
+    sys.path.insert(0, __file__.removesuffix("convert.py"))  # Python does it too, unless PYTHONSAFEPATH is set
     from running.starting import answer_at_once
 
     answer_at_once("ConvertFlags")  # before torch is loaded, which takes seconds

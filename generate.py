@@ -9,6 +9,9 @@ answers the examples of a data set as section 5 of the paper does.
 """
 
 if __name__ == "__main__":
+    import sys
+
+    sys.path.insert(0, __file__.removesuffix("generate.py"))  # Python does it too, unless PYTHONSAFEPATH is set
     from running.starting import answer_at_once
 
     answer_at_once("GenerateFlags")  # before torch is loaded, which takes seconds

@@ -18,6 +18,7 @@ from torch import Tensor
 from formats.files import InputError
 from model_pytorch import DoubleHeadModel, LMModel, TransformerModel
 from reading.rows import special_tokens
+from running.processes import total_memory
 from text_utils import Detokenizer, TextEncoder
 
 Model = TransformerModel | LMModel | DoubleHeadModel
@@ -212,6 +213,19 @@ def encode_prompt(encoder: TextEncoder, text: str, n_allowed: int, may_be_empty:
     return ids
 
 
+def check_memory(transformer: TransformerModel, n_samples: int, n_tokens: int) -> None:
+    """Raise InputError when the keys and values of so many samples cannot fit into the memory of the device."""
+    table = transformer.embed.weight
+    n_values = 2 * len(transformer.h) * table.size(1) * min(n_tokens, transformer.n_ctx)  # of a sample
+    needed = n_samples * n_values * table.element_size()
+    there = total_memory(table.device)
+    if needed > there:
+        raise InputError(
+            f"{n_samples:,} samples at once need {needed / 2**30:,.0f} GiB of memory, there are "
+            f"{there / 2**30:,.0f}. Ask for fewer."
+        )
+
+
 class Transcript:
     """The readable text of one sample as its tokens come; it ends before a stop text.
 
@@ -282,9 +296,10 @@ def stream_text(
         stops: a sample ends before any of these texts; the case of letters does not matter.
         how: repetition_penalty, see `generate`; temperature, top_k, top_p and generator, see `sample`.
 
-    Raises InputError for a prompt that cannot be continued.
+    Raises InputError for a prompt that cannot be continued, and for more samples than memory holds.
     """
     start, ends, (ids,) = _read_prompts(model, encoder, [prompt])
+    check_memory(model.transformer, n_samples, len(ids) + n_tokens)
     stops = [stop.lower() for stop in stops if stop]
     transcripts = [Transcript(encoder, ids, stops) for _ in range(n_samples)]
     how |= dict(n_samples=n_samples, n_allowed=encoder.n_vocab, stop_ids=ends)

@@ -4,6 +4,9 @@ python lm_eval_adapter.py --model gpt1 --model_args model_dir=model --tasks NAME
 """
 
 if __name__ == "__main__":
+    import sys
+
+    sys.path.insert(0, __file__.removesuffix("lm_eval_adapter.py"))  # Python does it too, unless PYTHONSAFEPATH is set
     import running.starting  # noqa: F401  before what takes time
 
 import re

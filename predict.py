@@ -3,10 +3,15 @@
 Input is a .csv, .tsv or .jsonl file with the fields of the run's form, or with --official a file of its data set.
 Without --input it is standard input: a JSON object per line, or for classification a plain text per line. Output is a
 JSON object per line, with the label and the probability of every label; to a .csv or .tsv file it is a table of index
-and prediction. Labels are those of the official files. A blank line of standard input has a line without a label.
+and prediction. Labels are those of the official files. An example has its id, if the data has one, in the place of its
+index, which counts from 0; with --skip_bad also what is left out counts. A blank line of standard input has a line
+without a label; in a file it is no example, as pandas and most readers have it.
 """
 
 if __name__ == "__main__":
+    import sys
+
+    sys.path.insert(0, __file__.removesuffix("predict.py"))  # Python does it too, unless PYTHONSAFEPATH is set
     from running.starting import answer_at_once
 
     answer_at_once("PredictFlags")  # before torch is loaded, which takes seconds
@@ -16,6 +21,7 @@ import io
 import json
 import os
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -26,6 +32,7 @@ from tqdm import tqdm
 from formats.examples import Bad, Example
 from formats.files import InputError, refuse_folders, refuse_inputs, replacing, text_lines
 from formats.own import FIELDS, SUFFIXES, OwnData, json_record, own_example, own_examples, parse_columns
+from reading.encoding import MANY_UNKNOWN, READ_AS_ONE
 from reading.tasks import LAYOUTS, TASKS
 from running.command import exit_code
 from running.processes import keep_freed_memory
@@ -42,8 +49,11 @@ def given_input(settings: PredictFlags) -> str | int:
 
 def read_input(settings: PredictFlags, run: SavedRun) -> Iterator[Example | Bad]:
     """Return the examples of the input. Raises InputError for a file that cannot be read at all."""
-    # the fields of the run's form, in columns as named now or for the training
-    own = OwnData(run.record.form, parse_columns(settings.columns or run.record.columns), settings.encoding)
+    # the fields of the run's form, in columns as named now or for the training; new data may be without ids
+    columns = parse_columns(settings.columns or run.record.columns)
+    if settings.columns is None:
+        columns.pop("id", None)
+    own = OwnData(run.record.form, columns, settings.encoding)
 
     if settings.input == "-":
         return read_standard_input(own)
@@ -92,10 +102,16 @@ def read_official(path: Path, dataset: str) -> Iterator[Example | Bad]:
     raise InputError(f"{path} is not a file of {dataset}: {', '.join(names)}. Name one of them.")
 
 
-def good_examples(examples: Iterable[Example | Bad], skip_bad: bool, bad: list[str]) -> Iterator[Example]:
-    """Yield the examples. A line that cannot be read goes into `bad`, or without skip_bad ends it all."""
-    for example in examples:
+def good_examples(
+    examples: Iterable[Example | Bad], skip_bad: bool, bad: list[str], names: deque[str | int]
+) -> Iterator[Example]:
+    """Yield the examples, and add the id or the index of each to `names`.
+
+    A line that cannot be read goes into `bad`, or without skip_bad ends it all.
+    """
+    for i, example in enumerate(examples):
         if isinstance(example, Example):
+            names.append(i if example.id is None else example.id)
             yield example
         elif skip_bad:
             bad.append(example.where)
@@ -106,10 +122,12 @@ def good_examples(examples: Iterable[Example | Bad], skip_bad: bool, bad: list[s
 # --- output ----------------------------------------------------------------------------------------------------------
 
 
-def as_json(prediction: Prediction) -> str:
-    """Return a prediction as a line of JSON."""
+def as_json(prediction: Prediction, name: str | int) -> str:
+    """Return a prediction as a line of JSON, with the id of its example if that is its name."""
     values = {label: round(p, 6) for label, p in prediction.probabilities.items()}
-    return json.dumps({"label": prediction.label or None, "probabilities": values}, ensure_ascii=False) + "\n"
+    fields = {"id": name} if isinstance(name, str) else {}
+    fields |= {"label": prediction.label or None, "probabilities": values}
+    return json.dumps(fields, ensure_ascii=False) + "\n"
 
 
 def as_row(suffix: str, *fields: int | str) -> str:
@@ -131,10 +149,11 @@ def predict_input(settings: PredictFlags) -> None:
         refuse_inputs(Path(settings.output), [given_input(settings), *folder.glob("*")])
     run = open_run(folder)
     bad = []
-    examples = good_examples(read_input(settings, run), settings.skip_bad, bad)
+    names = deque()  # of the examples that are read and not predicted yet
+    examples = good_examples(read_input(settings, run), settings.skip_bad, bad, names)
 
     # a line for each of them
-    n_done = 0
+    n_done = n_tokens = n_unknown = 0
     suffix = Path(settings.output).suffix
     is_table = suffix in (".csv", ".tsv")
     if settings.output == "-":
@@ -142,16 +161,23 @@ def predict_input(settings: PredictFlags) -> None:
     else:
         output = replacing(Path(settings.output))
     with output as file:
-        if is_table:
-            file.write(as_row(suffix, "index", "prediction").encode())
         predictions = run.stream(examples, settings.n_batch)
         for prediction in tqdm(predictions, unit=" examples", ncols=80, leave=False, file=sys.stderr):
-            line = as_row(suffix, n_done, prediction.label) if is_table else as_json(prediction)
+            name = names.popleft()
+            if is_table and n_done == 0:
+                file.write(as_row(suffix, "id" if isinstance(name, str) else "index", "prediction").encode())
+            line = as_row(suffix, name, prediction.label) if is_table else as_json(prediction, name)
             file.write(line.encode())
             n_done += 1
+            n_tokens += prediction.n_tokens
+            n_unknown += prediction.n_unknown
         if n_done == 0:
-            raise InputError(f"{settings.input} holds no examples.")
+            name = "standard input" if settings.input == "-" else settings.input
+            raise InputError(f"{name} holds no examples.")
         file.flush()
+    if n_unknown > MANY_UNKNOWN * n_tokens:
+        share = n_unknown / n_tokens
+        print(f"predict.py: {share:.2%} of the tokens are not in the vocabulary: {READ_AS_ONE}", file=sys.stderr)
     if bad:
         print(f"predict.py: {len(bad)} lines left out, the first: {bad[0]}; {n_done} predicted", file=sys.stderr)
 

@@ -5,6 +5,9 @@ language model of another folder is adapted to the text. Read pre_train below fr
 """
 
 if __name__ == "__main__":
+    import sys
+
+    sys.path.insert(0, __file__.removesuffix("pretrain.py"))  # Python does it too, unless PYTHONSAFEPATH is set
     from running.starting import answer_at_once
 
     answer_at_once("PreTrainingFlags")  # before torch is loaded, which takes seconds

@@ -8,6 +8,9 @@ finished run, and takes a run that was stopped from its checkpoint on.
 """
 
 if __name__ == "__main__":
+    import sys
+
+    sys.path.insert(0, __file__.removesuffix("reproduce.py"))  # Python does it too, unless PYTHONSAFEPATH is set
     from running.starting import answer_at_once
 
     answer_at_once("ReproduceFlags")  # before torch is loaded, which takes seconds

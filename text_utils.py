@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tqdm import tqdm
 
-from formats.files import InputError, read_json
+from formats.files import InputError, read_json, refuse_special
 
 if TYPE_CHECKING:  # spaCy and ftfy take a second to import: they are imported where a text is split
     from spacy.language import Language
@@ -31,6 +31,8 @@ PUNCTUATION_RUNS = re.compile(r"""([-~!";?+,)(/*\[\]}{|_])\1*""")
 # What white space surrounds; of more than 1,000 characters, each 1,000 of it: else a word of n characters takes spaCy's
 # rules n^2 steps (FIDELITY 153)
 WORD = re.compile(r"\S{1,1000}")
+# An ampersand that was escaped again and again: ftfy takes one escape away at a time, n^2 steps (FIDELITY 153)
+NESTED = re.compile(r"&(?:amp;){250,}")
 PLAIN = re.compile(r"[\n\t -%'-~]*")  # texts that ftfy leaves as they are: ASCII without "&" and control characters
 
 
@@ -40,7 +42,7 @@ def repair(text: str) -> str:
         return text
     import ftfy
 
-    return ftfy.fix_text(text)
+    return ftfy.fix_text(NESTED.sub("&amp;", text))
 
 
 def text_standardize(text: str) -> str:
@@ -456,6 +458,7 @@ def _read_encoder(path: Path) -> dict[str, int]:
 
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
+    refuse_special(path)
     try:
         lines = path.read_text(encoding="utf-8").split("\n")[1:]  # the first line is a comment
     except FileNotFoundError:

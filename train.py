@@ -6,6 +6,9 @@ with random numbers in the authors' order. Flags and defaults are the paper's an
 """
 
 if __name__ == "__main__":
+    import sys
+
+    sys.path.insert(0, __file__.removesuffix("train.py"))  # Python does it too, unless PYTHONSAFEPATH is set
     from running.starting import answer_at_once
 
     answer_at_once("FineTuningFlags")  # before torch is loaded, which takes seconds
@@ -157,7 +160,8 @@ def fine_tune(settings: FineTuningFlags, ranks: Ranks, make_network=None) -> Non
         write_predictions(predictions_path(settings), task, predicted, parts)
         if test is not None:
             found = answers(predicted["test"][1], task.scores)
-            write_submission(Path(settings.submission_dir), task, splits.test_parts, found)
+            ids = [test.example(i).id for i in range(len(test))]
+            write_submission(Path(settings.submission_dir), task, splits.test_parts, found, ids)
 
 
 # --- the steps of the page above -------------------------------------------------------------------------------------

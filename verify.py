@@ -6,6 +6,9 @@ perplexities (Hugging Face issue 473).
 """
 
 if __name__ == "__main__":
+    import sys
+
+    sys.path.insert(0, __file__.removesuffix("verify.py"))  # Python does it too, unless PYTHONSAFEPATH is set
     from running.starting import answer_at_once
 
     answer_at_once("VerifyFlags")  # before torch is loaded, which takes seconds
@@ -22,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from formats.files import InputError
+from formats.files import InputError, refuse_special
 from formats.folders import BPE_FILE, ENCODER_FILE, FolderSizes, is_hugging_face, read_sizes, vocabulary_files
 from reading.rows import with_positions
 from running.command import exit_code
@@ -71,6 +74,7 @@ TOLERANCE = 1e-4  # of states, of the logit and, as a share, of perplexities: ro
 
 def git_blob_id(path: Path) -> str:
     """Return the id git gives a file's content: sha1 of `blob <size>`, a zero byte and the bytes."""
+    refuse_special(path)
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 

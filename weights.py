@@ -13,7 +13,7 @@ import torch
 
 from formats.authors import check_bytes, check_sizes, load_openai_pretrained_model
 from formats.examples import Example
-from formats.files import InputError, make_output_folder, refuse_special, replacing_all, sha256
+from formats.files import InputError, make_output_folder, replacing_all, sha256
 from formats.folders import (
     BPE_FILE,
     ENCODER_FILE,
@@ -27,7 +27,7 @@ from formats.folders import (
     weight_files,
 )
 from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel, LMModel, TransformerModel
-from reading.encoding import Encoded
+from reading.encoding import Encoded, has_unknown
 from reading.rows import FORMS, N_SPECIAL, Rows, special_tokens
 from running.checkpoint import load_parameters, meaning_of
 from running.inference import answers, predict, written_answers
@@ -54,7 +54,7 @@ def open_model(folder: str | os.PathLike, return_probs: bool = True) -> tuple[LM
     sizes = read_sizes(folder)
     if is_hugging_face(folder):
         check_vocabulary(folder)
-    encoder = open_vocabulary(vocabulary_files(folder))
+    encoder = TextEncoder(*vocabulary_files(folder))
     if encoder.n_vocab != sizes.n_vocab:
         raise InputError(
             f"{encoder.files[0]} has {encoder.n_vocab} tokens, the weights are for {sizes.n_vocab}. "
@@ -66,13 +66,6 @@ def open_model(folder: str | os.PathLike, return_probs: bool = True) -> tuple[LM
     model = LMModel(cfg, sizes.n_vocab + sizes.n_positions, sizes.n_positions, return_probs)
     load_openai_pretrained_model(model.transformer, path=folder, n_transfer=sizes.n_layer)
     return model.eval(), encoder
-
-
-def open_vocabulary(files: Sequence[Path]) -> TextEncoder:
-    """Return the tokenizer of a vocabulary and its merges. Raises InputError."""
-    for path in files:
-        refuse_special(path)
-    return TextEncoder(*files)
 
 
 def open_transformer(folder: Path) -> tuple[TransformerModel, TextEncoder, FolderSizes]:
@@ -138,6 +131,8 @@ class Prediction:
 
     label: str | int  # an integer if `fit` was given integers; for scores: the expected score, with three decimals
     probabilities: dict[str | int, float]  # of every label or choice; for scores: of the six classes
+    n_tokens: int = 0  # of its texts, as far as the network reads them
+    n_unknown: int = 0  # of these, not in the vocabulary
 
 
 CHUNK = 512  # examples encoded and predicted at a time by SavedRun.stream
@@ -214,7 +209,8 @@ class SavedRun:
         if record.scores is not None:
             known = [f"{value:g}" for value in np.linspace(*record.scores, logits.size(1))]
         found = answers(logits, record.scores)
-        for answer, example, values in zip(found, examples, logits.softmax(1).tolist(), strict=True):
+        probabilities = logits.softmax(1).tolist()
+        for answer, example, texts, values in zip(found, examples, cut, probabilities, strict=True):
             n_out = len(example.texts) - form.n_texts if form.has_choices else len(values)
             names = known
             if n_out > len(known):  # more choices than in training
@@ -223,7 +219,9 @@ class SavedRun:
             if record.integer_labels:
                 label = int(label)
                 names = [int(name) for name in names]
-            yield Prediction(label, dict(zip(names[:n_out], values[:n_out], strict=True)))
+            n_unknown = sum(text.count(0) for text in texts) if has_unknown(self.encoder) else 0
+            n_tokens = sum(map(len, texts))
+            yield Prediction(label, dict(zip(names[:n_out], values[:n_out], strict=True)), n_tokens, n_unknown)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Copy the run, without its checkpoints, to a folder that open_run can read.
@@ -268,7 +266,7 @@ def open_run(folder: str | os.PathLike) -> SavedRun:
     for path, digest in zip(vocabulary, record.vocabulary, strict=True):
         if path.exists() and sha256(path) != digest:
             raise InputError(f"{path} is not the vocabulary that the run had. Copy that one here.")
-    encoder = open_vocabulary(vocabulary)
+    encoder = TextEncoder(*vocabulary)
 
     # the network, once its parameters are known to be of its sizes
     check_meaning(folder, record)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from formats.files import InputError, text_lines
 
-READERS_VERSION = 2  # raise it when a reader finds other examples in the same file: cached ones are then read anew
+READERS_VERSION = 3  # raise it when a reader finds other examples in the same file: cached ones are then read anew
 
 
 class Example(NamedTuple):
@@ -19,6 +19,7 @@ class Example(NamedTuple):
     texts: tuple[str, ...]  # in the order that the task's form takes them
     label: str | None  # as in the file; for multiple choice the number of the right choice, from 1
     where: str  # file and line
+    id: str | None = None  # the user's own name of it; None: it has none
 
 
 class Bad(NamedTuple):
@@ -70,7 +71,10 @@ def _csv_lines(path: Path) -> Iterator[str]:
     for number, line, why in numbered_lines(path):
         if why:
             raise InputError(f"{path}, line {number}: {why}")
-        yield from io.StringIO(line, newline="")  # splits also at "\r", the line end of old Macs
+        if "\r" in line.rstrip("\r\n"):
+            yield from io.StringIO(line, newline="")  # splits also at "\r", the line end of old Macs
+        else:
+            yield line
 
 
 def read_tsv(path: Path) -> Iterator[tuple[int, list[str], str]]:
@@ -122,6 +126,7 @@ def table(
         if i == 0:
             names = [name.strip() for name in fields] if header else None
             indices = [column_index(column, names, path) for column in columns]
+            text_indices = indices[: len(texts)]
             n_needed = max(indices) + 1
             n_columns = len(fields) if header else n_needed  # without names, the last one read is the last
             if header:
@@ -136,8 +141,8 @@ def table(
             why = f"{len(fields)} columns, {n_columns} are known. Is there a {separator} in a text?"
             yield Bad(where, why, n_kept)
         else:
-            values = tuple(fields[i] for i in indices)
-            yield Example(values[: len(texts)], None if label is None else values[-1], where)
+            chosen = tuple([fields[i] for i in text_indices])
+            yield Example(chosen, None if label is None else fields[indices[-1]], where)
 
 
 def scored_table(folder: Path, file: str, texts: tuple[Column, ...], label: Column) -> Iterator[Example | Bad]:

@@ -79,6 +79,11 @@ def text_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, str, str]]:
     n_before = 0
     lines = iter(lines)
     for number, raw in enumerate(lines, 1):
+        # nearly every line: no call that is not needed
+        if n_before > 0 and raw.isascii() and b"\0" not in raw:
+            yield number, raw.decode("ascii"), ""
+            n_before += len(raw)
+            continue
         if number == 1 and is_utf16(raw):
             # here a newline byte may be a part of another character
             whole, why = decoded(raw + b"".join(lines))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from formats.files import InputError, copy_file, read_json, replacing, write_json
+from formats.files import InputError, copy_file, read_json, refuse_special, replacing, write_json
 from formats.folders import CONFIG_FILE, EPSILON, MERGES_FILE, VOCAB_FILE, WEIGHTS_FILES, weights_file, weights_files
 
 SPECIAL_TOKENS = ("_start_", "_delimiter_", "_classify_")
@@ -64,6 +64,7 @@ def _load(path: Path) -> dict:
     """Return what a file of weights holds, by names. Raises InputError for a damaged one; executes nothing in it."""
     from safetensors.torch import load_file  # here: the model needs torch and NumPy only
 
+    refuse_special(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

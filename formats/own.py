@@ -5,19 +5,19 @@ gives numbers it has no line of names. A .txt may be fastText's. .jsonl holds an
 """
 
 import csv
-import io
 import json
 import re
+import reprlib
 import string
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain, takewhile
+from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from formats.examples import Bad, Example, as_number, numbered_lines
-from formats.files import InputError, is_utf16
+from formats.files import InputError, is_utf16, refuse_special
 
 OWN_FIELDS = {
     "classification": ("text",),
@@ -53,13 +53,18 @@ class OwnData:
 
     def __post_init__(self):
         """Raise InputError for a column of a field that the form does not have: nothing would be read from it."""
-        known = [*FIELDS[self.form], "label", *(["choices", "choice_1"] if self.has_choices() else [])]
+        known = [*FIELDS[self.form], "label", "id", *(["choices", "choice_1"] if self.has_choices else [])]
         for name in self.columns:
-            if name not in known and not (self.has_choices() and re.fullmatch(r"choice_[1-9]\d*", name)):
+            if name not in known and not (self.has_choices and re.fullmatch(r"choice_[1-9]\d*", name)):
                 raise InputError(f"--columns: {name!r} is no field of {self.form}, which has {', '.join(known)}.")
 
+    @cached_property
     def has_choices(self) -> bool:
         return self.form in CHOICE_FORMS
+
+    @cached_property
+    def text_columns(self) -> list[str]:
+        return [self.column(name) for name in FIELDS[self.form]]
 
     def column(self, name: str) -> str:
         """Return the column of a field."""
@@ -68,7 +73,7 @@ class OwnData:
     def needed(self, labelled: bool) -> list[str]:
         """Return the columns that a table must have."""
         names = list(FIELDS[self.form])
-        if self.has_choices() and "choices" not in self.columns:
+        if self.has_choices and "choices" not in self.columns:
             names += ["choice_1", "choice_2"]
         names += [name for name in self.columns if name not in names and name != "label"]
         if labelled:
@@ -103,54 +108,75 @@ def own_example(record: dict[str, Any], where: str, own: OwnData, labelled: bool
     """Return the example in a record, a multiple-choice label as a number from 1, or a Bad that says what is wrong."""
     # its texts
     found = []
-    for name in FIELDS[own.form]:
-        column = own.column(name)
-        value = value_at(record, column)
+    for column in own.text_columns:
+        value = record[column] if column in record else value_at(record, column)
         if value is None and column not in record:
             return Bad(where, f"no field {column!r} among {', '.join(record)[:150]}. Fix the line, or use --columns.")
         found.append(value)
 
     # its choices
-    if own.has_choices():
+    if own.has_choices:
         choices = choices_of(record, own)
         if isinstance(choices, str):
             return Bad(where, choices)
         found += choices
-    texts = tuple(as_text(value) for value in found)
+    texts = tuple([value if isinstance(value, str) else as_text(value) for value in found])
     if None in texts:
         return Bad(where, "a field that should be a text is a list or an object. Fix the line, or use --columns.")
-    if not all(text.strip() for text in texts):
+    if not all(map(str.strip, texts)):
         return Bad(where, "an empty text. Fix the line or remove it.")
 
-    # its label, which is one line
-    if labelled is None:
-        return Example(texts, None, where)
-    label = as_text(value_at(record, own.column("label")))
+    # its name, which is one line; a column that happens to be called id may hold something else
+    name = None
+    column = own.column("id")
+    if column in record or "id" in own.columns:
+        name = as_text(value_at(record, column))
+        if not name or not name.isprintable():
+            if "id" in own.columns:
+                return Bad(where, f"no text of one line in {column!r}. Fix the line, or use --columns.")
+            name = None
+
+    # its label
+    label = None
+    if labelled is not None:
+        label = label_of(record, texts, where, own, labelled)
+        if isinstance(label, Bad):
+            return label
+    return Example(texts, label, where, name)
+
+
+def label_of(
+    record: dict[str, Any], texts: tuple[str, ...], where: str, own: OwnData, labelled: bool
+) -> str | None | Bad:
+    """Return the label of a record, None for none, or a Bad that says what is wrong with it."""
+    # it is one line
+    column = own.column("label")
+    label = as_text(value_at(record, column))
     if label is None:
-        return Bad(where, f"{own.column('label')!r} is neither a text nor a number. Fix the line.")
+        return Bad(where, f"{column!r} is neither a text nor a number. Fix the line.")
     label = label.strip()
     if not label:
-        return Bad(where, "no label. Fix the line or remove it.") if labelled else Example(texts, None, where)
+        return Bad(where, "no label. Fix the line or remove it.") if labelled else None
     if not label.isprintable():
-        return Bad(where, f"the label {label!r} holds a tab, a newline or the like. Fix the line.")
-    if not own.has_choices():
-        return Example(texts, label, where)
+        return Bad(where, f"the label {reprlib.repr(label)} holds a tab, a newline or the like. Fix the line.")
+    if not own.has_choices:
+        return label
+
+    # of choices it is a number
     if label == "-1" and not labelled:  # what hubs write for an unknown one
-        return Example(texts, None, where)
+        return None
     right = right_choice(label, texts[len(FIELDS[own.form]) :], own.first_choice)
-    return Bad(where, right) if isinstance(right, str) else Example(texts, str(right), where)
+    return Bad(where, right) if isinstance(right, str) else str(right)
 
 
 def value_at(value: Any, column: str) -> Any:
     """Return what stands in a column: a field, or `question.stem` of a field in a field; in lists, of each item."""
-    if isinstance(value, list):
-        return [value_at(item, column) for item in value]
-    if not isinstance(value, dict):
-        return None
-    if column in value:
-        return value[column]
-    first, dot, rest = column.partition(".")
-    return value_at(value[first], rest) if dot and first in value else None
+    if isinstance(value, dict):
+        if column in value:
+            return value[column]
+        first, dot, rest = column.partition(".")
+        return value_at(value[first], rest) if dot and first in value else None
+    return [value_at(item, column) for item in value] if isinstance(value, list) else None
 
 
 def as_text(value: Any) -> str | None:
@@ -200,26 +226,42 @@ def right_choice(label: str, choices: tuple[str, ...], first_choice: int) -> int
     if len(found) == 1:
         return found[0]
     if found:
-        return f"the label {label!r} may be the letter of a choice or the text of another. Give its number."
+        return f"the label {reprlib.repr(label)} may be the letter of a choice or the text of another. Give its number."
     last = first_choice + n - 1
-    why = f"the label {label!r} is neither a number from {first_choice} to {last} nor one of the choices."
+    why = f"the label {reprlib.repr(label)} is neither a number from {first_choice} to {last} nor one of the choices."
     return why + (" If choices are counted from 0: --first_choice 0" if value == 0 else "")
 
 
 # --- lines, JSON, fastText -------------------------------------------------------------------------------------------
 
 
+def encoding_of(path: Path, encoding: str | None) -> str:
+    """Return the encoding of a file: the one given, or UTF-16 by its mark, or UTF-8. Raises InputError."""
+    refuse_special(path)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(2)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing. Is its name right?") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}).") from None
+    if start == b"\x1f\x8b":
+        raise InputError(f"{path} is compressed. Unpack it: gunzip")
+    if encoding is None:
+        encoding = "utf-16" if is_utf16(start) else "utf-8"
+    return "utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding
+
+
 def own_lines(path: Path, encoding: str | None) -> Iterator[tuple[int, str, str]]:
     """Yield what numbered_lines does, of a file in any encoding: the one given, or UTF-16 by its mark, or UTF-8."""
-    with suppress(OSError), open(path, "rb") as file:
-        start = file.read(2)
-        if encoding is None and is_utf16(start):
-            encoding = "utf-16"
-        if start == b"\x1f\x8b":
-            raise InputError(f"{path} is compressed. Unpack it: gunzip")
-    if encoding is None or encoding.lower() in ("utf-8", "utf8"):
+    encoding = encoding_of(path, encoding)
+    if encoding == "utf-8-sig":
         for number, line, why in numbered_lines(path):
-            yield number, line, why.replace("convert it: iconv -f latin1 -t utf-8 OLD > NEW", "use --encoding latin-1")
+            if why:
+                why = why.replace("convert it: iconv -f latin1 -t utf-8 OLD > NEW", "use --encoding latin-1")
+                if why.startswith("a NUL byte"):
+                    why = "a NUL byte. If it is UTF-16 without its mark, use --encoding utf-16-le"
+            yield number, line, why
         return
     number = 0
     try:
@@ -234,45 +276,48 @@ def own_lines(path: Path, encoding: str | None) -> Iterator[tuple[int, str, str]
 
 
 def json_records(path: Path, encoding: str | None) -> Iterator[tuple[str, dict | Bad]]:
-    """Yield place and object of each line that holds one, or of each item of a list."""
-    lines = ((number, line, why) for number, line, why in own_lines(path, encoding) if line.strip() or why)
-    first = next(lines, None)
-    if first is None:
-        return
-    lines = chain([first], lines)
-
-    # a list is parsed as a whole
-    if path.suffix.lower() == ".json" and first[1].lstrip().startswith("["):
-        items = parse_json("".join(_text_lines(path, encoding)))
-        if isinstance(items, str):
-            raise InputError(f"{path}: {items}")
-        for i, item in enumerate(items, 1):
-            where = f"{path}, item {i}"
-            yield where, item if isinstance(item, dict) else Bad(where, "not a JSON object. Fix it or remove it.")
-        return
-    for number, line, why in lines:
+    """Yield place and object of each line that holds one; .json may also hold a list, or objects over several lines."""
+    if path.suffix.lower() == ".json":
+        first = next((line for _, line, _ in own_lines(path, encoding) if line.strip()), "")
+        if isinstance(json_record(first, ""), Bad):
+            yield from json_items(path, encoding)
+            return
+    for number, line, why in own_lines(path, encoding):
         where = f"{path}, line {number}"
-        yield where, Bad(where, why) if why else json_record(line, where)
+        if why:
+            yield where, Bad(where, why)
+        elif line.strip():
+            yield where, json_record(line, where)
+
+
+def json_items(path: Path, encoding: str | None) -> Iterator[tuple[str, dict | Bad]]:
+    """Yield place and object of each item of a list, or of objects that follow each other."""
+    text = "".join(_text_lines(path, encoding)).strip()
+    items = []
+    end = 0
+    try:
+        while end < len(text):
+            value, end = DECODER.raw_decode(text, end)
+            items += value if isinstance(value, list) else [value]
+            end = SPACE.match(text, end).end()
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}, item {len(items) + 1}: not JSON ({error}). Fix it or remove it.") from None
+    for i, item in enumerate(items, 1):
+        where = f"{path}, item {i}"
+        yield where, item if isinstance(item, dict) else Bad(where, "not a JSON object. Fix it or remove it.")
 
 
 def json_record(line: str, where: str) -> dict | Bad:
     """Return the object in a line."""
-    value = parse_json(line.rstrip("\r\n"))
-    if isinstance(value, dict):
-        return value
-    return Bad(where, value if isinstance(value, str) else "not a JSON object. Fix the line or remove it.")
-
-
-def parse_json(text: str) -> dict | list | str:
-    """Return the object or list that a text spells, numbers that are none (NaN) as None; else what is wrong with it."""
     try:
-        value = json.loads(text, parse_constant=_nothing, object_pairs_hook=_object)
+        value = DECODER.decode(line)
     except (ValueError, RecursionError) as error:
-        return f"not JSON ({error}). Fix the line or remove it."
-    return value if isinstance(value, dict | list) else "not a JSON object. Fix the line or remove it."
+        return Bad(where, f"not JSON ({error}). Fix the line or remove it.")
+    return value if isinstance(value, dict) else Bad(where, "not a JSON object. Fix the line or remove it.")
 
 
 def _nothing(name: str) -> None:
+    """Return what a number that is none (NaN) is taken for."""
     return None
 
 
@@ -281,6 +326,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise ValueError("a field is there twice")
     return found
+
+
+DECODER = json.JSONDecoder(parse_constant=_nothing, object_pairs_hook=_object)
+SPACE = re.compile(r"[\s,]*")  # between objects
 
 
 FASTTEXT = "__label__"
@@ -332,11 +381,22 @@ def read_table(path: Path, encoding: str | None, dialect: Dialect) -> Iterator[t
 
 
 def _text_lines(path: Path, encoding: str | None) -> Iterator[str]:
-    """Yield the lines of a file, also those that end as on old Macs; raise InputError at the first that is no text."""
-    for number, line, why in own_lines(path, encoding):
+    """Yield the lines of a file, also those that end as on old Macs; raise InputError for one that is no text."""
+    try:
+        with open(path, encoding=encoding_of(path, encoding), newline="") as file:
+            for number, line in enumerate(file):
+                if "\0" in line:
+                    break
+                yield line if number > 0 else line.removeprefix("\ufeff")
+            else:
+                return
+    except UnicodeError:
+        pass
+
+    # which line it is, and why
+    for number, _, why in own_lines(path, encoding):
         if why:
             raise InputError(f"{path}, line {number}: {why}")
-        yield from io.StringIO(line, newline="")
 
 
 def table_records(path: Path, own: OwnData, labelled: bool) -> Iterator[tuple[str, dict | Bad]]:
@@ -346,6 +406,7 @@ def table_records(path: Path, own: OwnData, labelled: bool) -> Iterator[tuple[st
     if dialect is None:  # nothing in it
         return
     separator = SEPARATORS.get(dialect.separator, repr(dialect.separator))
+    place = f"{path}, line "
     names = None
     first = 1  # line where a record begins; it may hold newlines
     try:
@@ -364,8 +425,8 @@ def table_records(path: Path, own: OwnData, labelled: bool) -> Iterator[tuple[st
                     continue
 
             # an example
-            where = f"{path}, line {number}"
-            if any(fields[len(names) :]):
+            where = place + str(number)
+            if len(fields) > len(names) and any(fields[len(names) :]):
                 why = f"{len(fields)} columns, {len(names)} in the first line. Quote a text that holds {separator}."
                 yield where, Bad(where, why)
             elif len(fields) < n_needed:
@@ -385,15 +446,16 @@ def check_names(path: Path, names: list[str], needed: list[str], dialect: Dialec
     start = f"{path}, line {1 + dialect.n_before}"
     for name in needed:
         if name not in names:
-            if own.has_choices() and name.startswith("choice_"):
-                raise InputError(f"{start}: no columns choice_1, choice_2, ... Name them so, or use --columns.")
-            shown = ", ".join(names)[:150]
-            remedy = "Rename it, or use --columns; without a line of names: --columns text=1,label=0"
+            shown = ", ".join(names)[:100]
+            remedy = "Rename it, or use --columns"
+            if not own.columns:
+                numbered = ",".join(f"{column}={i}" for i, column in enumerate(needed))
+                remedy += f"; without a line of names: --columns {numbered}"
             if not dialect.has_names:
                 remedy = "Without a line of names --columns gives every field a number, from 0."
             raise InputError(f"{start}: no column {name!r} among {shown}. {remedy}")
     for name in names:
-        is_read = name in needed or name == own.column("label") or name.startswith("choice_")
+        is_read = name in needed or name in (own.column("label"), own.column("id")) or name.startswith("choice_")
         if is_read and names.count(name) > 1:
             raise InputError(f"{start}: two columns {name!r}. Rename one of them.")
     return 1 + max(names.index(name) for name in needed)
@@ -407,19 +469,20 @@ def find_dialect(path: Path, encoding: str | None, needed: list[str]) -> Dialect
     where it can be read in two ways.
     """
     # Excel's first line names the separator
-    first = next((line for line in _text_lines(path, encoding) if line.strip()), None)
+    lines = _text_lines(path, encoding)
+    first = next((line for line in lines if line.strip()), None)
     if first is None:
         return None
+    numbers = {name for name in needed if name.isdigit()}
     if re.fullmatch(r"sep=.\s*", first):
-        header = next((line for i, line in enumerate(_text_lines(path, encoding)) if i == 1), "")
-        return find_quote(path, encoding, Dialect(first[4], '"', not is_numbered(needed, header, first[4]), 1))
+        has_names = numbers <= set(split_line(next(lines, ""), first[4]))
+        return find_quote(path, encoding, Dialect(first[4], '"', has_names, 1))
 
     # which separators show the columns
     of_suffix = "," if path.suffix.lower() == ".csv" else "\t"
     separators = [of_suffix, *(separator for separator in SEPARATORS if separator != of_suffix)]
-    has_names = not any(is_numbered(needed, first, separator) for separator in separators)
     fields = {separator: split_line(first, separator) for separator in separators}
-    if has_names:
+    if any(numbers <= set(names) for names in fields.values()):  # numbers may be names: pandas writes 0,1
         fitting = [separator for separator in separators if set(needed) <= set(fields[separator])]
         if fitting:
             return find_quote(path, encoding, Dialect(fitting[0], '"', True))
@@ -427,7 +490,7 @@ def find_dialect(path: Path, encoding: str | None, needed: list[str]) -> Dialect
         return Dialect(max(separators, key=lambda separator: len(fields[separator])), '"', True)
 
     # by numbers: the one with which all lines have the same number of fields
-    n_needed = 1 + max(int(name) for name in needed if name.isdigit())
+    n_needed = 1 + max(map(int, numbers))
     fitting = []
     for separator in separators:
         if len(fields[separator]) >= n_needed or '"' in first:
@@ -447,12 +510,6 @@ def split_line(line: str, separator: str) -> list[str]:
     for fields in csv.reader([line], delimiter=separator):
         return [name.strip() for name in fields]
     return []
-
-
-def is_numbered(needed: list[str], first: str, separator: str) -> bool:
-    """Return whether columns are given by number, and are not names of that kind in the first line."""
-    names = split_line(first, separator)
-    return any(name.isdigit() and name not in names for name in needed)
 
 
 class Scan(NamedTuple):
@@ -475,23 +532,40 @@ def scan(path: Path, encoding: str | None, dialect: Dialect) -> Scan:
     return Scan(counts.pop() if len(counts) == 1 else 0, has_newlines)
 
 
+def quotes_at_starts(path: Path, separator: str) -> list[str]:
+    """Return which quotes some field begins with; without one, all ways to read the file are one."""
+    # in bytes, as that is fast; UTF-16 and UTF-32 may have NUL bytes before a character
+    starts = [(end + n * "\0").encode() for end in ("\n", "\r", separator) for n in (0, 1, 3)]
+    found = set()
+    last = b""
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            for quote in (b'"', b"'"):
+                is_first = not last and quote in block[:8]  # a byte-order mark may stand before it
+                if is_first or (quote in block and any(start + quote in last + block for start in starts)):
+                    found.add(quote.decode())
+            last = block[-8:]
+    return sorted(found)
+
+
 def find_quote(path: Path, encoding: str | None, dialect: Dialect) -> Dialect:
     """Return a dialect with the quotes that a file has. Raises InputError where it can be read in two ways."""
     if dialect.separator == ",":
         return dialect
-    ways = [dialect._replace(quote=quote) for quote in ('"', "'", None)]
-    found = [scan(path, encoding, way) for way in ways]
+    quotes = quotes_at_starts(path, dialect.separator)
+    if not quotes:
+        return dialect._replace(quote=None)
+    found = {quote: scan(path, encoding, dialect._replace(quote=quote)) for quote in (*quotes, None)}
 
     # all lines have the same number of fields: the fewest, as a quote that is not seen as one does not hold a separator
-    quoted = [i for i in (0, 1) if found[i].n_fields > 0]
-    if quoted:
-        best = min(quoted, key=lambda i: found[i].n_fields)
-        if found[best].has_newlines and found[2].n_fields > 0:
+    fitting = [quote for quote in found if found[quote].n_fields > 0]
+    if fitting:
+        best = min(fitting, key=lambda quote: found[quote].n_fields)
+        if found[best].has_newlines and found[None].n_fields > 0:
             why = "its quotes may be part of the texts, or hold texts of several lines"
             raise InputError(f"{path}: {why}. Write it as .csv.")
-        return ways[best]
+        return dialect._replace(quote=best)
 
     # lines of different lengths: those that are wrong are named when they are read
-    if found[0].n_fields == 0 and found[2].n_fields <= 0:
-        return ways[0]
-    return ways[2]
+    is_quoted = '"' in found and found['"'].n_fields == 0 and found[None].n_fields <= 0
+    return dialect._replace(quote='"' if is_quoted else None)

@@ -6,6 +6,7 @@ A cache is a folder `encoded_<key>` beside the data. It holds the ids, and each 
 import hashlib
 import json
 import os
+import reprlib
 import secrets
 import shutil
 import tempfile
@@ -59,8 +60,8 @@ class Encoded:
     def example(self, i: int) -> Example:
         """Return example i as it was read; its place is relative to the data folder, which may have moved."""
         start, end = _bounds(self.record_ends, i)
-        texts, label, where = json.loads(self.records[start:end].tobytes())
-        return Example(tuple(texts), label, where)
+        texts, *others = json.loads(self.records[start:end].tobytes())
+        return Example(tuple(texts), *others)
 
     @classmethod
     def of(cls, examples: Sequence[Sequence[Sequence[int]]]) -> "Encoded":
@@ -82,13 +83,22 @@ def _bounds(ends: np.ndarray, i: int) -> tuple[int, int]:
 
 def describe_unknown(ids: Sequence[np.ndarray], encoder: TextEncoder) -> list[str]:
     """Return in words how many of some token ids are that of the unknown token; above a tenth with a warning."""
-    if encoder.decoder[0] != "<unk>":
+    if not has_unknown(encoder):
         return []
     share = 1 - sum(map(np.count_nonzero, ids)) / max(1, sum(map(len, ids)))
     lines = [f"unknown  {share:.2%} of the tokens are not in the vocabulary"]
-    if share > 0.1:
-        lines.append("warning  the network reads all unknown tokens as one. Is the text in the vocabulary's language?")
+    if share > MANY_UNKNOWN:
+        lines.append(f"warning  {READ_AS_ONE}")
     return lines
+
+
+MANY_UNKNOWN = 0.1  # fraction of the tokens
+READ_AS_ONE = "the network reads all unknown tokens as one. Is the text in the vocabulary's language?"
+
+
+def has_unknown(encoder: TextEncoder) -> bool:
+    """Return whether token 0 stands for what is not in the vocabulary."""
+    return encoder.decoder[0] == "<unk>"
 
 
 # --- what is encoded -------------------------------------------------------------------------------------------------
@@ -138,10 +148,10 @@ class SplitFiles:
                 if found.label == "-" and not self.strict:  # SNLI's and MNLI's word for it
                     bad.append(f"{where}: its annotators agreed on no label: left out, as the authors do.")
                     continue
-                known = ", ".join(self.labels[:10])
+                known = ", ".join(self.labels[:10])[:100]
                 if len(self.labels) > 10:
                     known += ", ..."
-                why = f"the label {found.label!r} is not one of {known}. Fix the line or remove it."
+                why = f"the label {reprlib.repr(found.label)} is not one of {known}. Fix the line or remove it."
                 found = Bad(found.where, why)
             if self.strict:
                 raise InputError(f"{found.where}: {found.why}")
@@ -259,7 +269,7 @@ def _read(path: Path) -> Encoded | None:
         n_ids, n_texts, n_bytes, codes = (np.fromfile(path / name, np.int32) for name in ARRAYS[1:])
         ids = np.memmap(path / "ids", np.int32, "r") if n_ids.any() else np.zeros(0, np.int32)  # nothing: not mapped
         records = np.memmap(path / "records.jsonl", np.uint8, "r")
-    except (OSError, ValueError):
+    except (OSError, ValueError, InputError):
         return None
     with suppress(OSError):  # in a folder that takes no files
         os.utime(path)  # the time of its last use

@@ -358,7 +358,27 @@ class Rows:
 
     def fingerprints(self) -> list[int]:
         """Return a number for each example that is that of other examples only if they hold the same texts."""
-        return [hash(tuple(map(tuple, self.encoded.texts(i)))) for i in self.which.tolist()]
+        # where the tokens of each example end, and whether one of them is unknown
+        encoded = self.encoded
+        ids = np.asarray(encoded.ids)
+        ends = encoded.text_ends[encoded.example_ends - 1]
+        unknown = np.searchsorted(np.flatnonzero(ids == 0), ends)
+        has_unknown = np.diff(unknown, prepend=0) > 0
+
+        # unknown tokens do not tell which texts they stand for
+        found = []
+        ends = [0, *ends.tolist()]
+        text_ends = [0, *encoded.example_ends.tolist()]
+        n_ids = np.diff(encoded.text_ends, prepend=0)
+        for i in self.which.tolist():
+            if has_unknown[i]:
+                key = tuple(" ".join(text.lower().split()) for text in encoded.example(i).texts)
+            else:
+                tokens = ids[ends[i] : ends[i + 1]].tobytes()
+                lengths = n_ids[text_ends[i] : text_ends[i + 1]].tobytes()
+                key = tokens, lengths
+            found.append(hash(key))
+        return found
 
     def has_choices(self) -> bool:
         """Return whether the rows of an example are choices, one of which is right."""

@@ -1,5 +1,6 @@
 """A task's files -> train, valid and test as rows, and the summary of them printed before training."""
 
+import reprlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def read_splits(task: Task, data_dir: Path, encoder: TextEncoder, limits: Limits
     encoded = {"train": encode_cached(files, encoder)}
     task = with_labels(task, encoded["train"], train_file)
 
-    # the others may hold other scores than train, and examples of more choices; classes are checked in label_values
+    # the others may hold other scores than train, and examples of more choices; classes are checked in make_rows
     for name, sources in (("valid", task.valid), ("test", task.test)):
         if sources:
             encoded[name] = encode_cached(replace(files, sources=sources), encoder)
@@ -72,10 +73,15 @@ def read_splits(task: Task, data_dir: Path, encoder: TextEncoder, limits: Limits
         notes += note
 
     # texts to rows, labels to numbers
-    rows = {
-        name: make_rows(task, folder, split, encoder, limits.n_ctx, name == "test") for name, split in encoded.items()
-    }
-    parts = {name: split.parts for name, split in encoded.items()}
+    rows = {}
+    parts = {}
+    for name, split in encoded.items():
+        rows[name], why = make_rows(task, folder, split, encoder, limits.n_ctx, name == "test")
+        parts[name] = split.parts
+        if why:
+            n_bad = len(split) - len(rows[name])
+            parts[name] = (("", len(rows[name])),)
+            encoded[name] = replace(split, n_bad=split.n_bad + n_bad, first_bad=split.first_bad or why)
 
     # without files for validation, some examples of train are held out
     if "valid" not in rows:
@@ -116,13 +122,15 @@ def with_labels(task: Task, train: Encoded, path: Path) -> Task:
 
     # of a regression they are scores, and more than two different numbers are scores of similarity
     numbers = {as_number(name) for name in train.names}
-    n_numbers = len(numbers - {None})
-    if len(train.names) > 1 and (task.form == "regression" or (task.form == "similarity" and n_numbers > 2)):
-        scores = score_values(train, path.parent)
+    scores = numbers - {None}
+    if task.form == "regression" and len(scores) < 2:
+        shown = ", ".join(map(reprlib.repr, train.names[:3]))
+        raise InputError(f"{path}: its labels ({shown}) are not two numbers or more: there is nothing to learn.")
+    if task.form == "regression" or (task.form == "similarity" and len(scores) > 2):
         notes = task.notes
         if task.form == "similarity" and all(score == int(score) for score in scores):
             why = "numbers, so they are scores. If they are classes, write them as words, such as c1"
-            notes += (f"{path}: its labels are {n_numbers} different {why}",)
+            notes += (f"{path}: its labels are {len(scores)} different {why}",)
         return replace(task, scores=(min(scores), max(scores)), metrics=("pearson", "spearman"), notes=notes)
 
     # 1 and 1.0 are one class where all are numbers
@@ -131,11 +139,13 @@ def with_labels(task: Task, train: Encoded, path: Path) -> Task:
         by_number = {as_number(name): name for name in reversed(train.names)}
         names = [name for name in train.names if by_number[as_number(name)] == name]
     if len(names) < 2:
-        raise InputError(f"{path}: every label is {names[0]!r}: there is nothing to learn. Give two labels or more.")
+        raise InputError(
+            f"{path}: every label is {reprlib.repr(names[0])}: there is nothing to learn. Give two labels or more."
+        )
     notes = task.notes
     if len(train) >= 10 and np.count_nonzero(train.codes == train.codes[0]) == 1:
-        notes += (f"{path}: only the first line has the label {train.names[0]!r}: is it a line of names?",)
-    return replace(task, labels=tuple(sorted(names)), notes=notes)
+        notes += (f"{path}: only the first line has the label {reprlib.repr(train.names[0])}: is it a line of names?",)
+    return replace(task, labels=tuple(sorted(names)), metrics=("acc", "macro_f1"), notes=notes)
 
 
 def without_placeholders(task: Task, folder: Path, test: Encoded) -> tuple[Encoded, list[str]]:
@@ -157,51 +167,63 @@ def without_placeholders(task: Task, folder: Path, test: Encoded) -> tuple[Encod
     # a single one stands for an unknown label
     if len(test.names) == 1 and not n_unlabelled:
         removed = replace(test, codes=np.full(len(test), -1))
-        return removed, [f"{path}: every label is {unknown[0]!r}, which is none of train's: taken for no label"]
+        return removed, [
+            f"{path}: every label is {reprlib.repr(unknown[0])}, which is none of train's: taken for no label"
+        ]
     return test, []
 
 
-def place_of(encoded: Encoded, label: str) -> str:
-    """Return file and line of the first example with a label."""
-    return encoded.example(int(np.argmax(encoded.codes == encoded.names.index(label)))).where
+def make_rows(
+    task: Task, folder: Path, encoded: Encoded, encoder: TextEncoder, n_ctx: int, is_test: bool
+) -> tuple[Rows, str]:
+    """Return a split's rows, and place and reason of the first that its label left out, "" if none.
 
-
-def score_values(encoded: Encoded, folder: Path) -> list[float]:
-    """Return the numbers that labels spell. Raises InputError for another label."""
-    for name in encoded.names:
-        if as_number(name) is None:
-            why = f"the label {name!r} is not a number, as the others are. Fix the line."
-            raise InputError(f"{folder}/{place_of(encoded, name)}: {why}")
-    return [as_number(name) for name in encoded.names]
-
-
-def make_rows(task: Task, folder: Path, encoded: Encoded, encoder: TextEncoder, n_ctx: int, is_test: bool) -> Rows:
-    """Return a split's rows. Raises InputError for an example whose uncut part does not fit, or a bad label."""
-    # only the context of an example is cut
-    labels = label_values(task, folder, encoded, is_test)
+    Raises InputError for an example whose uncut part does not fit, and for a bad label unless it may be left out.
+    """
+    # a label must be one of train's, though not in test, or a score
     layout = Layout(task.form, task.cut, encoder.n_vocab, n_ctx)
-    rows = Rows(encoded, layout, labels, task.scores)
+    rows = Rows(encoded, layout, label_values(task, encoded), task.scores)
+    why = ""
+    is_good = good_labels(task, rows, is_test)
+    if not is_good.all():
+        _, label, where, _ = rows.example(int(is_good.argmin()))
+        known = "a number, as the others are" if task.scores else f"one of {', '.join(task.labels[:10])[:100]}"
+        why = f"{where}: the label {reprlib.repr(label)} is not {known}. Fix the line or remove it."
+        if task.strict or not is_good.any():
+            raise InputError(f"{folder}/{why}")
+        rows = rows.chosen(np.flatnonzero(is_good))
+
+    # only the context of an example is cut
     lengths = rows.lengths()
     if lengths.max() > n_ctx:
         i = int(lengths.argmax())
         raise InputError(
-            f"{folder}/{encoded.example(i).where}: {lengths[i]} tokens without its context, which is all that may be "
+            f"{folder}/{rows.example(i).where}: {lengths[i]} tokens without its context, which is all that may be "
             f"cut; n_ctx is {n_ctx}. Shorten it or raise n_ctx."
         )
-    return rows
+    return rows, why
 
 
-def label_values(task: Task, folder: Path, encoded: Encoded, is_test: bool) -> np.ndarray | None:
+def good_labels(task: Task, rows: Rows, is_test: bool) -> np.ndarray:
+    """Return which examples have a label that can be used (N,), or none."""
+    if rows.labels is not None and task.scores:
+        return np.isfinite(rows.labels)
+    if rows.labels is None or rows.has_choices() or is_test:
+        return np.ones(len(rows), bool)
+    return rows.labels < len(task.labels)
+
+
+def label_values(task: Task, encoded: Encoded) -> np.ndarray | None:
     """Return the labels of examples as indices into task.labels, or as scores (N,); None if any label is missing.
 
-    Where test has a class that train lacks it is len(task.labels), which is never predicted. Raises InputError.
+    A class that train lacks is len(task.labels), which is never predicted; what is no score is NaN.
     """
     if encoded.codes.min() < 0:
         return None
 
     # scores are numbers
     if task.scores:
-        return np.array(score_values(encoded, folder))[encoded.codes]
+        return np.array([as_number(name) for name in encoded.names], float)[encoded.codes]
 
     # choices are numbered from 1, and there may be more of them than in train
     if FORMS[task.form].has_choices:
@@ -211,10 +233,6 @@ def label_values(task: Task, folder: Path, encoded: Encoded, is_test: bool) -> n
         key_of = str if None in numbers else as_number  # 1 and 1.0 are one class where all are numbers
         known = {key_of(label): i for i, label in enumerate(task.labels)}
         values = [known.get(key_of(name), len(task.labels)) for name in encoded.names]
-    if len(task.labels) in values and not is_test and not FORMS[task.form].has_choices:
-        wrong = encoded.names[values.index(len(task.labels))]
-        why = f"the label {wrong!r} is not one of {', '.join(task.labels[:10])}"
-        raise InputError(f"{folder}/{place_of(encoded, wrong)}: {why}. Fix the line or remove it.")
     return np.array(values)[encoded.codes]
 
 
@@ -296,7 +314,7 @@ def describe_labels(splits: Splits) -> str:
         return f"scores   {low:g} to {high:g}, mean {labels.mean():.3f}"
     names = task.shown_labels()
     counts = np.bincount(labels, minlength=len(names))
-    shown = [f"{name} {n:,}" for name, n in zip(names, counts, strict=True)]
+    shown = [f"{name[:40]} {n:,}" for name, n in zip(names, counts, strict=True)]
     if len(shown) > 10:
         shown[10:] = [f"{len(shown) - 10} more"]
     return f"labels   {', '.join(shown)}; always the most frequent: {majority(splits):.2%} of valid"

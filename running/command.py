@@ -13,6 +13,7 @@ from formats.files import InputError, reason
 
 # a terminal that is closed and a limit of time stop a program as SIGTERM does
 STOPPING = (signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU)
+LONGEST_MESSAGE = 300  # characters
 PARSERS = ("json.decoder", "json.scanner", "csv", "ast")
 
 
@@ -80,7 +81,9 @@ def use_utf8() -> None:
 def what_the_user_can_fix(error: Exception) -> str | None:
     """Return in one line what was wrong with what the user gave, and the remedy; None: it is a fault of ours."""
     if isinstance(error, InputError):
-        return " ".join(str(error).splitlines())
+        line = " ".join(str(error).splitlines())
+        # what is wrong stands first and the remedy last; between them may be a file's own words, of any length
+        return line if len(line) <= LONGEST_MESSAGE else f"{line[: LONGEST_MESSAGE - 120]} ... {line[-115:]}"
     if isinstance(error, OSError):
         if error.filename is None:
             why = f"a file, or the standard input or output, cannot be read or written ({reason(error)})"

@@ -36,6 +36,14 @@ def f1(labels: np.ndarray, predictions: np.ndarray) -> float:
     return float(2 * n_both / max(1, n))
 
 
+def macro_f1(labels: np.ndarray, predictions: np.ndarray) -> float:
+    """Return the mean of the classes' F1: each weighs the same, however rare; those that neither has are left out."""
+    n_labels = 1 + max(labels.max(), predictions.max())
+    n_both = np.bincount(labels[labels == predictions], minlength=n_labels)
+    n = np.bincount(labels, minlength=n_labels) + np.bincount(predictions, minlength=n_labels)
+    return float(np.mean(2 * n_both[n > 0] / n[n > 0]))
+
+
 def matthews(labels: np.ndarray, predictions: np.ndarray) -> float:
     """Return Matthews' correlation of any number of classes (Gorodkin 2004, R_K)."""
     # how often each class is true, predicted, and both
@@ -78,6 +86,7 @@ def vary(values: np.ndarray) -> bool:
 METRICS = {
     "acc": Metric("Accuracy", accuracy),
     "f1": Metric("F1", f1),
+    "macro_f1": Metric("macro-F1", macro_f1),
     "mcc": Metric("Matthews", matthews),
     "pearson": Metric("Pearson", pearson),
     "spearman": Metric("Spearman", spearman),

@@ -67,7 +67,7 @@ def predicted_examples(
     form = FORMS[task.form]
     part_names = np.repeat([name for name, _ in parts], [n for _, n in parts]).tolist()
     for i, part in enumerate(part_names):
-        texts, given, where = rows.example(i)
+        texts, given, where, _ = rows.example(i)
         if rows.labels is not None and not task.scores and not form.has_choices and rows.labels[i] == len(task.labels):
             labels[i] = given  # one that train lacks
         n_out = len(probabilities[i])
@@ -128,18 +128,21 @@ def parse_predicted(line: str) -> PredictedExample:
 # --- to hand in ------------------------------------------------------------------------------------------------------
 
 
-def write_submission(folder: Path, task: Task, parts: Parts, found: np.ndarray) -> None:
+def write_submission(folder: Path, task: Task, parts: Parts, found: np.ndarray, ids: Sequence[str | None] = ()) -> None:
     """Write a table `index<TAB>prediction` for each part of test, each whole or not at all.
 
     Args:
         found: labels, choices or scores of all parts (N,), as from running.inference.answers.
+        ids: the user's own names of the examples; if each has one, they stand in the place of the index.
     """
     texts = written_answers(found, task.written_labels(), task.scores)
+    has_ids = len(ids) > 0 and None not in ids
     first = 0
     for part, n in parts:
-        lines = ["index\tprediction\n"]
-        for i, text in enumerate(texts[first : first + n]):
-            lines.append(f"{i}\t{text}\n")
+        names = ids[first : first + n] if has_ids else range(n)
+        lines = ["id\tprediction\n" if has_ids else "index\tprediction\n"]
+        for name, text in zip(names, texts[first : first + n], strict=True):
+            lines.append(f"{name}\t{text}\n")
         with replacing(folder / task.submission[part]) as file:
             file.write("".join(lines).encode())
         first += n

@@ -267,6 +267,13 @@ def peak_memory(device: torch.device) -> str:
     return text
 
 
+def total_memory(device: torch.device) -> int:
+    """Return the bytes of memory that a device has, free or not."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def describe_device(precision: str, ranks: Ranks) -> str:
     """Return in words what a run computes on."""
     parts = [str(ranks.device), precision]

@@ -267,8 +267,8 @@ class OwnFlags(Flags):
     task: str | None = setting(None, "task form of --dataset own", choices=list(OWN_FIELDS))
     columns: str | None = setting(
         None,
-        "your columns of --dataset own: text=review,label=stars; by number without a line of names: text=1,label=0; "
-        "fields within fields of JSON: context=question.stem",
+        "your columns of --dataset own: text=review,label=stars,id=key; by number without a line of names: "
+        "text=1,label=0; fields within fields of JSON: context=question.stem",
         columns_of_fields,
     )
     encoding: str | None = setting(

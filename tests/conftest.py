@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import quick
 import torch
 
 from formats.folders import FolderSizes
 from reading.tasks import ROCSTORIES_TEST, ROCSTORIES_VALID
+from running import figures
 
 HEADER = (
     "InputStoryid,InputSentence1,InputSentence2,InputSentence3,InputSentence4,"
@@ -42,6 +44,13 @@ def pytest_xdist_setupnodes() -> None:
 @pytest.fixture(autouse=True)
 def one_thread():
     torch.set_num_threads(1)  # tiny products: more threads only wait for each other
+
+
+@pytest.fixture(autouse=True)
+def pictures(request, monkeypatch) -> None:
+    """Draw what a test marked `pictures` draws; see quick.py."""
+    if request.node.get_closest_marker("pictures"):
+        monkeypatch.setattr(figures, "save", quick.save_picture)
 
 
 def write_model(folder: Path) -> Path:

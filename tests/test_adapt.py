@@ -1,6 +1,5 @@
 """Pre-training that starts from a model, zero-shot probes at each log, TensorBoard, and the speed that is shown."""
 
-import json
 import math
 import re
 import sys
@@ -11,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_data, write_model
+from helpers import read_lines, refused, shard_values, stop_at_the_first_log
 
 import convert
 import pretrain
 import train
 from reading.splits import Limits, read_splits
 from reading.tasks import find_task
-from running.training import Run
 from scoring import score_ids
 from weights import open_model, open_run
 from zero_shot import parse_probes, zero_shot
@@ -42,26 +41,17 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def run(*flags: str, init_from: str | None = "first", model_dir: str = "second") -> int:
+def flags_of(*flags: str, init_from: str | None = "first", model_dir: str = "second") -> list[str]:
     start = ["--init_from", init_from] if init_from else []
-    return pretrain.main([*FLAGS, *start, "--model_dir", model_dir, *flags])
+    return [*FLAGS, *start, "--model_dir", model_dir, *flags]
+
+
+def run(*flags: str, **how) -> int:
+    return pretrain.main(flags_of(*flags, **how))
 
 
 def logs(desc: str = "pretrain") -> list[dict]:
-    lines = [json.loads(line) for line in Path(f"log/{desc}.jsonl").read_text().splitlines()][1:]
-    return lines
-
-
-def values(folder: str) -> np.ndarray:
-    """Return all numbers of a folder in the authors' format: positions, tokens, blocks."""
-    return np.concatenate([np.load(f"{folder}/params_{i}.npy") for i in range(10)])
-
-
-def stop_at_the_first_log(patch: pytest.MonkeyPatch) -> None:
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    patch.setattr(Run, "write_log", stop)
+    return read_lines(f"log/{desc}.jsonl")[1:]
 
 
 # --- starting from a model -------------------------------------------------------------------------------------------
@@ -69,7 +59,7 @@ def stop_at_the_first_log(patch: pytest.MonkeyPatch) -> None:
 
 def test_updates_of_rate_0_leave_the_model_as_it_was():
     assert run("--lr", "0", "--n_ctx", "16") == 0
-    np.testing.assert_array_equal(values("second"), values("first"))  # all 64 positions too
+    np.testing.assert_array_equal(shard_values("second"), shard_values("first"))  # all 64 positions too
     for name in ("encoder_bpe_40000.json", "vocab_40000.bpe", "params_shapes.json", "hparams.json"):
         assert Path("second", name).read_bytes() == Path("first", name).read_bytes()
 
@@ -77,7 +67,7 @@ def test_updates_of_rate_0_leave_the_model_as_it_was():
 def test_a_hugging_face_folder_serves_as_well():
     assert convert.main(["to_hf", "first", "theirs"]) == 0
     assert run("--lr", "0", init_from="theirs") == 0
-    np.testing.assert_array_equal(values("second"), values("first"))
+    np.testing.assert_array_equal(shard_values("second"), shard_values("first"))
 
 
 def test_a_saved_run_serves_without_its_special_tokens():
@@ -106,44 +96,36 @@ def test_the_perplexity_before_is_that_of_the_model_and_training_lowers_it(capsy
     assert "before" not in capsys.readouterr().out
 
 
-def test_a_run_that_starts_from_a_model_is_resumed_from_its_checkpoint(monkeypatch, capsys):
+def test_a_run_that_starts_from_a_model_is_resumed_from_its_checkpoint(capsys):
     assert run() == 0
-    unbroken = values("second")
-
-    with monkeypatch.context() as patch:
-        stop_at_the_first_log(patch)
-        assert run("--desc", "broken", "--checkpoint_every", "4", model_dir="third") == 130
+    unbroken = shard_values("second")
+    stop_at_the_first_log(pretrain.main, flags_of("--desc", "broken", "--checkpoint_every", "4", model_dir="third"))
     capsys.readouterr()
     assert run("--desc", "broken", "--checkpoint_every", "4", "--resume", model_dir="third") == 0
-    np.testing.assert_array_equal(values("third"), unbroken)
+    np.testing.assert_array_equal(shard_values("third"), unbroken)
     assert "before" not in capsys.readouterr().out  # it had been
     assert logs("broken") == logs()
 
 
 def test_a_model_that_does_not_fit_is_refused_in_one_line(capsys):
-    def refused(*flags, **keywords) -> str:
-        capsys.readouterr()
-        assert run(*flags, **keywords) == 2
-        (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
-        return line
+    def refusal(*flags, **how) -> str:
+        return refused(pretrain.main, flags_of(*flags, **how), capsys)
 
-    assert "first has n_embd 16, not 32. Leave out --n_embd." in refused("--n_embd", "32")
-    assert "first has n_layer 2, not 1." in refused("--n_layer", "1")
-    assert "first has afn gelu, not relu." in refused("--afn", "relu")
-    assert "first has 64 positions, fewer than n_ctx 65. Lower --n_ctx." in refused("--n_ctx", "65")
-    assert "nowhere/params_shapes.json is missing" in refused(init_from="nowhere")
-    assert "first holds weights already" in refused(model_dir="first")
+    assert "first has n_embd 16, not 32. Leave out --n_embd." in refusal("--n_embd", "32")
+    assert "first has n_layer 2, not 1." in refusal("--n_layer", "1")
+    assert "first has afn gelu, not relu." in refusal("--afn", "relu")
+    assert "first has 64 positions, fewer than n_ctx 65. Lower --n_ctx." in refusal("--n_ctx", "65")
+    assert "nowhere/params_shapes.json is missing" in refusal(init_from="nowhere")
+    assert "first holds weights already" in refusal(model_dir="first")
     Path("other").mkdir()
     Path("other/vocab_40000.bpe").write_text("#version: 0.2\nt h\n")
-    assert "other/vocab_40000.bpe differs from first/vocab_40000.bpe" in refused(model_dir="other")
+    assert "other/vocab_40000.bpe differs from first/vocab_40000.bpe" in refusal(model_dir="other")
     assert sorted(path.name for path in Path("other").iterdir()) == ["vocab_40000.bpe"]
     assert run("--n_embd", "16", "--n_head", "2") == 0  # the same sizes are no contradiction
 
 
-def test_a_run_is_not_resumed_from_the_weights_of_another_model(monkeypatch, capsys):
-    with monkeypatch.context() as patch:
-        stop_at_the_first_log(patch)
-        assert run("--checkpoint_every", "4") == 130
+def test_a_run_is_not_resumed_from_the_weights_of_another_model(capsys):
+    stop_at_the_first_log(pretrain.main, flags_of("--checkpoint_every", "4"))
     array = np.load("first/params_0.npy")
     np.save("first/params_0.npy", array + 1)
     assert run("--checkpoint_every", "4", "--resume") == 2
@@ -158,7 +140,7 @@ def test_probes_are_logged_and_change_no_other_number(capsys):
     without = logs()
     probes = "--probe", PROBES, "--probe_examples", "5"
     assert run(*SIZES, *probes, model_dir="watched", init_from=None) == 0
-    np.testing.assert_array_equal(values("watched"), values("plain"))
+    np.testing.assert_array_equal(shard_values("watched"), shard_values("plain"))
     for line, expected in zip(logs(), without, strict=True):
         assert line.keys() - expected.keys() == {"choice_rocstories", "acceptability_own"}
         assert {name: line[name] for name in expected} == expected
@@ -179,10 +161,8 @@ def test_the_figure_is_that_of_the_model_on_the_first_examples():
         assert logs()[-1][f"{heuristic}_{dataset}"] == pytest.approx(expected[metric])
 
 
-def test_a_probe_may_be_added_on_resume(monkeypatch):
-    with monkeypatch.context() as patch:
-        stop_at_the_first_log(patch)
-        assert run("--checkpoint_every", "4") == 130
+def test_a_probe_may_be_added_on_resume():
+    stop_at_the_first_log(pretrain.main, flags_of("--checkpoint_every", "4"))
     assert run("--checkpoint_every", "4", "--resume", "--probe", PROBES, "--probe_examples", "5") == 0
     assert logs()[0].keys() >= {"choice_rocstories", "va_ppl"}
 

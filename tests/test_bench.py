@@ -5,14 +5,16 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from launch import ROOT
+from launch import ROOT, forks
 
 from bench import common, corpus, generation, gpu, predict, pretrain, update
 from bench.common import Case
 
+SCRIPTS = [update, predict, pretrain, generation]
 TINY = dict(n_batch=2, n_ctx=77, n_turns=1, threads=1, n_layer=1, n_embd=8, n_head=2, n_vocab=20)
 BARE = """
 from importlib.machinery import PathFinder
@@ -29,14 +31,27 @@ PathFinder.find_spec = classmethod(find_spec)
 """
 
 
+def run_bare(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Run Python where only torch and a few packages are."""
+    (folder / "sitecustomize.py").write_text(BARE)
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    run = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run
+
+
+def test_a_turn_of_each_script_needs_no_packages_for_text(tmp_path):
+    turns = [f"import bench.gpu; from bench import {', '.join(script.__name__[6:] for script in SCRIPTS)}"]
+    turns.append(f"case = bench.common.Case(**{TINY})")
+    turns += [f"{script.__name__[6:]}.CONTENDERS['ours'](case)[0](0)" for script in SCRIPTS]
+    run_bare(tmp_path, "-c", "\n".join(turns))
+
+
+@pytest.mark.slow
 def test_update_runs_without_packages_for_text_and_says_that_transformers_is_missing(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(BARE)
     out = tmp_path / "update.json"
     flags = [f"--{name}={value}" for name, value in TINY.items()]
-    command = [sys.executable, "-m", "bench.update", *flags, "--out", str(out)]
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    run = run_bare(tmp_path, "-m", "bench.update", *flags, "--out", str(out))
     assert run.stdout.endswith("transformers is not installed: ours alone\n")
     report = json.loads(out.read_text())
     assert report["conditions"].keys() >= {"machine", "torch", "commit", "command", "n_threads"}
@@ -61,7 +76,7 @@ def test_bf16_without_units_is_not_waited_for(monkeypatch):
     assert row["error"] == "no bf16 units: not measured"
 
 
-@pytest.mark.parametrize("script", [update, predict, pretrain, generation], ids=lambda script: script.__name__)
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_contender_does_the_work_of_a_turn(script, precision):
     case = Case(**TINY, precision=precision)
@@ -112,6 +127,7 @@ def die(case):
 def test_what_fails_is_told_and_the_others_go_on(monkeypatch, tmp_path, capsys):
     contenders = {"one": fail, "another": die, common.MATRIX: common.matrix_products}
     monkeypatch.setattr(update, "measure", lambda case, limit: common.measure("update", contenders, case, limit))
+    monkeypatch.setattr(common.multiprocessing, "get_context", lambda _: forks())  # branched off, not started anew
     monkeypatch.setattr(gpu, "PARTS", [(update, Case(**TINY))])
     monkeypatch.setattr(gpu, "TESTS", ["-c", "print('3 passed')"])
     gpu.main(["--out", str(tmp_path / "gpu.json"), "--seconds", "60"])

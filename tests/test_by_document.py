@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import read_lines, shard_values, stop_at_the_first_log
 from launch import Processes
 from test_pretrain import SMALL, outcome, write_corpus
 
@@ -17,7 +18,6 @@ import reading.rows
 from loss import sequence_losses, token_mean
 from model_pytorch import Config, LMModel
 from reading.rows import Sequences, with_positions
-from running.training import Run
 from weights import open_model
 
 N_VOCAB, NEWLINE = 10, 9
@@ -46,12 +46,8 @@ def plain_documents(tokens: list[int], newline: int, n_ctx: int) -> list[list[in
     return [sequence for sequence in found if len(sequence) > 1]
 
 
-def values(folder: str) -> np.ndarray:
-    return np.concatenate([np.load(f"{folder}/params_{i}.npy") for i in range(10)])
-
-
 def perplexity(desc: str) -> float:
-    return json.loads(Path(f"log/{desc}.jsonl").read_text().splitlines()[-1])["va_ppl"]
+    return read_lines(f"log/{desc}.jsonl")[-1]["va_ppl"]
 
 
 # --- sequences -------------------------------------------------------------------------------------------------------
@@ -132,7 +128,7 @@ def test_held_out_perplexity_by_document_is_over_tokens():
     with torch.no_grad():
         costs = plain_costs(model.eval(), held_out, len(encoder.encoder))
     assert perplexity("pretrain") == pytest.approx(torch.stack(costs).mean().exp().item(), rel=1e-5)
-    settings = json.loads(Path("log/pretrain.jsonl").read_text().splitlines()[0])
+    settings = read_lines("log/pretrain.jsonl")[0]
     assert settings["by_document"] and settings["n_train"] == len(documents) - len(held_out)
 
 
@@ -150,19 +146,10 @@ def test_a_model_of_its_own_serves_as_the_start(capsys):
     assert pretrain.main([*BY_DOCUMENT, *flags]) == 0
     before = re.search(r"^before   perplexity: held out ([\d.]+)$", capsys.readouterr().out, re.MULTILINE)[1]
     assert float(before) == pytest.approx(perplexity("pretrain"), abs=1e-3)
-    np.testing.assert_array_equal(values("second"), values("model"))
+    np.testing.assert_array_equal(shard_values("second"), shard_values("model"))
 
 
 # --- resuming and processes ------------------------------------------------------------------------------------------
-
-
-def stop_at_the_first_log(monkeypatch, flags: list[str]) -> None:
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "write_log", stop)
-        assert pretrain.main(flags) == 130
 
 
 def test_a_stopped_run_goes_on_to_the_same_end(folder, monkeypatch, capsys):
@@ -172,7 +159,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(folder, monkeypatch, capsys):
     (folder / "broken").mkdir()
     monkeypatch.chdir(folder / "broken")
     write_corpus(Path("corpus.txt"))
-    stop_at_the_first_log(monkeypatch, BY_DOCUMENT)
+    stop_at_the_first_log(pretrain.main, BY_DOCUMENT)
     assert pretrain.main([*SMALL, "--resume"]) == 2
     (changed,) = re.findall("was made with another (.*?)\\.", capsys.readouterr().err)
     assert "by_document" in changed.split(", ")
@@ -188,12 +175,12 @@ def test_two_processes_train_as_two_batches_of_one_do(folder):
         write_corpus(folder / name / "corpus.txt")
         run = Processes(partial(pretrain.main, [*flags, *more]), folder / name, n_processes)
         assert set(run.wait()) == {0}, run.err()
-        logs.append([json.loads(line) for line in (folder / name / "log/pretrain.jsonl").read_text().splitlines()][1:])
+        logs.append(read_lines(folder / name / "log/pretrain.jsonl")[1:])
     assert len(logs[0]) > 3
     for ours, theirs in zip(*logs, strict=True):
         assert ours.pop("costs") == pytest.approx(theirs.pop("costs"), rel=1e-5)
         assert ours == pytest.approx(theirs, rel=1e-5)
-    np.testing.assert_allclose(values("two/model"), values("one/model"), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(shard_values("two/model"), shard_values("one/model"), rtol=0, atol=1e-5)
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------

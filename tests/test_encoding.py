@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import Touch, contents
 
 from formats.examples import Bad, Example
 from formats.files import InputError
@@ -86,10 +87,6 @@ def folder(tmp_path) -> Path:
 
 def caches(folder: Path) -> list[Path]:
     return sorted(folder.glob("encod*"))
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
 
 
 def assert_encodes(folder: Path, vocabulary: tuple[str, str], n_encoded: int, sources=SOURCES, **settings) -> Encoded:
@@ -240,16 +237,6 @@ def test_a_file_without_examples_or_a_missing_one_is_named(folder, vocabulary):
 
 
 # --- damage ----------------------------------------------------------------------------------------------------------
-
-
-class Touch:
-    """Pickled, a command to make a file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return Path.touch, (self.path,)
 
 
 def flip(path: Path, position: int, mask: int = 1) -> None:

@@ -3,12 +3,11 @@
 import csv
 import json
 import os
-from pathlib import Path
 
 import matplotlib
 import pytest
+from helpers import ROOT
 
-ROOT = Path(__file__).parents[1]
 PATH = ROOT / "example.ipynb"
 
 

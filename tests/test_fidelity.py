@@ -7,11 +7,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 from model_pytorch import DEFAULT_CONFIG
 from running.settings import FineTuningFlags, PreTrainingFlags
 
-ROOT = Path(__file__).parents[1]
 LEDGER = (ROOT / "FIDELITY.md").read_text(encoding="utf-8")
 LEDGER_ROWS = [line.strip("|").split(" | ") for line in LEDGER.splitlines() if re.match(r"\| +\d", line)]
 LEDGER_ROWS = {int(number): cells for number, *cells in LEDGER_ROWS}  # cells: detail, paper, TF, ours, verdict, test

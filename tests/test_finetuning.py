@@ -1,6 +1,5 @@
 """A fine-tuning run: any data set of one record, evaluation and prediction, when to log."""
 
-import json
 import random
 from collections.abc import Iterator
 from functools import partial
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from helpers import NO_DROPOUT, read_lines
 from launch import Processes
 
 import analysis
@@ -25,7 +25,6 @@ from running.inference import evaluate, predict
 from running.processes import Ranks, join_ranks
 from weights import open_run
 
-NO_DROPOUT = [f"--{part}_pdrop=0" for part in ("embd", "attn", "resid", "clf")]
 RANKS = Ranks(device=torch.device("cpu"))
 
 
@@ -104,7 +103,7 @@ def column(path: str) -> list[str]:
 
 def predictions(split: str) -> list[dict]:
     """Return the examples of a split in the run's file of predictions."""
-    found = [json.loads(line) for line in Path("log/weather.predictions.jsonl").read_text().splitlines()]
+    found = read_lines("log/weather.predictions.jsonl")
     return [example for example in found if example["split"] == split]
 
 
@@ -113,7 +112,7 @@ def test_a_new_data_set_goes_from_training_to_predictions_and_analysis(folder, m
     monkeypatch.setitem(tasks.TASKS, "weather", task)
     assert train.main([*FLAGS, "--n_iter", "20", "--lr", "1e-2", "--lm_coef", "0", *NO_DROPOUT]) == 0
     out = capsys.readouterr().out
-    settings, *lines = map(json.loads, Path("log/weather.jsonl").read_text().splitlines())
+    settings, *lines = read_lines("log/weather.jsonl")
     assert (settings["dataset"], settings["form"]) == ("weather", "classification")
     assert settings["labels"] == ["rain", "snow", "sun"]
     assert {"weather.tsv", "weather_test.tsv"} <= settings["digests"].keys()

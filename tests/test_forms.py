@@ -3,6 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -364,6 +365,7 @@ def test_lengths_are_those_of_the_rows(form, cut):
 INDEPENDENT = {
     "acc": sklearn.metrics.accuracy_score,
     "f1": sklearn.metrics.f1_score,
+    "macro_f1": partial(sklearn.metrics.f1_score, average="macro"),
     "mcc": sklearn.metrics.matthews_corrcoef,
     "pearson": lambda labels, found: scipy.stats.pearsonr(labels, found)[0],
     "spearman": lambda labels, found: scipy.stats.spearmanr(labels, found)[0],
@@ -379,6 +381,8 @@ def by_formula(name: str, labels: np.ndarray, found: np.ndarray) -> float:
             return np.mean(labels == found)
         case "f1":
             return 2 * tp / (2 * tp + fp + fn)
+        case "macro_f1":
+            return (2 * tp / (2 * tp + fp + fn) + 2 * tn / (2 * tn + fp + fn)) / 2
         case "mcc":
             return (tp * tn - fp * fn) / np.sqrt(float((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
         case "pearson":
@@ -420,7 +424,7 @@ CONSTANT = {
 
 
 CONSTANT_CASES = [
-    (name, case) for name in METRICS for case in CONSTANT if name not in ("f1", "mcc") or "but" not in case
+    (name, case) for name in METRICS for case in CONSTANT if name not in ("f1", "macro_f1", "mcc") or "but" not in case
 ]
 
 

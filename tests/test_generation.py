@@ -3,12 +3,12 @@
 import csv
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import write_model
+from helpers import ROOT
 from test_model_pytorch import CFG, CLASSIFY, N_VOCAB, T, V, make
 from test_packing import assert_all_close
 from torch import Tensor
@@ -32,8 +32,6 @@ from scoring import score_ids
 from speed.kernels import attention, plain_attention
 from text_utils import TextEncoder
 from weights import open_model
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")

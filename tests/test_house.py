@@ -9,14 +9,13 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 import model_pytorch
 from reading.tasks import TASKS
 
-ROOT = Path(__file__).parents[1]
 ROOMS = ("speed", "formats", "reading", "running", "bench", "demo")
 FILES = {path.stem: path for path in sorted(ROOT.glob("*.py"))}
 FILES |= {
@@ -127,27 +126,38 @@ def test_the_model_and_the_files_below_it_import_no_package_but_torch_and_numpy(
     assert packages - sys.stdlib_module_names - set(ROOMS) - FILES.keys() == {"torch", "numpy"}
 
 
-def modules_after(*statements: str) -> list[set[str]]:
-    """Return which top-level modules a fresh interpreter holds after each of these statements."""
-    report = "import sys, json; print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
-    script = "".join(f"{statement}\n{report}\n" for statement in statements)
-    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+HEAVY = {"matplotlib", "pandas", "scipy", "spacy", "sklearn", "ftfy", "transformers", "tokenizers"}
+
+
+@pytest.fixture(scope="module")
+def loaded() -> list[set[str]]:
+    """The top-level modules of a fresh interpreter after three imports: torch, the model, the library.
+
+    While the model is imported there is no package but torch and numpy.
+    """
+    blocked = sorted(HEAVY | {"tqdm", "safetensors"})
+    library = sorted(FILES.keys() - COMMANDS - {name for name in FILES if name.startswith(("bench", "demo"))})
+    statements = [
+        "import json, sys, torch, numpy",
+        f"missing = set({blocked}) - sys.modules.keys(); sys.modules |= dict.fromkeys(missing); import model_pytorch",
+        f"for name in missing: del sys.modules[name]\nimport {', '.join(library)}",
+    ]
+    report = "print(json.dumps(sorted({name.split('.')[0] for name, module in sys.modules.items() if module})))"
+    script = "\n".join(f"{statement}\n{report}" for statement in statements)
+    run = subprocess.run([sys.executable, "-W", "error", "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return [set(json.loads(line)) for line in run.stdout.splitlines()]
 
 
-def test_importing_the_model_loads_no_package_but_torch_and_numpy():
-    before, after = modules_after("import torch, numpy", "import model_pytorch")
+def test_importing_the_model_needs_and_loads_no_package_but_torch_and_numpy(loaded):
+    before, after, _ = loaded
     assert "torch" in before and "model_pytorch" in after
     assert after - before - sys.stdlib_module_names - FILES.keys() - set(ROOMS) == set()
 
 
-def test_importing_the_library_loads_no_package_for_texts_tables_or_pictures():
-    library = sorted(FILES.keys() - COMMANDS - {name for name in FILES if name.startswith(("bench", "demo"))})
-    (loaded,) = modules_after(f"import {', '.join(library)}")
-    heavy = {"matplotlib", "pandas", "scipy", "spacy", "sklearn", "ftfy", "transformers", "tokenizers"}
-    assert {"model_pytorch", "finetuning"} <= loaded
-    assert loaded & heavy == set()
+def test_importing_the_library_loads_no_package_for_texts_tables_or_pictures(loaded):
+    assert {"model_pytorch", "finetuning"} <= loaded[2]
+    assert loaded[2] & HEAVY == set()
 
 
 # --- data and network know nothing of each other ----------------------------------------------------------------------

@@ -252,10 +252,3 @@ def test_rows_of_chosen_examples_are_those_of_all():
         assert all(map(torch.equal, batch(chosen.first(n), np.arange(n)), batch(rows, which[:n])))
         assert chosen.first(n).targets(np.arange(n)).tolist() == which[:n].tolist()
     assert chosen.chosen(np.array([3, 0])).targets(np.arange(2)).tolist() == [0, 7]
-
-
-def test_encoded_texts_come_back_as_they_were():
-    texts = [([1, 2], [], [3]), ([],), ([4], [5, 6, 7])]
-    encoded = Encoded.of(texts)
-    assert len(encoded) == 3 and [tuple(encoded.texts(i)) for i in range(3)] == texts
-    assert len(Encoded.of([])) == 0

@@ -1,5 +1,6 @@
 """The adapter for lm-evaluation-harness: what it answers, by itself and as the harness shows it."""
 
+import csv
 import importlib.util
 import json
 import math
@@ -12,14 +13,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import ROOT
 
+import convert
 import lm_eval_adapter
 from formats.files import InputError
 from generation import generate_text
 from lm_eval_adapter import Adapter
 from scoring import score
 
-ROOT = Path(__file__).parents[1]
+NOT_INSTALLED = "lm_eval is not installed: `make test-lm-eval`"
 STORY = "Anna had a big exam. She went over each chapter twice."
 
 
@@ -231,7 +234,7 @@ def harness(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_the_harness_runs_tasks_of_our_own(adapter, tmp_path):
-    pytest.importorskip("lm_eval", reason="lm_eval is not installed: `make test-lm-eval`")
+    pytest.importorskip("lm_eval", reason=NOT_INSTALLED)
     stories = [STORY, "Adam wanted to cross the lake in a boat. He stuffed the holes with paper."]
     choices = [["the cake the.", "She was glad."], ["He sank.", "sank sank sank."]]
     following = [generate_text(adapter.model, adapter.encoder, s, 20, temperature=0, stops=["."])[0] for s in stories]
@@ -257,6 +260,25 @@ def test_the_harness_runs_tasks_of_our_own(adapter, tmp_path):
     wrong = harness(tmp_path, "--model_args", "model_dir=nowhere", *chosen)
     assert wrong.returncode == 2 and "nowhere" in wrong.stderr.splitlines()[-1]
     assert "Traceback" not in wrong.stderr
+
+
+def test_the_answers_are_those_of_the_harness_on_the_converted_model(adapter, tmp_path):
+    huggingface = pytest.importorskip("lm_eval.models.huggingface", exc_type=ImportError, reason=NOT_INSTALLED)
+    assert convert.main(["to_hf", str(ROOT / "demo/model"), str(tmp_path / "hf")]) == 0
+    newline = adapter.encoder.encoder["\n</w>"]
+    theirs = huggingface.HFLM(pretrained=str(tmp_path / "hf"), device="cpu", dtype="float32", prefix_token_id=newline)
+
+    # words without apostrophes, which the two tokenizers read in the same way: within the window, and far beyond it
+    (path,) = (ROOT / "demo/data").glob("*_val_*.csv")
+    with open(path, newline="") as file:
+        words = " ".join(" ".join(row[1:5]) for row in list(csv.reader(file))[1:100]).replace("'", "").split()
+    for n in (20, 95, 96, 97, 300, 700):
+        text = " ".join(words[:n])
+        expected = theirs.loglikelihood_rolling(requests((text,)), disable_tqdm=True)
+        assert adapter.loglikelihood_rolling(requests((text,))) == pytest.approx(expected, rel=1e-5)
+        pair = requests((text, " " + " ".join(words[n : n + 4])))
+        ((log, was_greedy),) = theirs.loglikelihood(pair, disable_tqdm=True)
+        assert adapter.loglikelihood(pair) == [(pytest.approx(log, rel=1e-5), was_greedy)]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm_eval is installed")

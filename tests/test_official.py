@@ -1,12 +1,12 @@
 """Every data set, in its official layout: read, encoded, trained, predicted, handed in."""
 
-import json
 import re
 from pathlib import Path
 
 import numpy as np
 import official
 import pytest
+from helpers import read_lines
 from official import GLUE, OTHERS, Files, N
 
 import train
@@ -277,7 +277,7 @@ def test_a_run_from_the_official_files_to_the_hand_in(command, tmp_path, capsys,
     assert command("--dataset", task, "--data_dir", data_dir, "--submit", "--analysis") == 0
     out = capsys.readouterr().out
 
-    settings, *logs = [json.loads(line) for line in Path(f"log/{task}.jsonl").read_text().splitlines()]
+    settings, *logs = read_lines(f"log/{task}.jsonl")
     metrics = {"cola": ["mcc"], "stsb": ["pearson", "spearman"], "mrpc": ["f1", "acc"], "qqp": ["f1", "acc"]}
     assert logs[-1]["n_updates"] == settings["t_total"] >= 2
     assert set(logs[-1]) >= {"va_cost", *(f"va_{metric}" for metric in metrics.get(task, ["acc"]))}
@@ -300,9 +300,9 @@ def test_one_level_of_race(command, tmp_path, level):
     written = official.race(tmp_path / "data")
     assert command("--dataset", "race", "--race", level, "--data_dir", "data", "--submit", "--analysis") == 0
     check_hand_in("race", {f"RACE-{level}.tsv": HAND_IN["race"][f"RACE-{level}.tsv"]})
-    logs = Path("log/race.jsonl").read_text().splitlines()
+    logs = read_lines("log/race.jsonl")
     n_train = len(written["train"][level == "high"].examples)
-    assert json.loads(logs[-1])["n_updates"] == n_train // 8
+    assert logs[-1]["n_updates"] == n_train // 8
 
 
 def test_mnli_without_the_diagnostic_set_has_no_predictions_of_it(command, tmp_path):

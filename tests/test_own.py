@@ -17,10 +17,13 @@ import numpy as np
 import pytest
 import torch
 from launch import ROOT
+from sklearn.metrics import f1_score
 
 import train
 from finetuning import fit
+from formats.examples import Bad, Example
 from formats.files import InputError
+from formats.own import OwnData, own_example
 from reading.splits import Limits, Splits, read_splits
 from reading.tasks import find_task
 from text_utils import TextEncoder
@@ -91,6 +94,12 @@ def test_unknown_tokens_and_examples_of_train_in_the_others_are_said(command, ca
     assert "warning  the network reads all unknown tokens as one" in out
     assert re.search(r"warning  [1-4] of 4 valid examples are in train too", out)
 
+    # texts that differ only in unknown words are two
+    assert "test examples are in train too" not in trained(known, [["Ben, Ида"], ["Ben, Бен"]])
+    assert "1 of 2 test examples are in train too" in trained(
+        [*known, ["Ben, Ида", "no"]], [["ben,  ида"], ["Ben, Бен"]]
+    )
+
 
 def test_files_of_the_three_formats_hold_the_same_examples(command):
     parameters = []
@@ -130,6 +139,32 @@ def test_numbers_of_a_similarity_are_scores(command, capsys):
     scores = [line.split("\t")[1] for line in Path("submission/own.tsv").read_text().splitlines()[1:]]
     assert len(scores) == 4 and all(-1 <= float(s) <= 5 and len(s.partition(".")[2]) == 3 for s in scores)
     assert open_run("save/own").predict([("cat", "hat")])[0].label != ""
+
+
+@pytest.mark.parametrize("columns", [None, "id=key"])
+def test_answers_have_the_ids_of_the_data_and_classes_a_macro_f1(command, capsys, columns):
+    write(Path("data/train.csv"), ["text", "label", "key"], [[*row, i] for i, row in enumerate(texts(40))])
+    rows = [[text, label, f"r{i}"] for i, (text, label) in enumerate(texts(4))]
+    write(Path("data/test.csv"), ["text", "label", "id" if columns is None else "key"], rows)
+    assert command("classification", "--submit", "--analysis", *(["--columns", columns] if columns else [])) == 0
+    lines = [line.split("\t") for line in Path("submission/own.tsv").read_text().splitlines()]
+    assert [line[0] for line in lines] == ["id", "r0", "r1", "r2", "r3"]
+
+    # beside the accuracy, in the log, the numbers and what is printed
+    log = json.loads(Path("log/own.jsonl").read_text().splitlines()[1])
+    results = json.loads(Path("log/own.json").read_text())
+    metrics = results["splits"]["test"]["all"]["metrics"]
+    expected = f1_score([row[1] for row in rows], [line[1] for line in lines[1:]], average="macro")
+    assert metrics["macro_f1"]["value"] == pytest.approx(100 * expected) and "va_macro_f1" in log
+    assert f"macro-F1 {100 * expected:.2f} (95 % interval" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["a\tb", "", [1]])
+def test_what_is_no_name_of_an_example_is_none_unless_it_is_said_to_be_one(name):
+    record = {"text": "the cat", "id": name}
+    assert own_example(record, "here", OwnData("classification"), None) == Example(("the cat",), None, "here")
+    found = own_example(record, "here", OwnData("classification", {"id": "id"}), None)
+    assert found == Bad("here", "no text of one line in 'id'. Fix the line, or use --columns.")
 
 
 def test_two_values_of_a_similarity_are_classes(command):
@@ -206,6 +241,26 @@ def test_malformed_own_data_stops_with_file_and_line(command, capsys, what):
     assert not Path("save/own/best_params").exists()
 
 
+@pytest.mark.parametrize(
+    "train, valid",
+    [
+        ("text,label\na,x\nb,y\n" * 9, "text,label\na," + "xy" * 999 + "\n"),
+        ("text," + "label" * 99 + "\na,x\n", None),
+        ("".join(f"{'c' * 99}{i}," for i in range(99)) + "\na,b\n", None),
+        ("text,label\na,x\n" + "".join(f"b,{i}{'c' * 99}\n" for i in range(30)), "text,label\nb,x y\n"),
+    ],
+)
+def test_a_message_is_one_line_of_at_most_300_characters(command, capsys, train, valid):
+    Path("data").mkdir()
+    Path("data/train.csv").write_text(train)
+    if valid is not None:
+        Path("data/valid.csv").write_text(valid)
+    assert command("classification") == 2
+    error = capsys.readouterr().err.rpartition("\r")[2].strip()
+    message = error.removeprefix("train.py: error: ")
+    assert message.startswith("data/") and len(message) <= 300 and "\n" not in message
+
+
 def test_a_dry_run_reads_a_few_examples(command, capsys):
     # sorted by label, as sets are
     write(Path("data/train.csv"), ["text", "label"], sorted(texts(400), key=lambda row: row[1]))
@@ -230,6 +285,27 @@ def test_lines_that_cannot_be_read_are_left_out_where_the_flag_says_so(command, 
     note = "2 lines could not be used; the first: data/train.csv, line 42: an empty text"
     assert note in capsys.readouterr().out
     assert any(note in line for line in json.loads(Path("log/own.jsonl").read_text().splitlines()[0])["notes"])
+
+
+def test_labels_that_cannot_be_used_are_left_out_where_the_flag_says_so(command, capsys):
+    write(Path("data/train.csv"), ["text", "label"], texts(40))
+    write(Path("data/valid.csv"), ["text", "label"], [["a cat", "perhaps"], *texts(8), ["a rat", "maybe"]])
+    assert command("classification") == 2
+    assert "data/valid.csv, line 2: the label 'perhaps' is not one of no, yes" in capsys.readouterr().err
+    assert command("classification", "--skip_bad", "--submit") == 0
+    out = capsys.readouterr().out
+    assert "40 train, 8 valid" in out and "2 lines could not be used; the first: data/valid.csv, line 2: the l" in out
+
+    write(
+        Path("data/train.csv"), ["text", "label"], [*([text, i] for i, (text, _) in enumerate(texts(20))), ["a", "NA"]]
+    )
+    Path("data/valid.csv").unlink()
+    assert command("regression", "--skip_bad") == 0
+    out = capsys.readouterr().out
+    assert "18 train, 2 valid" in out and "1 lines could not be used; the first: data/train.csv, line 22: the l" in out
+    write(Path("data/train.csv"), ["text", "label"], [["a", "1"], ["b", "1.0"], ["c", "NA"]] * 9)
+    assert command("regression", "--skip_bad") == 2
+    assert "its labels ('1', '1.0', 'NA') are not two numbers or more" in capsys.readouterr().err
 
 
 def test_a_label_of_test_that_train_lacks_is_wrong_and_said(command, capsys):

@@ -4,17 +4,16 @@ import copy
 import importlib
 import io
 import json
-import multiprocessing
 import pickle
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
 
 import joblib
 import numpy as np
 import pytest
 import torch
 from conftest import write_data, write_model
+from helpers import read_lines
+from launch import forks
 from torch.export import Dim, export
 
 import loss
@@ -32,8 +31,6 @@ from scoring import score
 from text_utils import TextEncoder
 from weights import open_model
 from zero_shot import zero_shot
-
-ROOT = Path(__file__).parents[1]
 
 # --- names -----------------------------------------------------------------------------------------------------------
 
@@ -271,18 +268,24 @@ print(x[0, :, 1].tolist())
 """
 
 
-def run_script(script: str, folder: Path) -> list[str]:
-    """Run a script in a folder with our modules on its path and return the lines that it prints."""
-    (folder / "script.py").write_text(script)
-    code = f"import runpy, sys; sys.path.insert(0, {str(ROOT)!r}); runpy.run_path('script.py', run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+@pytest.fixture
+def run_script(tmp_path, monkeypatch, capsys) -> Callable[[str], list[str]]:
+    """Run a script in a folder of its own and return the lines that it prints."""
+
+    def run(script: str) -> list[str]:
+        monkeypatch.chdir(tmp_path)
+        names = {"__name__": "__main__"}
+        exec(compile(script, "script.py", "exec"), names)
+        if "logger" in names:  # which ends with the script
+            names["logger"].close()
+        return capsys.readouterr().out.splitlines()
+
+    return run
 
 
-def test_a_training_script_in_the_ports_style_runs_unmodified(model_dir, data_dir, tmp_path):
-    lines = run_script(TRAIN, tmp_path)
-    settings, *logs = [json.loads(line) for line in (tmp_path / "log/rocstories.jsonl").read_text().splitlines()]
+def test_a_training_script_in_the_ports_style_runs_unmodified(model_dir, data_dir, tmp_path, run_script):
+    lines = run_script(TRAIN)
+    settings, *logs = read_lines(tmp_path / "log/rocstories.jsonl")
     assert settings["n_embd"] == 16 and settings["time"] <= logs[0]["time"] <= logs[1]["time"]
     _, *rows = (tmp_path / "submission/ROCStories.tsv").read_text().splitlines()
     predictions = [int(row.split("\t")[1]) for row in rows]
@@ -293,8 +296,8 @@ def test_a_training_script_in_the_ports_style_runs_unmodified(model_dir, data_di
     ]
 
 
-def test_a_generating_script_in_the_ports_style_runs_unmodified(model_dir, tmp_path):
-    ids, positions = map(json.loads, run_script(GENERATE, tmp_path))
+def test_a_generating_script_in_the_ports_style_runs_unmodified(model_dir, run_script):
+    ids, positions = map(json.loads, run_script(GENERATE))
     model, encoder = open_model(model_dir)
     n = len(ids) - 10
     assert positions == list(range(encoder.n_vocab, encoder.n_vocab + n + 10))
@@ -427,7 +430,7 @@ def test_a_run_can_be_pickled_and_goes_to_another_process(model_dir):
     expected = run.predict(texts)  # its encoder has split texts, so it holds spaCy's tokenizer
     for copied in (by_pickle, by_torch, by_joblib):
         assert copied(run).predict(texts) == expected
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with forks().Pool(1) as pool:
         assert pool.apply(run.predict, (texts,)) == expected
 
 
@@ -467,7 +470,7 @@ def test_a_traced_network_gives_the_same(request, name):
     assert_same(lambda x: outputs(traced, x), model, batches)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param("language_model", marks=pytest.mark.slow), "two_heads"])
 def test_an_exported_network_takes_any_number_of_tokens(request, name):
     model = request.getfixturevalue(name)
     batches = inputs_of(name)

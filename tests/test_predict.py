@@ -9,6 +9,7 @@ from pathlib import Path
 
 import official
 import pytest
+from launch import ROOT
 
 import predict
 import train
@@ -229,6 +230,41 @@ def test_a_bad_line_is_named_or_skipped(trained, capsys, line, why):
     assert command("--desc", "entailment", "--input", "bad.jsonl", "--output", "out.jsonl", "--skip_bad") == 0
     assert len(answers(Path("out.jsonl"))) == 3
     assert "1 lines left out, the first: bad.jsonl, line 2; 3 predicted" in capsys.readouterr().err
+
+
+def test_an_answer_has_the_id_or_the_index_of_its_example(trained):
+    trained("classification")
+    flags = ["--desc", "classification", "--output", "out.csv", "--input"]
+    lines = [json.dumps({"text": f"the {word} was in"}) for word in ("cat", "red", "hat")]
+
+    # blank lines are no examples, in any kind of file; what is left out counts
+    Path("new.jsonl").write_text(f"\n{lines[0]}\n\nnonsense\n{lines[1]}\n \n{lines[2]}\n")
+    Path("new.csv").write_text("text\n\nthe cat was in\n\n,\nthe red was in\n\nthe hat was in\n")
+    for name in ("new.jsonl", "new.csv"):
+        assert command(*flags, name, "--skip_bad") == 0
+        assert [row[0] for row in csv.reader(io.StringIO(Path("out.csv").read_text()))] == ["index", "0", "2", "3"]
+
+    # ids, under their own name or another
+    records = [json.loads(line) | {"id": f"a {i}", "key": i} for i, line in enumerate(lines)]
+    write_jsonl(Path("new.jsonl"), records)
+    assert command(*flags, "new.jsonl") == 0
+    assert [row[0] for row in csv.reader(io.StringIO(Path("out.csv").read_text()))] == ["id", "a 0", "a 1", "a 2"]
+    assert command(*flags[:3], "out.jsonl", "--input", "new.jsonl", "--columns", "id=key") == 0
+    assert [answer["id"] for answer in answers(Path("out.jsonl"))] == ["0", "1", "2"]
+
+
+def test_many_unknown_tokens_are_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    write_jsonl(Path("data/train.jsonl"), ROWS["classification"])
+    flags = ["--dataset", "own", "--task", "classification", "--data_dir", "data", "--desc", "classification"]
+    model = ["--model_dir", str(ROOT / "demo/model"), "--n_transfer", "-1", "--n_embd", "9"]
+    assert train.main([*flags, *model, "--n_iter", "1"]) == 0
+    capsys.readouterr()
+    for text, is_said in (("Ben was sad", False), ("\u0411\u0435\u043d was sad", True)):
+        write_jsonl(Path("new.jsonl"), [{"text": text}])
+        assert command("--desc", "classification", "--input", "new.jsonl", "--output", "out.jsonl") == 0
+        assert ("of the tokens are not in the vocabulary" in capsys.readouterr().err) == is_said
 
 
 def test_what_a_user_can_fix_is_one_line(trained, capsys, tmp_path):

@@ -1,19 +1,15 @@
 """Pre-training: a run, what it writes, and resuming after every kind of interruption."""
 
 import gzip
-import json
 import math
 import random
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import contents, read_lines, refused, shard_values, stop_at_the_first_log
 from safetensors.torch import load_file
 
 import loss
@@ -25,9 +21,7 @@ from formats.folders import read_sizes
 from model_pytorch import Config, LMModel, TransformerModel
 from reading import corpus
 from running import checkpoint
-from running.training import Run
 
-ROOT = Path(__file__).resolve().parent.parent
 SMALL = (
     "--corpus corpus.txt --model_dir model --n_merges 40 --n_ctx 16 --n_batch 4 --n_embd 16 --n_head 2 --n_layer 2 "
     "--n_iter 3 --lr 5e-3 --lr_warmup 3 --log_every 5 --checkpoint_every 4 --valid_share 0.1"
@@ -56,12 +50,13 @@ def outcome(folder: Path) -> dict[str, bytes]:
 # --- training --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.pictures
 def test_a_run_learns_and_writes_a_folder_that_loads_bit_for_bit(monkeypatch):
     trained = []
     save = pretrain.save_openai_model
     monkeypatch.setattr(pretrain, "save_openai_model", lambda model, *rest: trained.append(model) or save(model, *rest))
     assert pretrain.main(SMALL) == 0
-    settings, *logs = [json.loads(line) for line in Path("log/pretrain.jsonl").read_text().splitlines()]
+    settings, *logs = read_lines("log/pretrain.jsonl")
     assert logs[-1]["n_updates"] == settings["t_total"] and logs[-1]["va_ppl"] < 0.7 * logs[0]["va_ppl"]
     assert Path("log/pretrain.png").read_bytes().startswith(b"\x89PNG")
 
@@ -83,7 +78,7 @@ def test_fine_tuning_starts_from_the_folder(data_dir):
 
 def test_perplexity_is_that_of_the_held_out_sequences():
     assert pretrain.main([*SMALL, "--n_iter", "1"]) == 0
-    last = json.loads(Path("log/pretrain.jsonl").read_text().splitlines()[-1])
+    last = read_lines("log/pretrain.jsonl")[-1]
     sizes = read_sizes("model")
     model = LMModel(Config(n_embd=16, n_head=2, n_layer=2), sizes.n_vocab + 16, 16).eval()
     load_openai_pretrained_model(model.transformer, path="model")
@@ -104,27 +99,8 @@ def test_the_same_seed_gives_the_same_folder(folder):
     for name in ("a", "b"):
         (folder / name).mkdir()
         pretrain.main([*SMALL, "--n_iter", "1", "--model_dir", f"{name}/model", "--desc", name])
-        outcomes.append({path.name: path.read_bytes() for path in Path(name, "model").iterdir()})
+        outcomes.append(contents(Path(name, "model")))
     assert outcomes[0] == outcomes[1]
-
-
-def test_a_killed_run_goes_on_to_the_same_end(folder, monkeypatch):
-    assert pretrain.main(SMALL) == 0
-    unbroken = outcome(folder)
-    broken = folder / "broken"
-    broken.mkdir()
-    monkeypatch.chdir(broken)
-    write_corpus(Path("corpus.txt"))
-    command = f"import torch; torch.set_num_threads(1); import pretrain; pretrain.main({SMALL})"
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
-    process = subprocess.Popen([sys.executable, "-c", command], env=environment, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list(Path("save/pretrain").glob("checkpoint_*")):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not Path("model/params_0.npy").exists()  # it was killed in time
-    assert pretrain.main([*SMALL, "--resume"]) == 0
-    assert outcome(broken) == unbroken
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(capsys):
@@ -158,7 +134,7 @@ def test_bf16_rounds_the_products_but_not_the_parameters():
     perplexities = []
     for name in ("fp32", "bf16"):
         assert pretrain.main([*SMALL, "--precision", name, "--desc", name, "--model_dir", name]) == 0
-        perplexities.append(json.loads(Path(f"log/{name}.jsonl").read_text().splitlines()[-1])["va_ppl"])
+        perplexities.append(read_lines(f"log/{name}.jsonl")[-1]["va_ppl"])
     assert perplexities[0] != perplexities[1] == pytest.approx(perplexities[0], rel=1e-2)
     *_, newest = sorted(Path("save/bf16").glob("checkpoint_*"))
     assert {value.dtype for value in load_file(newest / "tensors.safetensors").values()} == {torch.float32, torch.uint8}
@@ -170,7 +146,7 @@ def test_checkpointed_activations_change_nothing(monkeypatch):
     for name, flags in (("kept", []), ("computed_twice", ["--checkpoint_activations"])):
         assert pretrain.main([*SMALL, "--n_iter", "1", "--desc", name, "--model_dir", name, *flags]) == 0
         assert bool(calls) == bool(flags)
-        folders.append(np.concatenate([np.load(f"{name}/params_{i}.npy") for i in range(10)]))
+        folders.append(shard_values(name))
     np.testing.assert_allclose(folders[0], folders[1], rtol=0, atol=1e-7)
 
 
@@ -189,11 +165,11 @@ def test_files_compressed_or_not_are_one_corpus(folder, capsys):
     Path("books/2.txt.gz").write_bytes(gzip.compress(b"".join(lines[20:50])))
     Path("last.txt").write_bytes(b"".join(lines[50:]))
     assert pretrain.main([*SMALL, "--n_iter", "1"]) == 0
-    whole = {path.name: path.read_bytes() for path in Path("model").iterdir()}
+    whole = contents("model")
     many = [*SMALL, "--n_iter", "1", "--model_dir", "other", "--desc", "many", "--corpus", "books", "last.txt"]
     assert pretrain.main(many) == 0
-    assert {path.name: path.read_bytes() for path in Path("other").iterdir()} == whole
-    digests = json.loads(Path("log/many.jsonl").read_text().splitlines()[0])["digests"]
+    assert contents("other") == whole
+    digests = read_lines("log/many.jsonl")[0]["digests"]
     assert digests.keys() == {"corpus", "encoder_bpe_40000.json", "vocab_40000.bpe"}
     with open("last.txt", "a") as file:
         file.write("the cat sat .\n")
@@ -204,7 +180,7 @@ def test_files_compressed_or_not_are_one_corpus(folder, capsys):
 
 def test_a_run_trains_on_tokens_that_were_made_before(capsys, monkeypatch):
     monkeypatch.setattr(corpus, "SHARD_BYTES", 900)
-    assert pretrain.main([*SMALL, "--n_iter", "1"]) == 0
+    assert pretrain.main([*SMALL, "--n_iter", "1", "--workers", "1"]) == 0
     weights = Path("model/params_0.npy").read_bytes()
     many = [*SMALL, "--n_iter", "1", "--model_dir", "other", "--desc", "many", "--workers", "1"]
     capsys.readouterr()
@@ -221,8 +197,7 @@ def test_a_run_trains_on_tokens_that_were_made_before(capsys, monkeypatch):
 
 
 def fails(capsys, *flags: str) -> str:
-    assert pretrain.main([*SMALL, *flags]) == 2
-    return capsys.readouterr().err.strip().splitlines()[-1]
+    return refused(pretrain.main, [*SMALL, *flags], capsys)
 
 
 def test_a_missing_corpus_is_named(capsys):
@@ -258,13 +233,8 @@ def test_weights_and_checkpoints_of_an_earlier_run_are_not_overwritten(capsys):
     assert left == (outcome(Path(".")), sorted(Path("save/pretrain").rglob("*")))
 
 
-def test_checkpoints_of_an_unfinished_run_are_not_overwritten(capsys, monkeypatch):
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "write_log", stop)
-        assert pretrain.main(SMALL) == 130
+def test_checkpoints_of_an_unfinished_run_are_not_overwritten(capsys):
+    stop_at_the_first_log(pretrain.main, SMALL)
     checkpoints = sorted(Path("save").rglob("*"))
     assert [path.name for path in checkpoints if path.name.startswith("checkpoint")] == ["checkpoint_000000004"]
     assert "holds checkpoints of an unfinished run. --resume goes on" in fails(capsys)

@@ -1,6 +1,7 @@
 """Readers: tables with and without quoting, JSON lines, folders of JSON, pairs of ids, unreadable lines."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -390,6 +391,27 @@ def test_columns_that_cannot_be_meant_are_refused(tmp_path, name, content, colum
         own(tmp_path, name, content, columns=columns)
 
 
+@pytest.mark.parametrize(
+    "form, remedy",
+    [
+        ("classification", "text=0,label=1"),
+        ("entailment", "premise=0,hypothesis=1,label=2"),
+        ("multiple_choice", "context=0,choice_1=1,choice_2=2,label=3"),
+    ],
+)
+def test_a_table_without_names_is_told_the_columns_of_its_form(tmp_path, form, remedy):
+    content = "a cat,a hat,a rat,1\n" * 2
+    with pytest.raises(InputError, match=f"without a line of names: --columns {remedy}$"):
+        own(tmp_path, "t.csv", content, form=form)
+    assert len(own(tmp_path, "t.csv", content, form=form, columns=remedy)) == 2
+
+
+def test_a_pipe_is_no_table(tmp_path):
+    os.mkfifo(tmp_path / "t.csv")
+    with pytest.raises(InputError, match="t.csv is no ordinary file"):
+        list(own_examples(tmp_path, "t.csv", OwnData("classification"), True))
+
+
 def test_a_quote_that_is_not_closed_is_named_with_its_line(tmp_path):
     with pytest.raises(InputError, match="t.csv, line 3: not CSV .* Is a quote not closed"):
         own(tmp_path, "t.csv", 'text,label\na,yes\n"b" c,no\n')
@@ -416,6 +438,13 @@ def test_what_pandas_writes_is_read(tmp_path, separator, name, header):
     assert own(tmp_path, name, content, columns=columns) == [tuple(row) for row in ROWS]
 
 
+@pytest.mark.parametrize("start", ["", "sep=,\n"])
+def test_numbers_may_be_names(tmp_path, start):
+    content = pd.DataFrame([["a cat", "yes"]]).to_csv(index=False)
+    assert content.startswith("0,1\n")
+    assert own(tmp_path, "t.csv", start + content, columns="text=0,label=1") == [("a cat", "yes")]
+
+
 def test_quotes_that_are_part_of_texts_are_kept(tmp_path):
     lines = [('"So he said', "1"), ('"Yes" and "no', "0"), ("it's 'fine'", "1")]
     raw = "".join(f"{text}\t{label}\n" for text, label in lines)
@@ -438,6 +467,17 @@ def test_excels_first_line_names_the_separator(tmp_path):
 @pytest.mark.parametrize(
     "encoding, given", [("utf-16", None), ("latin-1", "latin-1"), ("utf-8-sig", None), ("utf-16-le", "utf-16-le")]
 )
+def test_quotes_are_found_in_tables_without_commas(tmp_path, encoding, given):
+    rows = [["plain", "no"]] * 9 + [["a\ttab", "yes"]]
+    for n in (0, 2**20 - 18 * 4, 2**20 - 18 * 4 - 1):  # also where a quote begins a block of those that are searched
+        content = pd.DataFrame([["x" * n, "no"], *rows], columns=["text", "label"]).to_csv(sep="\t", index=False)
+        assert own(tmp_path, "t.tsv", content.encode(encoding), encoding=given)[-1] == ("a\ttab", "yes")
+        rows = rows[-1:]
+
+
+@pytest.mark.parametrize(
+    "encoding, given", [("utf-16", None), ("latin-1", "latin-1"), ("utf-8-sig", None), ("utf-16-le", "utf-16-le")]
+)
 @pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
 def test_encodings_are_read(tmp_path, encoding, given, name):
     content = "text,label\ncafé,oui\n" if name == "t.csv" else '{"text": "café", "label": "oui"}\n'
@@ -450,7 +490,11 @@ def test_encodings_are_read(tmp_path, encoding, given, name):
 def test_lists_of_json_and_lines_of_fasttext_are_read(tmp_path):
     records = [{"text": 5, "label": True, "more": None}, {"text": "b", "label": 0}]
     assert own(tmp_path, "t.json", json.dumps(records, indent=1)) == [("5", "True"), ("b", "0")]
-    assert own(tmp_path, "t.json", "\n".join(map(json.dumps, records))) == [("5", "True"), ("b", "0")]
+    for indent, between in ((None, "\n"), (None, ""), (2, "\n"), (2, ",\n"), (2, "\r\n\r\n")):
+        text = between.join(json.dumps(record, indent=indent) for record in records)
+        assert own(tmp_path, "t.json", text + "\n") == [("5", "True"), ("b", "0")], (indent, between)
+    with pytest.raises(InputError, match=r"t.json, item 2: not JSON \(.*: line 5 column 12 .*\)\. Fix it"):
+        own(tmp_path, "t.json", '{\n"text": "a",\n"label": 1\n}\n{"text": "b\n"}')
     assert own(tmp_path, "t.txt", "__label__1 not, good\n__label__2 fine\n") == [("not, good", "1"), ("fine", "2")]
     assert "not one __label__" in own(tmp_path, "t.txt", "__label__1 __label__2 fine\n")[0][1]
 

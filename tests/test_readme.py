@@ -13,9 +13,9 @@ from pathlib import Path
 import matplotlib
 import pytest
 from conftest import write_data
+from helpers import ROOT
 from test_house import COMMANDS, FILES, ROOMS
 
-ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # --- commands and snippets -------------------------------------------------------------------------------------------

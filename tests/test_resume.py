@@ -85,11 +85,15 @@ def outcome(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(world, tmp_path_factory) -> dict[str, dict[str, bytes]]:
-    """What the runs of the small commands leave."""
-    outcomes = {}
-    for name in COMMANDS:
-        outcomes[name] = outcome(finish(command(name, world), tmp_path_factory.mktemp(name)).folder)
+def finished(world, tmp_path_factory) -> dict[str, Path]:
+    """The folders of the small commands' runs, to be copied."""
+    return {name: finish(command(name, world), tmp_path_factory.mktemp(name)).folder for name in COMMANDS}
+
+
+@pytest.fixture(scope="module")
+def unbroken(finished) -> dict[str, dict[str, bytes]]:
+    """What these runs leave."""
+    outcomes = {name: outcome(folder) for name, folder in finished.items()}
     names = {Path(path).name for path in outcomes["train"]}
     assert names >= {"tensors.safetensors", "state.json", "best_params", "rocstories.jsonl", "ROCStories.tsv"}
     return outcomes
@@ -128,6 +132,21 @@ def at_call(function: str, number: int, do: Callable[[], None], action: Callable
 
 def signal_self(number: int) -> None:
     os.kill(os.getpid(), number)
+
+
+@pytest.fixture(scope="module")
+def stopped(world, tmp_path_factory) -> Path:
+    """The folder of a run that was stopped after 8 of its 14 updates, to be copied."""
+    run = partial(at_call, "opt.OpenAIAdam.step", 8, partial(signal_self, signal.SIGTERM), command("train", world))
+    folder = tmp_path_factory.mktemp("stopped")
+    assert Processes(run, folder).wait() == [143]
+    return folder
+
+
+@pytest.fixture
+def copy(tmp_path) -> Callable[[Path], Path]:
+    """Copy a run's folder to one of the test's own."""
+    return partial(shutil.copytree, dst=tmp_path / "run")
 
 
 # --- signals ---------------------------------------------------------------------------------------------------------
@@ -182,42 +201,40 @@ def refuse(action: Callable[[], int], folder: Path, *processes) -> str:
     return line
 
 
-def test_checkpoints_of_an_unfinished_run_are_not_overwritten(world, unbroken, tmp_path):
-    stop = partial(at_call, "opt.OpenAIAdam.step", 5, partial(signal_self, signal.SIGTERM), command("train", world))
-    assert Processes(stop, tmp_path).wait() == [143]
-    before = outcome(tmp_path)
-    assert "holds checkpoints of an unfinished run. --resume goes on" in refuse(command("train", world), tmp_path)
+def test_checkpoints_of_an_unfinished_run_are_not_overwritten(world, unbroken, stopped, copy):
+    folder = copy(stopped)
+    before = outcome(folder)
+    assert "holds checkpoints of an unfinished run. --resume goes on" in refuse(command("train", world), folder)
     other = command("train", world, "--resume", "--lr", "2e-3", "--lm_coef", 0.25)
-    assert "was made with another lm_coef, lr. Resume with the settings it had" in refuse(other, tmp_path)
-    two = Processes(command("train", world, "--resume"), tmp_path, 2)
+    assert "was made with another lm_coef, lr. Resume with the settings it had" in refuse(other, folder)
+    two = Processes(command("train", world, "--resume"), folder, 2)
     assert two.wait() == [2, 2] and "was made with another n_processes, t_total." in two.err()
-    assert outcome(tmp_path) == before
-    finish(command("train", world, "--resume", "--checkpoint_every", 5), tmp_path)  # this one may change
-    assert outcome(tmp_path) == unbroken["train"]
+    assert outcome(folder) == before
+    finish(command("train", world, "--resume", "--checkpoint_every", 5), folder)  # this one may change
+    assert outcome(folder) == unbroken["train"]
 
 
-def test_checkpoints_of_a_finished_run_are_replaced(world, unbroken, tmp_path):
-    finish(command("train", world, "--seed", 1), tmp_path)
-    assert outcome(tmp_path) != unbroken["train"]
-    finish(command("train", world), tmp_path)
-    assert outcome(tmp_path) == unbroken["train"]
-    assert list(checkpoints(tmp_path)) == [12, 14]
+def test_checkpoints_of_a_finished_run_are_replaced(world, finished, copy):
+    folder = copy(finished["train"])
+    before = outcome(folder)
+    finish(command("train", world, "--seed", 1), folder)
+    assert outcome(folder).keys() == before.keys() and outcome(folder) != before
+    assert list(checkpoints(folder)) == [12, 14]
 
 
-def test_a_finished_run_resumed_predicts_again(world, unbroken, tmp_path):
-    finish(command("train", world), tmp_path)
-    (tmp_path / "submission/ROCStories.tsv").unlink()
-    run = finish(command("train", world, "--resume"), tmp_path)
+def test_a_finished_run_resumed_predicts_again(world, finished, unbroken, copy):
+    folder = copy(finished["train"])
+    (folder / "submission/ROCStories.tsv").unlink()
+    run = finish(command("train", world, "--resume"), folder)
     assert "14 of them done" in run.out()
-    assert outcome(tmp_path) == unbroken["train"]
+    assert outcome(folder) == unbroken["train"]
 
 
-def test_a_finished_run_resumed_without_predicting_keeps_its_predictions(world, unbroken, tmp_path):
-    finish(command("train", world), tmp_path)
-    resume = command("train", world, "--resume")
-    flags = [flag for flag in resume.args[0] if flag != "--submit"]
-    finish(partial(train.main, flags), tmp_path)
-    assert outcome(tmp_path) == unbroken["train"]
+def test_a_finished_run_resumed_without_predicting_keeps_its_predictions(world, finished, unbroken, copy):
+    folder = copy(finished["train"])
+    flags = [flag for flag in command("train", world, "--resume").args[0] if flag != "--submit"]
+    finish(partial(train.main, flags), folder)
+    assert outcome(folder) == unbroken["train"]
 
 
 # --- kill -9 ---------------------------------------------------------------------------------------------------------
@@ -485,13 +502,12 @@ def test_a_checkpoint_that_lacks_something_is_passed_over(tmp_path, damage, name
     assert_is(checkpoint.read_checkpoint(tmp_path, ONE), 1)
 
 
-def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(world, unbroken, tmp_path):
-    stop = partial(at_call, "opt.OpenAIAdam.step", 8, partial(signal_self, signal.SIGTERM), command("train", world))
-    assert Processes(stop, tmp_path).wait() == [143]
-    older, newest = checkpoints(tmp_path).values()
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(world, unbroken, stopped, copy):
+    folder = copy(stopped)
+    older, newest = checkpoints(folder).values()
     flip(newest / "tensors.safetensors", random.Random(0))
-    assert_goes_on("train", world, tmp_path, unbroken)
-    assert f"{newest.relative_to(tmp_path)} is damaged: skipped" in (tmp_path / "0.out").read_text()
+    assert_goes_on("train", world, folder, unbroken)
+    assert f"{newest.relative_to(folder)} is damaged: skipped" in (folder / "0.out").read_text()
 
 
 # --- a disk that takes no more ---------------------------------------------------------------------------------------
@@ -563,10 +579,8 @@ def evil(tmp_path) -> Evil:
     return evil
 
 
-def test_a_pickle_in_the_place_of_a_checkpoint_is_passed_over(world, unbroken, tmp_path, evil):
-    stop = partial(at_call, "opt.OpenAIAdam.step", 8, partial(signal_self, signal.SIGTERM), command("train", world))
-    assert Processes(stop, tmp_path / "run").wait() == [143]
-    for number, path in reversed(checkpoints(tmp_path / "run").items()):
+def test_a_pickle_in_the_place_of_a_checkpoint_is_passed_over(world, unbroken, stopped, copy, tmp_path, evil):
+    for number, path in reversed(checkpoints(copy(stopped)).items()):
         (path / "tensors.safetensors").write_bytes(pickle.dumps(evil))
         digests = {name: sha256(path / name) for name in checkpoint.FILES}
         (path / "SHA256.json").write_text(json.dumps(digests))
@@ -577,9 +591,8 @@ def test_a_pickle_in_the_place_of_a_checkpoint_is_passed_over(world, unbroken, t
     assert not evil.marker.exists()
 
 
-def test_a_pickle_in_the_place_of_the_best_parameters_is_refused(world, tmp_path, evil):
-    finish(command("train", world), tmp_path / "run")
-    best = tmp_path / "run/save/rocstories/best_params"
+def test_a_pickle_in_the_place_of_the_best_parameters_is_refused(world, finished, copy, tmp_path, evil):
+    best = copy(finished["train"]) / "save/rocstories/best_params"
     best.write_bytes(pickle.dumps(evil))
     best.with_name("best_params.sha256").write_text(f"{sha256(best)}  best_params\n")
     line = refuse(command("train", world, "--resume"), tmp_path / "run")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import refused
 
 import pretrain
 import train
@@ -26,18 +27,10 @@ def empty_folder(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def refused(command, argv: list[str], capsys) -> str:
-    """Run a command that must end with exit code 2; return the last line of its message."""
-    with pytest.raises(SystemExit) as stop:
-        command.main(argv)
-    assert stop.value.code == 2
-    return capsys.readouterr().err.splitlines()[-1]
-
-
 @COMMANDS
 @pytest.mark.parametrize("name", ["..", ".", "a/b", "", "/", "../run", "a\\b", "two\nlines", "a:b", "a?", "a*"])
 def test_a_name_that_is_no_file_name_is_refused(capsys, command, flags, name):
-    assert f"argument --desc: {name!r} becomes a file name" in refused(command, [*flags, "--desc", name], capsys)
+    assert f"argument --desc: {name!r} becomes a file name" in refused(command.main, [*flags, "--desc", name], capsys)
 
 
 @pytest.mark.parametrize("name", ["rocstories", "lr_1e-3", "run.2", "...", "-", "Zoë", "two words"])
@@ -54,7 +47,7 @@ def test_other_names_are_accepted(name):
     + [("--lr", "1e999")],
 )
 def test_a_number_that_is_not_finite_is_refused(capsys, command, flags, flag, value):
-    message = refused(command, [*flags, f"{flag}={value}"], capsys)
+    message = refused(command.main, [*flags, f"{flag}={value}"], capsys)
     assert message.endswith(f"argument {flag}: {value} is not a finite number")
 
 
@@ -76,7 +69,7 @@ def test_a_number_that_is_not_finite_is_refused(capsys, command, flags, flag, va
     ],
 )
 def test_a_number_out_of_its_limits_is_refused(capsys, command, flags, flag, value, message):
-    assert refused(command, [*flags, f"{flag}={value}"], capsys).endswith(f"argument {flag}: {message}")
+    assert refused(command.main, [*flags, f"{flag}={value}"], capsys).endswith(f"argument {flag}: {message}")
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "2.5"])
@@ -117,8 +110,8 @@ def test_paths_that_are_left_out_follow_from_the_model_folder():
 
 
 def test_settings_that_contradict_each_other_are_refused(capsys):
-    assert "analysis reads the predictions that submit writes" in refused(train, ["--analysis"], capsys)
-    message = refused(pretrain, [*PRETRAIN, "--n_embd", "10", "--n_head", "4"], capsys)
+    assert "analysis reads the predictions that submit writes" in refused(train.main, ["--analysis"], capsys)
+    message = refused(pretrain.main, [*PRETRAIN, "--n_embd", "10", "--n_head", "4"], capsys)
     assert "n_embd 10 is not a multiple of n_head 4" in message
 
 

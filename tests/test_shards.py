@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
+from helpers import Touch, shard_values
 from test_model_pytorch import CFG, N_VOCAB
 
 from formats import authors as shards
@@ -36,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def read(folder: Path) -> reference.Parameters:
-    flat = np.concatenate([np.load(folder / f"params_{i}.npy") for i in range(10)])
+    flat = shard_values(folder)
     shapes = json.loads((folder / "params_shapes.json").read_text())
     arrays = np.split(flat, np.cumsum([np.prod(shape) for shape in shapes])[:-1])
     return {
@@ -96,16 +97,6 @@ def remove(path: Path) -> None:
 
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
-
-
-class Touch:
-    """Pickled, a command to make a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return Path.touch, (self.path,)
 
 
 def pickle_objects(path: Path) -> None:

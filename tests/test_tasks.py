@@ -42,6 +42,7 @@ def word_pairs(columns: list[list[str]]) -> csr_matrix:
     return HashingVectorizer(analyzer=list, norm=None).transform([{f"{a}~{b}" for a, b in pair} for pair in pairs])
 
 
+@pytest.mark.slow
 def test_the_cloze_set_is_not_solved_by_an_ending_alone_nor_by_pairs_of_words() -> None:
     train, test = examples("cloze", 800, 1000)  # the regressions take longer with more examples
     rules = baselines.rules(train)

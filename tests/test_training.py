@@ -1,6 +1,5 @@
 """Several processes train as one does; updates that must not be made are not; a log tells what its run depends on."""
 
-import json
 import math
 import os
 import re
@@ -17,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_data, write_model
-from launch import ROOT, Processes, rank, torchrun
+from helpers import NO_DROPOUT, ROOT, read_lines, write_lines
+from launch import Processes, rank, torchrun
 from safetensors.torch import load_file
 from test_golden import GOLDEN, Golden, Product
 from test_pretrain import write_corpus
@@ -31,7 +31,6 @@ from running import processes, training
 from running.command import Interrupted
 from speed.packing import Packing
 
-NO_DROPOUT = [f"--{part}_pdrop=0" for part in ("embd", "attn", "resid", "clf")]
 PRETRAIN = (
     "--n_merges 40 --n_ctx 16 --n_embd 16 --n_head 2 --n_layer 2 --n_iter 2 --lr 5e-3 --lr_warmup 3 --log_every 5"
 ).split()
@@ -46,7 +45,7 @@ def world(tmp_path_factory) -> Path:
     write_corpus(folder / "corpus.txt")
     (folder / "choices").mkdir()
     examples = [{"context": "a cat", "choices": ["sat", "saw a bird"], "label": 1 + i % 2} for i in range(40)]
-    (folder / "choices/train.jsonl").write_text("".join(json.dumps(example) + "\n" for example in examples))
+    write_lines(folder / "choices/train.jsonl", examples)
     return folder
 
 
@@ -70,7 +69,7 @@ def pretrain_flags(world: Path, *more) -> list[str]:
 
 
 def read_log(folder: Path, desc: str = "rocstories") -> list[dict]:
-    return [json.loads(line) for line in (folder / f"log/{desc}.jsonl").read_text().splitlines()]
+    return read_lines(folder / f"log/{desc}.jsonl")
 
 
 def newest_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -96,87 +95,68 @@ def assert_same_training(ours: Path, theirs: Path, desc: str) -> None:
 # --- processes -------------------------------------------------------------------------------------------------------
 
 TWENTY_UPDATES = ("--n_iter", 5, "--lr", "1e-3", "--submit")
+MAINS = {"train": train.main, "pretrain": pretrain.main}
+DESCS = {"train": "rocstories", "pretrain": "pretrain"}
+
+
+def flags_of(name: str, world: Path, *more) -> list[str]:
+    """Return the flags of twenty updates or more: train.py's, or those of pretrain.py with a probe."""
+    return train_flags(world, *TWENTY_UPDATES, *more) if name == "train" else pretrain_flags(world, *more)
 
 
 @pytest.fixture(scope="module")
-def alone(world, tmp_path_factory) -> Path:
-    """Twenty updates of 8 examples, in one process."""
-    run = Processes(
-        partial(train.main, train_flags(world, *TWENTY_UPDATES, "--n_batch", 8)), tmp_path_factory.mktemp("alone")
-    )
-    assert run.wait() == [0], run.err()
-    assert read_log(run.folder)[0]["t_total"] == 20
-    return run.folder
+def alone(world, tmp_path_factory) -> dict[str, Path]:
+    """The folders of the two runs in one process: updates of 8 examples, and of 4 sequences."""
+    folders = {}
+    for name, n_batch in (("train", 8), ("pretrain", 4)):
+        action = partial(MAINS[name], flags_of(name, world, "--n_batch", n_batch))
+        run = Processes(action, tmp_path_factory.mktemp("alone"))
+        assert run.wait() == [0], run.err()
+        folders[name] = run.folder
+    assert read_log(folders["train"])[0]["t_total"] == 20
+    settings, first, *_ = read_log(folders["pretrain"], "pretrain")
+    assert settings["t_total"] >= 20 and first["choice_own"]
+    return folders
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
-    "n_processes, n_batch, accumulate",
+    "name, n_processes, n_batch, more",
     [
-        (None, 4, 2),
-        (1, 8, 1),
-        (2, 2, 2),
-        *(pytest.param(*way, marks=pytest.mark.slow) for way in ((2, 4, 1), (4, 2, 1))),
+        ("train", None, 4, ("--accumulate", 2)),
+        ("train", 1, 8, ()),
+        ("train", 2, 2, ("--accumulate", 2)),
+        slow("train", 2, 4, ()),
+        slow("train", 4, 2, ()),
+        ("pretrain", None, 2, ("--accumulate", 2)),
+        ("pretrain", None, 4, ("--checkpoint_activations",)),
+        ("pretrain", 2, 2, ()),
+        slow("pretrain", 2, 1, ("--accumulate", 2)),
+        slow("pretrain", 4, 1, ()),
     ],
 )
-def test_processes_and_accumulation_train_as_one_batch_does(world, alone, tmp_path, n_processes, n_batch, accumulate):
-    flags = train_flags(world, *TWENTY_UPDATES, "--n_batch", n_batch, "--accumulate", accumulate)
-    run = Processes(partial(train.main, flags), tmp_path / "together", n_processes)
+def test_processes_and_accumulation_train_as_one_batch_does(world, alone, tmp_path, name, n_processes, n_batch, more):
+    flags = flags_of(name, world, "--n_batch", n_batch, *more)
+    run = Processes(partial(MAINS[name], flags), tmp_path / "together", n_processes)
     assert run.wait() == [0] * (n_processes or 1), run.err()
-    assert "20 updates of 8 examples" in run.out()
-    assert_same_training(run.folder, alone, "rocstories")
+    assert name == "pretrain" or "20 updates of 8 examples" in run.out()
+    assert_same_training(run.folder, alone[name], DESCS[name])
     for other in range(1, n_processes or 1):  # only the first prints
         assert run.out(other) + run.err(other) == ""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n_processes, n_batch", [(1, 8), (2, 4), (4, 2)])
-def test_torchrun_trains_as_one_process_does(world, alone, tmp_path, n_processes, n_batch):
-    flags = train_flags(world, *TWENTY_UPDATES, "--n_batch", n_batch)
-    code, out, err = torchrun(n_processes, ROOT / "train.py", flags, tmp_path / "together")
+@pytest.mark.parametrize("name, n", [("train", 8), ("pretrain", 4)])
+@pytest.mark.parametrize("n_processes", [1, 2, 4])
+def test_torchrun_trains_as_one_process_does(world, alone, tmp_path, name, n, n_processes):
+    flags = flags_of(name, world, "--n_batch", n // n_processes)
+    code, out, err = torchrun(n_processes, ROOT / f"{name}.py", flags, tmp_path / "together")
     assert code == 0, err
     assert out.count("plan  ") == 1
-    assert_same_training(tmp_path / "together", alone, "rocstories")
-
-
-@pytest.fixture(scope="module")
-def pretrained_alone(world, tmp_path_factory) -> Path:
-    """Twenty updates or more of 4 sequences, in one process, with a probe."""
-    run = Processes(
-        partial(pretrain.main, pretrain_flags(world, "--n_batch", 4)), tmp_path_factory.mktemp("pretrained")
-    )
-    assert run.wait() == [0], run.err()
-    assert read_log(run.folder, "pretrain")[0]["t_total"] >= 20 and read_log(run.folder, "pretrain")[1]["choice_own"]
-    return run.folder
-
-
-@pytest.mark.parametrize(
-    "n_processes, n_batch, more",
-    [
-        (None, 2, ("--accumulate", 2)),
-        (None, 4, ("--checkpoint_activations",)),
-        (2, 2, ()),
-        pytest.param(2, 1, ("--accumulate", 2), marks=pytest.mark.slow),
-        pytest.param(4, 1, (), marks=pytest.mark.slow),
-    ],
-)
-def test_processes_and_accumulation_pretrain_as_one_batch_does(
-    world, pretrained_alone, tmp_path, n_processes, n_batch, more
-):
-    flags = pretrain_flags(world, "--n_batch", n_batch, *more)
-    run = Processes(partial(pretrain.main, flags), tmp_path / "together", n_processes)
-    assert run.wait() == [0] * (n_processes or 1), run.err()
-    assert_same_training(run.folder, pretrained_alone, "pretrain")
-    for other in range(1, n_processes or 1):  # only the first prints
-        assert run.out(other) + run.err(other) == ""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("n_processes, n_batch", [(1, 4), (2, 2), (4, 1)])
-def test_torchrun_pretrains_as_one_process_does(world, pretrained_alone, tmp_path, n_processes, n_batch):
-    flags = pretrain_flags(world, "--n_batch", n_batch)
-    code, _, err = torchrun(n_processes, ROOT / "pretrain.py", flags, tmp_path / "together")
-    assert code == 0, err
-    assert_same_training(tmp_path / "together", pretrained_alone, "pretrain")
+    assert_same_training(tmp_path / "together", alone[name], DESCS[name])
 
 
 def write_first_gradients(main, flags: list[str]) -> None:
@@ -200,7 +180,7 @@ def unequal_flags(world: Path) -> list[str]:
     for i in range(40):
         choices = [f"{word} {' was' * i}" for word in words[: 2 + i * i % 4]]
         examples.append({"context": f"a {words[i % 5]}", "choices": choices, "label": 1 + i % 2})
-    (folder / "train.jsonl").write_text("".join(json.dumps(example) + "\n" for example in examples))
+    write_lines(folder / "train.jsonl", examples)
     return train_flags(world, "--dataset", "own", "--task", "multiple_choice", "--data_dir", folder, "--lm_coef", 3)
 
 
@@ -360,7 +340,7 @@ def run_spoilt(name: str, argv: list[str], how: str, at: int, who: int = 0) -> i
     return code
 
 
-def flags_of(name: str, world: Path, n_batch: int) -> list[str]:
+def spoilt_flags(name: str, world: Path, n_batch: int) -> list[str]:
     return (train_flags if name == "train" else pretrain_flags)(world, "--n_batch", n_batch)
 
 
@@ -381,7 +361,7 @@ def assert_not_made(run: Processes, who: int, how: str, at: int, n_examples: int
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("name, at", AT)
 def test_an_update_that_is_no_number_is_not_made(world, tmp_path, name, at, how):
-    run = Processes(partial(run_spoilt, name, flags_of(name, world, 4), how, at), tmp_path)
+    run = Processes(partial(run_spoilt, name, spoilt_flags(name, world, 4), how, at), tmp_path)
     assert run.wait() == [2], run.err()
     assert len(run.err().splitlines()) == 1
     assert_not_made(run, 0, how, at, 4)
@@ -389,7 +369,7 @@ def test_an_update_that_is_no_number_is_not_made(world, tmp_path, name, at, how)
 
 @pytest.mark.parametrize("name, how", [("train", HOW[0]), ("train", HOW[3]), ("pretrain", HOW[1])])
 def test_an_update_that_is_no_number_in_one_process_is_made_in_none(world, tmp_path, name, how):
-    run = Processes(partial(run_spoilt, name, flags_of(name, world, 2), how, 3, 1), tmp_path, 2)
+    run = Processes(partial(run_spoilt, name, spoilt_flags(name, world, 2), how, 3, 1), tmp_path, 2)
     assert run.wait() == [2, 2], run.err()
     for who in (0, 1):
         assert_not_made(run, who, how, 3, 4)
@@ -397,14 +377,14 @@ def test_an_update_that_is_no_number_in_one_process_is_made_in_none(world, tmp_p
 
 @pytest.mark.parametrize("how", ["GPU memory", "CPU memory", "array memory"])
 def test_full_memory_is_named_with_batch_and_remedy(world, tmp_path, how):
-    run = Processes(partial(run_spoilt, "train", flags_of("train", world, 4), how, 3), tmp_path)
+    run = Processes(partial(run_spoilt, "train", spoilt_flags("train", world, 4), how, 3), tmp_path)
     assert run.wait() == [2], run.err()
     (message,) = run.err().splitlines()
     assert "error: out of memory on cpu, 4 examples at a time. Halve --n_batch and double --accumulate" in message
 
 
 def test_full_memory_of_one_process_ends_all(world, tmp_path):
-    run = Processes(partial(run_spoilt, "train", flags_of("train", world, 2), "CPU memory", 3, 1), tmp_path, 2)
+    run = Processes(partial(run_spoilt, "train", spoilt_flags("train", world, 2), "CPU memory", 3, 1), tmp_path, 2)
     assert run.wait() == [2, 2], run.err()
     assert "process 0 of 2 has lost another one, whose own message says why" in run.err()
     assert "out of memory on cpu, 2 examples at a time" in run.err(1)
@@ -412,7 +392,7 @@ def test_full_memory_of_one_process_ends_all(world, tmp_path):
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(world, tmp_path):
-    run = Processes(partial(run_spoilt, "train", flags_of("train", world, 2), "mistake", 3, 1), tmp_path, 2)
+    run = Processes(partial(run_spoilt, "train", spoilt_flags("train", world, 2), "mistake", 3, 1), tmp_path, 2)
     assert run.wait() == [2, 1], run.err()
     assert "Traceback" in run.err(1) and "RuntimeError: a mistake of ours" in run.err(1)
 
@@ -460,19 +440,19 @@ def test_a_run_in_a_thread_leaves_the_signals_alone():
 # --- the machine -----------------------------------------------------------------------------------------------------
 
 
-def test_the_first_line_of_a_log_tells_what_the_run_depends_on(world, alone, pretrained_alone):
-    for folder, desc in ((alone, "rocstories"), (pretrained_alone, "pretrain")):
-        settings = read_log(folder, desc)[0]
+def test_the_first_line_of_a_log_tells_what_the_run_depends_on(world, alone):
+    for name, folder in alone.items():
+        settings = read_log(folder, DESCS[name])[0]
         assert settings["torch"] == torch.__version__ and re.fullmatch(r"3\.\d+\.\d+", settings["python"])
         assert settings["device"].startswith("cpu") and (settings["n_processes"], settings["n_threads"]) == (1, 1)
         assert settings["commit"] is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", settings["commit"])
     files = [*(world / "data").glob("*.csv"), *(world / "model").glob("params_?.npy")]
     files += [world / "model/encoder_bpe_40000.json", world / "model/vocab_40000.bpe"]
     assert len(files) == 14
-    assert read_log(alone)[0]["digests"] == {path.name: sha256(path) for path in files}
-    expected = {path.name: sha256(pretrained_alone / "model" / path.name) for path in files[-2:]}
+    assert read_log(alone["train"])[0]["digests"] == {path.name: sha256(path) for path in files}
+    expected = {path.name: sha256(alone["pretrain"] / "model" / path.name) for path in files[-2:]}
     expected["corpus"] = sha256(world / "corpus.txt")
-    assert read_log(pretrained_alone, "pretrain")[0]["digests"] == expected
+    assert read_log(alone["pretrain"], "pretrain")[0]["digests"] == expected
 
 
 def run_deterministically(argv: list[str]) -> int:
@@ -483,10 +463,10 @@ def run_deterministically(argv: list[str]) -> int:
 
 
 def test_deterministic_algorithms_can_be_asked_for(world, alone, tmp_path):
-    run = Processes(partial(run_deterministically, train_flags(world, *TWENTY_UPDATES, "--n_batch", 8)), tmp_path)
+    run = Processes(partial(run_deterministically, flags_of("train", world, "--n_batch", 8)), tmp_path)
     assert run.wait() == [0], run.err()
     assert read_log(run.folder)[0]["deterministic"]
-    assert_same_training(run.folder, alone, "rocstories")
+    assert_same_training(run.folder, alone["train"], "rocstories")
 
 
 def test_a_forked_child_does_not_inherit_the_patience_with_signals():

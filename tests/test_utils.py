@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 
 from formats import files
 from formats.files import InputError, make_output_folder, making_folder, replacing, replacing_all
@@ -33,8 +34,6 @@ from utils import (
     remove_none,
     stsb_label_encoding,
 )
-
-ROOT = Path(__file__).parents[1]
 
 # --- data ------------------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
 from torch import Tensor
 
 import convert
@@ -22,7 +23,6 @@ from formats import authors as shards
 from formats.files import InputError
 from text_utils import TextEncoder
 
-ROOT = Path(__file__).parents[1]
 N = 40478
 NAMES = [
     "tokens of a sentence",
