@@ -1,8 +1,8 @@
 """Imported first by each command, before the libraries are loaded, which takes seconds.
 
 A closed standard output and a current folder that is gone are refused. Ctrl-C while the libraries are loaded ends the
-command with one line; --help, a wrong flag and a missing input are answered
-before. Nothing is imported here that takes time. When the command begins its work, running.command takes over.
+command with one line; --help, a wrong flag and a missing input are answered before. Nothing is imported here that takes
+time. When the command begins its work, running.command takes over.
 """
 
 import os
