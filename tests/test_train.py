@@ -148,9 +148,9 @@ def test_a_run_makes_the_updates_that_its_flags_ask_for(command, monkeypatch, ad
         laid_out[:] = pad_rows(examples, rows.layout.n_vocab, rows.lengths().max())
         return packed(rows, which, *arguments, **more)
 
-    def watched_losses(model, packing, y, *arguments):
+    def watched_losses(model, packing, y, *arguments, **more):
         batches.append((reference.get_parameters(model), *laid_out, y.numpy(), model.training))
-        return packed_losses(model, packing, y, *arguments)
+        return packed_losses(model, packing, y, *arguments, **more)
 
     monkeypatch.setattr(Rows, "packed", watched_packed)
     monkeypatch.setattr(loss, "packed_losses", watched_losses)
@@ -447,9 +447,9 @@ def test_checkpointed_activations_change_nothing(command, monkeypatch, flags):
 def test_a_shared_context_makes_the_same_updates(command, monkeypatch):
     n_tokens, original = {"apart": 0, "shared": 0}, loss.packed_losses
 
-    def packed_losses(model, packing, *arguments):
+    def packed_losses(model, packing, *arguments, **more):
         n_tokens[desc] += len(packing.tokens)
-        return original(model, packing, *arguments)
+        return original(model, packing, *arguments, **more)
 
     monkeypatch.setattr(loss, "packed_losses", packed_losses)
     for desc, flags in (("apart", []), ("shared", ["--share_context"])):
