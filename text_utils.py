@@ -463,7 +463,7 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
         lines = path.read_text(encoding="utf-8").split("\n")[1:]  # the first line is a comment
     except FileNotFoundError:
         raise InputError(
-            f"{path} is missing: a vocabulary needs its merges beside it. See 'Weights and data' in README.md."
+            f"{path} is missing: a vocabulary needs its merges beside it. See 'The paper's result' in README.md."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}). Fetch it again.") from None

@@ -42,7 +42,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str, str]]:
         with open(path, "rb") as file:
             yield from text_lines(file)
     except FileNotFoundError:
-        raise InputError(f"{path} is missing. See 'Weights and data' in README.md for where to get it.") from None
+        raise InputError(f"{path} is missing. See 'The paper's result' in README.md for where to get it.") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}).") from None
 

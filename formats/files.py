@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-WHERE_TO_GET_IT = "See 'Weights and data' in README.md for where to get it."
+WHERE_TO_GET_IT = "See 'The paper's result' in README.md for where to get it."
 
 
 class InputError(Exception):

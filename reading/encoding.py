@@ -31,7 +31,11 @@ from text_utils import TextEncoder
 
 @dataclass(frozen=True)
 class Encoded:
-    """The examples of a split, their texts as token ids; in memory, or memory-mapped from files."""
+    """The examples of a split, their texts as token ids; in memory, or memory-mapped from files.
+
+    All ids stand one after another: the examples ([5, 6], [7]) and ([8, 9, 9],) have the ids 5 6 7 8 9 9, the
+    text_ends 2 3 6 and the example_ends 2 3.
+    """
 
     ids: np.ndarray  # int32, of all texts
     text_ends: np.ndarray  # (number of texts,), where each text ends in ids

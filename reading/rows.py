@@ -97,7 +97,10 @@ FORMS = {
 
 
 def cut_halves(lengths: Sequence[int], form: str, n_ctx: int) -> list[int]:
-    """Return how many tokens are kept of each text of an example: at most n_ctx // 2 - 2 (TF:377)."""
+    """Return how many tokens are kept of each text of an example: at most n_ctx // 2 - 2 (TF:377).
+
+    Two such texts and three special tokens fit into n_ctx.
+    """
     return [min(n, n_ctx // 2 - 2) for n in lengths]
 
 
@@ -177,9 +180,7 @@ def transform_roc(
     examples = []
     for i, texts in enumerate(zip(stories, first, second, strict=True)):
         if max(map(max, filter(None, texts)), default=0) >= n_vocab:
-            raise ValueError(
-                f"example {i}: a token id of {n_vocab} or more is not in the vocabulary, and would end the row early"
-            )
+            raise ValueError(f"example {i}: a token id of {n_vocab} or more is a special token, which ends a row")
         examples.append(multiple_choice_rows([text[:max_len] for text in texts], special_tokens(n_vocab)))
     return pad_rows(examples, n_vocab, n_ctx)
 
@@ -252,7 +253,7 @@ def document_ends(tokens: np.ndarray, newline: int) -> np.ndarray:
 
 def cut_documents(ends: np.ndarray, n_ctx: int) -> tuple[np.ndarray, np.ndarray]:
     """Return start and length of the sequences of at most n_ctx tokens that documents are cut into."""
-    # the first sequence of every document, the second of those that have one, and so on
+    # where the first sequence of every document starts, then the second of those that have one, and so on
     start = np.concatenate([[0], ends])[:-1]
     end = ends
     starts = []
@@ -316,9 +317,7 @@ class Rows:
         which: np.ndarray | None = None,
     ):
         if encoded.largest_id >= layout.n_vocab:
-            raise ValueError(
-                f"a token id of {layout.n_vocab} or more is not in the vocabulary, and would end a row early"
-            )
+            raise ValueError(f"a token id of {layout.n_vocab} or more is a special token, which ends a row")
         self.encoded = encoded
         self.layout = layout
         self.labels = labels

@@ -31,16 +31,14 @@ class Packing:
         position    0 1 2 3 4 5 4 5 6      slots 4, 5 attend to 0-3 and themselves; so do 6, 7, 8
 
     The language model predicts each distinct next token once, here M = 8: 5 6 2 7 3 of the first row, 8 9 3 of the
-    second. predictors = 0 1 2 3 4 3 6 7 index the tokens they are predicted from, targets = 5 6 2 7 3 8 9 3, and
-    predictions = 0 1 2 3 4 - and 0 1 2 5 6 7 say which of the M predictions belong to each row (-: padding).
+    second: targets = 5 6 2 7 3 8 9 3. They are predicted from the tokens with the indices predictors = 0 1 2 3 4 3 6 7
+    in the list. predictions = 0 1 2 3 4 - and 0 1 2 5 6 7 say which of the M each row consists of (-: padding).
     """
 
     tokens: Tensor  # (N, 2) ids of token and position
     shape: tuple[int, int]  # (R, T) of the padded batch
     sequences: tuple[int, int]  # (S, L)
-    slots: Tensor | None = (
-        None  # (N,) of each token, numbered across sequences; None: the list is in order, without gaps
-    )
+    slots: Tensor | None = None  # (N,) of each token, numbered across sequences; None: in order, without gaps
     mask: Tensor | None = None  # (S, L, L) which slots attend to which; None: causal
     source: Tensor | None = None  # (R, T) index of each padded token in the list, N on padding; None: in order
     read: Tensor | None = None  # (B, K) index of the token of each row that the task head reads
@@ -170,7 +168,7 @@ class Packing:
                 index = np.concatenate([np.arange(begin, begin + n_shared), np.arange(n_done, n_done + n_own)])
                 source[row, :length] = index
                 owner[s, n_done - begin : n_done - begin + n_own] = k
-                # each token that is new in this row is predicted from the one before it
+                # each token that is new in this row is predicted from the one before it, the first of a row from none
                 first = max(n_shared, 1)
                 predictors.append(index[first - 1 : -1])
                 predicted.append(index[first:])
@@ -178,7 +176,7 @@ class Packing:
                 n_done += n_own
             owner[s, : n_common[s]] = -1
 
-        # which of the predictions each row consists of
+        # which of the predictions each row consists of: `number` is each token's among them, M for one that is none
         predictors, predicted = torch.from_numpy(np.concatenate(predictors)), np.concatenate(predicted)
         number = np.full(len(tokens) + 1, len(predicted))
         number[predicted] = np.arange(len(predicted))
@@ -201,7 +199,7 @@ class Packing:
 
     @property
     def is_full(self) -> bool:
-        """Return whether attention is causal and has no free slots; then it works in blocks."""
+        """Return whether attention is causal and has no free slots; then it needs no mask."""
         return self.slots is None and self.mask is None
 
     def source_of(self, places: Tensor) -> Tensor:
@@ -277,7 +275,10 @@ def to_device(t: Tensor, device: torch.device) -> Tensor:
 
 
 def common_prefix(rows: list[list[int]]) -> int:
-    """Return how many tokens several rows have in common from their beginning on, so that each keeps one of its own."""
+    """Return how many tokens rows have in common at their beginning; all but one of the shortest row's, at most.
+
+    So each row keeps a token of its own. A single row has none in common.
+    """
     if len(rows) == 1:
         return 0
     first, *others = rows

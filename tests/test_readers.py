@@ -74,7 +74,7 @@ def test_a_byte_order_mark_of_utf16_is_one(tmp_path, encoding):
 
 @pytest.mark.parametrize("read", [numbered_lines, read_csv, read_tsv])
 def test_a_file_that_is_not_there_or_is_none_is_named(tmp_path, read):
-    with pytest.raises(InputError, match="t.tsv is missing. See 'Weights and data'"):
+    with pytest.raises(InputError, match="t.tsv is missing. See 'The paper's result'"):
         list(read(tmp_path / "t.tsv"))
     with pytest.raises(InputError, match="cannot be read"):
         list(read(tmp_path))

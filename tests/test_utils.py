@@ -334,10 +334,10 @@ def test_an_output_folder_is_made_and_left_empty_or_named(tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (None, "is missing. See 'Weights and data' in README.md"),
-        (b"{", "cannot be read as JSON .* See 'Weights and data' in README.md"),
-        (b"", "cannot be read as JSON .* See 'Weights and data' in README.md"),
-        (b'{"caf\xe9": 0}', "cannot be read as JSON .* See 'Weights and data' in README.md"),
+        (None, "is missing. See 'The paper's result' in README.md"),
+        (b"{", "cannot be read as JSON .* See 'The paper's result' in README.md"),
+        (b"", "cannot be read as JSON .* See 'The paper's result' in README.md"),
+        (b'{"caf\xe9": 0}', "cannot be read as JSON .* See 'The paper's result' in README.md"),
     ],
     ids=repr,
 )
