@@ -127,7 +127,8 @@ def die(case):
 def test_what_fails_is_told_and_the_others_go_on(monkeypatch, tmp_path, capsys):
     contenders = {"one": fail, "another": die, common.MATRIX: common.matrix_products}
     monkeypatch.setattr(update, "measure", lambda case, limit: common.measure("update", contenders, case, limit))
-    monkeypatch.setattr(common.multiprocessing, "get_context", lambda _: forks())  # branched off, not started anew
+    context = forks()  # branched off, not started anew
+    monkeypatch.setattr(common.multiprocessing, "get_context", lambda _: context)
     monkeypatch.setattr(gpu, "PARTS", [(update, Case(**TINY))])
     monkeypatch.setattr(gpu, "TESTS", ["-c", "print('3 passed')"])
     gpu.main(["--out", str(tmp_path / "gpu.json"), "--seconds", "60"])

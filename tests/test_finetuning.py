@@ -140,7 +140,7 @@ def test_a_new_data_set_goes_from_training_to_predictions_and_analysis(folder, m
     assert capsys.readouterr().out.splitlines() == printed and Path("log/weather.png").exists()
 
     # and the run can be used from Python
-    found = open_run("save/weather").predict([text for ((text,), _, _) in test])
+    found = open_run("save/weather").predict([example.texts[0] for example in test])
     assert [prediction.label for prediction in found] == handed_in
     for prediction in found:
         assert list(prediction.probabilities) == list(WEATHER)

@@ -20,6 +20,7 @@ from torch import Tensor
 import convert
 import verify
 from formats import authors as shards
+from formats import folders
 from formats.files import InputError
 from text_utils import TextEncoder
 
@@ -156,7 +157,7 @@ def test_rounding_is_not_wrong(change):
 
 
 def test_the_token_lists_are_those_of_the_authors_vocabulary(real_model_dir):
-    encoder = TextEncoder(*shards.vocabulary_files(real_model_dir))
+    encoder = TextEncoder(*folders.vocabulary_files(real_model_dir))
     assert encoder.encode([verify.SENTENCE], verbose=False) == [TOKENS]
     assert encoder.encode(["the president is"], verbose=False) == [verify.GREEDY_START]
     for text, ids in zip(verify.PERPLEXITIES, PERPLEXITIES, strict=True):
