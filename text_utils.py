@@ -7,7 +7,7 @@ import heapq
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property, partial
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -60,47 +60,47 @@ def _pieces_of(line: str) -> list[str]:
     return line.split() if len(line) <= 1000 else WORD.findall(line)
 
 
-def split_words(splitter: "WordSplitter", text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """Repair a text, standardise it and return its words in lower case."""
     words = []
-    for _, part in splitter.split(text_standardize(repair(text))):
+    for _, part in split_parts(text_standardize(repair(text))):
         words += [word.text.lower() for word in part]
     return words
 
 
-class WordSplitter:
-    """spaCy's rule tokenizer for English, in bounded memory; there is no model to download."""
+# A standardised text is split a part at a time, of at least so many characters.
+PART = 10_000
+# Where a part may end: before a newline, or a word that begins with one of these. No rule of spaCy's that is about
+# several tokens has such a character at the start of its second or a later one, so none reaches over that space. The
+# space after a newline belongs to its token.
+BOUNDARY = re.compile(r"(?<!\n) (?=[\naghijmqtuvwyzABEGHIJLMNQRTUVWYZ,!?])")
 
-    # A standardised text is split a part at a time, of at least so many characters.
-    PART = 10_000
-    # Where a part may end: before a newline, or a word that begins with one of these. No rule of spaCy's that is about
-    # several tokens has such a character at the start of its second or a later one, so none reaches over that space.
-    # The space after a newline belongs to its token.
-    BOUNDARY = re.compile(r"(?<!\n) (?=[\naghijmqtuvwyzABEGHIJLMNQRTUVWYZ,!?])")
 
-    @cached_property
-    def nlp(self) -> "Language":
-        import spacy
+def split_parts(text: str) -> Iterator[tuple[int, "Doc"]]:
+    """Yield the parts of a standardised text: where each starts, and spaCy's words in it. Memory is bounded."""
+    start = 0
+    while start < len(text):
+        boundary = BOUNDARY.search(text, start + PART)
+        end = len(text) if boundary is None else boundary.start()
+        yield start, _english().tokenizer(text[start:end])
+        start = end + 1
 
-        nlp = spacy.blank("en")
-        rules = nlp.tokenizer
-        # The same rules, without looking for them where they cannot match. All of a prefix's begin with ^.
-        rules.prefix_search = re.compile(rules.prefix_search.__self__.pattern).match
-        rules.suffix_search = partial(_search_at_the_end, re.compile(rules.suffix_search.__self__.pattern))
-        return nlp
+        # spaCy remembers every word that it has seen
+        if len(_english().vocab.strings) > CACHED_WORDS:
+            _english.cache_clear()
 
-    def split(self, text: str) -> Iterator[tuple[int, "Doc"]]:
-        """Yield the parts of a standardised text: where each starts, and spaCy's words in it."""
-        start = 0
-        while start < len(text):
-            boundary = self.BOUNDARY.search(text, start + self.PART)
-            end = len(text) if boundary is None else boundary.start()
-            yield start, self.nlp.tokenizer(text[start:end])
-            start = end + 1
 
-            # spaCy remembers every word that it has seen
-            if len(self.nlp.vocab.strings) > CACHED_WORDS:
-                del self.nlp
+@cache
+def _english() -> "Language":
+    """Return spaCy's rule tokenizer for English, loaded once a process; there is no model to download."""
+    import spacy
+
+    nlp = spacy.blank("en")
+    rules = nlp.tokenizer
+    # The same rules, without looking for them where they cannot match. All of a prefix's begin with ^.
+    rules.prefix_search = re.compile(rules.prefix_search.__self__.pattern).match
+    rules.suffix_search = partial(_search_at_the_end, re.compile(rules.suffix_search.__self__.pattern))
+    return nlp
 
 
 def _search_at_the_end(suffixes: re.Pattern, text: str) -> re.Match | None:
@@ -301,7 +301,6 @@ class TextEncoder:
                     "Take both files from one vocabulary."
                 )
         self.bpe_ranks = {merge: rank for rank, merge in enumerate(merges)}
-        self.splitter = WordSplitter()
         self.cache: dict[str, Pieces] = {}  # of words met so far
         self.spellings: dict[str, str] = {}  # see `spelled`
 
@@ -376,7 +375,7 @@ class TextEncoder:
         found = []
         for text in tqdm(texts, desc="tokenizing", unit=" texts", ncols=80, leave=False, disable=not verbose):
             ids = []
-            for word in split_words(self.splitter, text):
+            for word in split_words(text):
                 ids += self._pieces(word).ids
             found.append(ids)
         return found
@@ -396,7 +395,7 @@ class TextEncoder:
         """Return the words of a text with their token ids and the span of each token in it."""
         standard, spans = character_spans(text)
         words = []
-        split = [(word.text, start + word.idx) for start, part in self.splitter.split(standard) for word in part]
+        split = [(word.text, start + word.idx) for start, part in split_parts(standard) for word in part]
         for word, where in split:
             # of each letter in lower case, where it may be longer
             sources = []
@@ -428,7 +427,7 @@ class TextEncoder:
             _make_room(self.spellings)
             self.spellings[word] = word
             for form in (word, word.capitalize(), word.upper()):
-                if split_words(self.splitter, form) == [word]:
+                if split_words(form) == [word]:
                     self.spellings[word] = form
                     break
         return self.spellings[word]

@@ -38,7 +38,7 @@ from formats.files import (
 from reading.files import find_files, unreadable
 from reading.merges import learn_vocabulary
 from reading.workers import in_processes
-from text_utils import TextEncoder, WordSplitter, split_words
+from text_utils import TextEncoder, split_words
 
 SHARD_BYTES = 2**25  # of text; about 12 s of work
 BATCH_CHARACTERS = 2**20  # that are tokenized at a time, or one line
@@ -202,9 +202,8 @@ def write_part(part: tuple[Shard, Path], vocabulary: Vocabulary | None) -> None:
 def count_words(lines: Iterable[str]) -> Counter[str]:
     """Return how often each word occurs."""
     counts: Counter[str] = Counter()
-    splitter = WordSplitter()
     for line in lines:
-        counts.update(split_words(splitter, line))
+        counts.update(split_words(line))
     return counts
 
 

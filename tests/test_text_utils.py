@@ -11,7 +11,7 @@ import torch
 
 import text_utils
 from formats.files import InputError
-from text_utils import PLAIN, TextEncoder, WordSplitter, get_pairs, repair, text_standardize
+from text_utils import BOUNDARY, PLAIN, TextEncoder, get_pairs, repair, split_parts, text_standardize
 
 SLOW_SEEDS = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 6)]
 CHARACTERS = [*"abcdefghijklmnopqrstuvwxyzö.-'\\"]
@@ -291,8 +291,8 @@ def test_a_word_of_more_than_a_thousand_characters_is_cut_after_each_thousand(en
 def test_a_text_is_split_by_parts_as_spacys_tokenizer_splits_it_whole(seed, monkeypatch):
     import spacy
 
-    monkeypatch.setattr(WordSplitter, "PART", 5)
-    nlp, splitter, rng = spacy.blank("en"), WordSplitter(), random.Random(seed)
+    monkeypatch.setattr(text_utils, "PART", 5)
+    nlp, rng = spacy.blank("en"), random.Random(seed)
     words = [
         *nlp.tokenizer.rules,
         *MARKS,
@@ -311,7 +311,7 @@ def test_a_text_is_split_by_parts_as_spacys_tokenizer_splits_it_whole(seed, monk
         text = "".join(rng.choice(words) + separator for separator in separators[: rng.randint(1, 20)])
         standard = text_standardize(text)
         expected = [(word.text, word.idx) for word in nlp.tokenizer(standard)]
-        found = [(word.text, start + word.idx) for start, part in splitter.split(standard) for word in part]
+        found = [(word.text, start + word.idx) for start, part in split_parts(standard) for word in part]
         assert found == expected, repr(standard)
 
 
@@ -325,7 +325,7 @@ def test_what_the_splitter_takes_for_granted_of_spacys_rules():
     plain = Tokenizer(rules.vocab, url_match=rules.tokenizer.url_match, **affixes)
     for rule in rules.tokenizer.rules:
         for token in list(plain(rule))[1:]:
-            assert not WordSplitter.BOUNDARY.match(" " + token.text), rule
+            assert not BOUNDARY.match(" " + token.text), rule
     # suffixes are short, except for a run of dots
     long = [suffix for suffix in rules.Defaults.suffixes if re._parser.parse(suffix).getwidth()[1] > 8]
     assert long == [r"\.\.+"]
@@ -355,4 +355,4 @@ def test_the_words_that_are_remembered_are_bounded(encoder, tmp_path, monkeypatc
         assert ours.encode([text], verbose=False) == [ids]
         ours.decode(ids)
         assert len(ours.cache) <= 5 and len(ours.spellings) <= 5
-        assert "nlp" not in vars(ours.splitter)  # spaCy's own words are forgotten too
+        assert text_utils._english.cache_info().currsize == 0  # spaCy's own words are forgotten too

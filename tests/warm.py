@@ -10,6 +10,7 @@ import spacy_legacy  # noqa: F401
 import spacy_loggers  # noqa: F401
 import tokenizers  # noqa: F401
 import torch._dynamo  # noqa: F401
-from quick import english
 
-english()
+from text_utils import _english
+
+_english()
