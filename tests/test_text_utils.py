@@ -347,7 +347,7 @@ def test_merges_of_a_long_word_are_those_of_a_short_one(seed, tmp_path):
 
 
 def test_the_words_that_are_remembered_are_bounded(encoder, tmp_path, monkeypatch):
-    texts = [" ".join(f"a{'b' * i} c{'d' * j}" for i in range(9)) for j in range(9)]
+    texts = [" ".join(f"a{'b' * i} c{'d' * j}" for i in range(9)) for j in range(2)]
     expected = encoder.encode(texts, verbose=False)
     monkeypatch.setattr(text_utils, "CACHED_WORDS", 5)
     ours = make(tmp_path, list(encoder.encoder), MERGES)
