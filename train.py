@@ -75,6 +75,7 @@ def fine_tune(settings: FineTuningFlags, ranks: Ranks, make_network=None) -> Non
     with ranks.first_alone():
         splits = read_task(settings, encoder)
     check_splits(settings, splits)
+    # now, and not after training
     refuse_folders(output_files(settings, splits.task))
     train = splits.train
 
@@ -82,7 +83,7 @@ def fine_tune(settings: FineTuningFlags, ranks: Ranks, make_network=None) -> Non
     plan = Plan(len(train), settings.n_batch, settings.accumulate, ranks.size, settings.n_iter)
     check_plan(plan)
 
-    # the network, with the weights of the model folder
+    # the network, with the weights of the model folder; this draws the embeddings of the special tokens
     if make_network is None:
         make_network = build_network
     model, loaded = make_network(settings, splits, encoder.n_vocab)
