@@ -241,7 +241,7 @@ def task_digests(work: Path) -> dict[str, dict[str, str]]:
     found = {}
     for name, flags in TASKS.items():
         task, folder = task_of(flags, work)
-        # a cloze set has no train
+        # those of a task that it can do without may be missing
         files = [folder / file for source in task.sources() for file in source.files]
         found[name] = digests(path for path in files if path.exists())
     return found
