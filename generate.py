@@ -146,7 +146,7 @@ def do_as_told(settings: GenerateFlags) -> None:
         model = opened.model
         encoder = opened.encoder
     else:
-        model, encoder = open_model("model/" if settings.model_dir is None else settings.model_dir)
+        model, encoder = open_model(settings.model_dir)
     model.to(Ranks().device)
 
     # one of three jobs
