@@ -140,8 +140,8 @@ def pre_train(settings: PreTrainingFlags, ranks: Ranks, make_network=None) -> LM
                 loss.backward()
                 cost = cost + loss.detach()
 
-            # clip and step; an update whose cost or gradients are not finite is not made
-            cost = run.mean_cost(cost)
+            # clip and step, in all processes alike; an update whose cost or gradients are not finite is not made
+            cost = ranks.mean(cost)
             norm = optimizer.step(cost=cost)
             run.count(cost, norm, n_next[examples].sum())
 

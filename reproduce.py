@@ -30,6 +30,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+import running.figures
 import train
 from analysis import label_names, labelled_splits, parts_of, read_run_log
 from formats.files import InputError, digests, make_output_folder, read_json, replacing, write_json
@@ -355,13 +356,6 @@ def draw_transfer(axes, points: dict[str, list[pd.Series]], names: list[str]) ->
     axes.legend()
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a picture, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        figure.savefig(file, dpi=120)
-
-
 # --- the report ------------------------------------------------------------------------------------------------------
 
 
@@ -420,7 +414,7 @@ def draw_figure2(results: Results, path: Path) -> None:
     axes = figure.subplots()
     draw_transfer(axes, points, ["none", *map(str, PARTIAL), str(N_LAYER)])
     axes.set_ylabel("accuracy (%): MNLI on dev, RACE on test")
-    save_figure(figure, path)
+    running.figures.save(figure, path)
 
 
 def row_of(results: Results, number: Number) -> list[str]:
@@ -613,7 +607,7 @@ def reproduce(settings: ReproduceFlags) -> None:
     weights = list(digests(weight_files(Path(settings.model_dir))).values())
     results.claim(weights=weights, max_examples=settings.max_examples, flags=settings.flags)
 
-    # one run keeps a GPU busy
+    # one run at a time keeps a GPU busy
     n_workers = settings.workers
     if n_workers is None:
         has_gpu = torch.accelerator.current_accelerator(check_available=True) is not None

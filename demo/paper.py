@@ -25,6 +25,7 @@ import torch
 from matplotlib.figure import Figure
 
 import pretrain
+import running.figures
 import train
 from demo import lstm, stories
 from demo.baselines import majority_accuracy, rule_accuracy, rules
@@ -43,7 +44,6 @@ from reproduce import (
     markdown,
     mean_and_spread,
     printing_to,
-    save_figure,
 )
 from running.command import exit_code
 from running.processes import keep_freed_memory
@@ -383,7 +383,8 @@ def draw_panels(results: Results, path: Path) -> None:
     if len(right.lines) > 1:
         right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize="small")
 
-    save_figure(figure, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    running.figures.save(figure, path)
 
 
 def fill_in(path: Path, text: str) -> None:

@@ -290,10 +290,6 @@ class Run:
         n_parts = self.plan.accumulate * self.plan.n_processes
         return float(n_parts * counts[part].sum() / counts[self.examples].sum())
 
-    def mean_cost(self, cost: Tensor) -> Tensor:
-        """Return the mean of a cost over the processes."""
-        return self.ranks.mean(cost)
-
     def count(self, cost: Tensor, norm: Tensor, size: int = 1) -> None:
         """Count an update, and show the newest whose figures are known: on a CPU this one.
 
