@@ -55,7 +55,7 @@ def read_input(settings: PredictFlags, run: SavedRun) -> Iterator[Example | Bad]
         columns.pop("id", None)
     own = OwnData(run.record.form, columns, settings.encoding)
 
-    # from where
+    # from standard input, an official file or one of the user's own
     if settings.input == "-":
         return read_standard_input(own)
     path = Path(settings.input)
@@ -132,7 +132,7 @@ def as_json(prediction: Prediction, name: str | int) -> str:
     """Return a prediction as a line of JSON, with the id of its example if that is its name."""
     values = {label: round(p, 6) for label, p in prediction.probabilities.items()}
     fields = {}
-    # an index is no name
+    # an example without an id is known by its line
     if isinstance(name, str):
         fields["id"] = name
     fields["label"] = prediction.label or None  # none for a blank line

@@ -145,7 +145,7 @@ def pre_train(settings: PreTrainingFlags, ranks: Ranks, make_network=None) -> LM
             norm = optimizer.step(cost=cost)
             run.count(cost, norm, n_next[examples].sum())
 
-            # measure
+            # measure, and write it to the log
             if is_log_due(run):
                 write_log(run, measured)
     if ranks.is_first:
@@ -239,7 +239,7 @@ def build_network(
     """Return the network to train, with the weights of `initial` or random ones."""
     model = LMModel(settings.config(), n_vocab + n_positions, n_positions)
 
-    # given weights
+    # the weights to start from
     if initial is not None:
         copy_weights(initial, model.transformer, n_vocab)
         return model

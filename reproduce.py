@@ -117,7 +117,7 @@ HEADS = {
 GLUE_SCORE = 72.8
 STORY_SEEDS = 10  # of the authors' protocol
 
-# the variants that are compared, and all in flags of train.py
+# the variants that are compared -> flags of train.py
 FULL = "transformer with auxiliary LM"
 NO_AUXILIARY = "without auxiliary LM"
 NOT_PRE_TRAINED = "without pre-training"
@@ -350,7 +350,7 @@ def draw_transfer(axes, points: dict[str, list[pd.Series]], names: list[str]) ->
         axes.errorbar(range(1, len(names)), means[1:], spreads[1:], fmt="o-", label=task, **style)
         axes.errorbar([0], means[:1], spreads[:1], fmt="s", **style)
 
-    # one axis for all
+    # what stands below the points
     axes.set_xticks(range(len(names)), names)
     axes.set_xlabel("blocks transferred (none: not pre-trained; 0: embeddings)")
     axes.legend()
@@ -465,13 +465,13 @@ def pack_hand_in(results: Results, out: Path) -> bool:
     seeds = {run["seed"] for run in results.runs}
     sets = dict.fromkeys(number.dataset for number in TABLES["glue"])
     for seed in sorted(seeds):
-        # where its runs have put them
+        # the files of its runs
         files = []
         for dataset in sets:
             folder = Job(out, dataset, FULL, seed, []).folder() / "submission"
             files += [folder / name for name in TASKS[dataset].submission.values()]
 
-        # all, or none
+        # only of a seed that has all of them
         if all(path.exists() for path in files):
             with replacing(out / "GLUE.zip") as target, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as packed:
                 for path in files:
@@ -565,7 +565,7 @@ def measure_update(settings: FineTuningFlags) -> tuple[int, float]:
     optimizer = OpenAIAdam(model.parameters(), **settings.adam(), schedule="warmup_linear", warmup=0.1, t_total=10)
     optimizer.preallocate()
 
-    # an update
+    # one update, with its time
     started = time.monotonic()
     for first in range(0, plan.n_update, settings.n_batch):
         part = range(first, first + settings.n_batch)
@@ -589,14 +589,14 @@ def reproduce(settings: ReproduceFlags) -> None:
     out = Path(settings.out)
     results = Results(out / "results.json")
 
-    # of what is there
+    # --report: of what was done before
     if settings.report:
         if not results.runs:
             raise InputError(f"{results.path} holds no results. Leave out --report to make them.")
         report(results, out)
         return
 
-    # of what is to be done
+    # what is to be done; with --dry_run only shown
     jobs = jobs_of(settings)
     if settings.dry_run:
         print_plan(results.missing(jobs))

@@ -42,7 +42,7 @@ class CorpusCase:
 
 def write_text(path: Path, n_bytes: int) -> None:
     """Write made-up text of about so many bytes."""
-    # words of one to four syllables, every third with a mark behind it
+    # words of one to four syllables, a third of them with a mark behind
     rng = np.random.default_rng(0)
     syllables = [c + v + e for c in "bdfghklmnprstw" for v in "aeiou" for e in ("", "n", "r", "s", "th")]
     marks = rng.choice(["", "", "", "", ",", "."], 50_000)

@@ -55,7 +55,7 @@ def theirs(case: Case) -> tuple[Step, Work]:
     how = {"max_new_tokens": n_new, "min_new_tokens": n_new, "do_sample": False, "pad_token_id": 0}
 
     def continue_prompt(turn: int) -> Tensor:
-        # all of it are real tokens
+        # there is no padding
         ids = prompt(case, turn).expand(case.n_batch, -1)
         mask = torch.ones_like(ids)
         return model.generate(ids, attention_mask=mask, **how)

@@ -376,7 +376,7 @@ def draw_panels(results: Results, path: Path) -> None:
                 relative = (log[name] - chance) / (100 - chance)
                 right.plot(log["n_updates"], relative, line, color=f"C{i}", label=f"{title}, {network}")
 
-    # its frame; without lines there is nothing to explain
+    # axes and legend; without lines there is nothing to explain
     right.axhline(0, color="grey", linestyle=":", linewidth=1)
     right.set_xlabel("update of pre-training")
     right.set_ylabel("zero-shot accuracy (0: chance, 1: all right)")
@@ -412,7 +412,7 @@ def report(results: Results, figure: Path) -> None:
     if perplexities:
         text += f"\n\nHeld-out perplexity per token after pre-training: {', '.join(perplexities)}."
 
-    # to where they are read
+    # printed, drawn, and put into the page
     print(f"\n{text}")
     draw_panels(results, figure)
     fill_in(README, text)
@@ -427,7 +427,7 @@ def make_paper(args: argparse.Namespace) -> None:
     work = args.work
     results = Results(args.results or work / "results.json")
 
-    # of what is there
+    # --report: of what was done before
     if args.report:
         if not results.runs:
             raise InputError(f"{results.path} holds no results. Leave out --report to make them.")

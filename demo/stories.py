@@ -161,7 +161,7 @@ class Cast:
         else:
             word, opposite, extreme = "bad", "good", "negative"
 
-        # as one of four forms: all words of feelings, and "very positive", are learned
+        # in one of four forms: "very positive", what is done, "not" with the opposite word, a word
         (form,) = self.teller.rng.choices(["very", "act", "not", "is"], [0.15, 0.2, 0.1, 0.55])
         if form == "very":
             told = f"felt very {extreme}"
@@ -326,7 +326,7 @@ def two_events(teller: Teller) -> list[str]:
         cast, is_good = teller.choice(felt)
         is_true = teller.chance(0.5)
         asked = teller.rng.random()
-        # who has an answer only if they did not feel alike
+        # "who" has an answer only if they did not feel alike
         if asked < 0.2 and not alike:
             feeling = teller.phrase("good" if is_good else "bad")
             told += [f"Who was {feeling}?", f"{cast.words['N']}."]
@@ -415,7 +415,7 @@ def cloze_texts(teller: Teller, kind: str, _label: bool) -> Texts:
         walk = teller.phrase("walk_to")
         return [context, [t.say(f"$he went {walk}.")], [t.say(f"$mhe went {walk}.")]]
 
-    # each other kind has what its endings follow from
+    # the other kinds: the context holds what the endings follow from
     context = t.context(with_attitude=kind == "attitude", with_end=kind != "cause")
     endings = []
     for is_right in (True, False):
@@ -489,7 +489,7 @@ def similarity_texts(teller: Teller, kind: str, same: bool) -> Texts:
     other = Story.draw(teller)
     is_good = t.ends_well == same  # for the other one
 
-    # the two texts, of the kind's depth
+    # the two texts
     if kind in GLAD:
         texts = [first_of_glad(t, kind), [other.feeling(True)]]
     elif kind == "who":

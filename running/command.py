@@ -88,7 +88,7 @@ def what_the_user_can_fix(error: Exception) -> str | None:
         line = " ".join(str(error).splitlines())
         # what is wrong stands first and the remedy last; between them may be a file's own words, of any length
         return line if len(line) <= LONGEST_MESSAGE else f"{line[: LONGEST_MESSAGE - 120]} ... {line[-115:]}"
-    # of the system
+    # what the system refused
     if isinstance(error, OSError):
         if error.filename is None:
             why = f"a file, or the standard input or output, cannot be read or written ({reason(error)})"

@@ -138,7 +138,7 @@ def draw_by_length(axes: "Axes", report: dict) -> None:
     """Draw accuracy, or the mean error of scores, of groups of texts of like length."""
     import pandas as pd
 
-    # what is drawn
+    # accuracy or error of each group
     if report["scores"]:
         groups = pd.DataFrame(report["error_by_length"])
         middle = groups["error"]

@@ -180,7 +180,7 @@ def accuracy_by_length(n_words: np.ndarray, is_right: np.ndarray) -> list[dict]:
 
     found = []
     for group in groups_by_length(n_words):
-        # of a share the interval is not symmetric
+        # Wilson's interval stays between 0 and 100 %
         n_right = int(is_right[group].sum())
         test = binomtest(n_right, len(group))
         interval = test.proportion_ci(method="wilson")

@@ -125,7 +125,7 @@ def join_ranks() -> Iterator[Ranks]:
     store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
     store = dist.PrefixStore(f"start {_restarts()}", store)
 
-    # the group
+    # join the group of all processes
     backend = dist.get_default_backend_for_device(device)
     if device.type != "cpu":
         backend = f"cpu:gloo,{device.type}:{backend}"
@@ -179,7 +179,7 @@ def signals_wait(ranks: Ranks) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        # the first one waits, another one that is not its echo does not
+        # the first signal waits; another one soon after it is its echo
         if not ranks.asked_to_stop:
             ranks.asked_to_stop = number
             since = time.monotonic()
@@ -313,7 +313,7 @@ def provenance(ranks: Ranks) -> dict[str, str | int | None]:
     except (OSError, subprocess.CalledProcessError):
         commit = None  # no repository, or no git
 
-    # the rest
+    # versions and the machine
     name = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else platform.processor()
     return {
         "python": platform.python_version(),

@@ -265,7 +265,6 @@ class NetworkFlags(Flags):
     attn_pdrop: float = setting(DEFAULT_CONFIG.attn_pdrop, "dropout rate of the attention weights", FRACTION)
     resid_pdrop: float = setting(DEFAULT_CONFIG.resid_pdrop, "dropout rate of the attention and MLP outputs", FRACTION)
     clf_pdrop: float = setting(DEFAULT_CONFIG.clf_pdrop, "dropout rate of the state the task head reads", FRACTION)
-    # its only function without weights
     afn: str | None = setting(
         None,
         f"activation of the MLP; default: the model folder's, else {DEFAULT_CONFIG.afn}",
@@ -316,7 +315,7 @@ class AdamFlags(Flags):
     max_grad_norm: float = setting(1.0, "gradients are clipped to this global norm; 0 or less: never", number(float))
     l2: float = setting(0.01, "weight decay of parameters with two axes or more", NOT_NEGATIVE)
     vector_l2: bool = setting(False, "weight decay of the others (biases, gains) too")
-    # its means
+    # what it remembers of the gradients
     b1: float = setting(0.9, "decay of Adam's mean of gradients", FRACTION)
     b2: float = setting(0.999, "decay of Adam's mean of squared gradients", FRACTION)
     e: float = setting(1e-8, "Adam's epsilon", NOT_NEGATIVE)
@@ -484,7 +483,7 @@ class PreTrainingFlags(RunFlags, NetworkFlags, AdamFlags):
     n_iter: int = setting(100, "epochs", COUNT)
     n_batch: int = setting(64, "sequences per device and batch", COUNT)
     valid_share: float = setting(0.01, "fraction of the sequences, at the end of the text, to hold out", FRACTION)
-    # what they begin with
+    # initial weights and learning rate
     init_std: float = setting(
         0.02, "standard deviation of the initial matrices; small networks learn sooner from 0.05 to 0.1", NOT_NEGATIVE
     )
@@ -565,7 +564,7 @@ class PredictFlags(Flags):
         None, "your column names, such as text=review; default: those of the run", columns_of_fields
     )
     encoding: str | None = setting(None, "of --input, such as latin-1; default: as of train.py", encoding_name)
-    # how it goes on
+    # how they are computed, and what becomes of lines that cannot be read
     n_batch: int = setting(32, "examples computed at a time; no effect on the labels", COUNT)
     skip_bad: bool = setting(False, "leave out lines that cannot be read, and count them")
 
@@ -642,7 +641,7 @@ class GenerateFlags(OwnFlags):
         if self.run is None:
             self.fill_in(model_dir=str(open_folder("model/")))
 
-        # what is of another setting
+        # settings that belong to another one
         if (self.dataset == "own") != (self.task is not None):
             raise ValueError("task is the form of dataset own: give both or neither")
         if self.by_line and self.score is None:

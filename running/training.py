@@ -318,7 +318,7 @@ class Run:
                     self.take_back(update)
                     raise FloatingPointError(f"the {name} is {value}")
 
-            # it was made
+            # the update was made
             self.costs.append(cost)
             self.sizes.append(update.size)
             rate = self.optimizer.param_groups[0]["rate"]
