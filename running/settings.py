@@ -94,7 +94,7 @@ def dataset_names() -> list[str]:
 
 # the parsers that many settings have
 COUNT = number(int, 1)
-COUNT_OR_NONE = number(int, 0)
+COUNT_OR_ZERO = number(int, 0)
 FRACTION = number(float, 0, 1, below_high=True)
 NOT_NEGATIVE = number(float, 0)
 SEED = number(int, 0, 2**32 - 1)
@@ -348,7 +348,7 @@ class RunFlags(Flags):
     deterministic: bool = setting(False, "let torch use deterministic algorithms only")
 
     # long runs
-    checkpoint_every: int = setting(0, CHECKPOINT_EVERY, COUNT_OR_NONE, free_on_resume=True)
+    checkpoint_every: int = setting(0, CHECKPOINT_EVERY, COUNT_OR_ZERO, free_on_resume=True)
     resume: bool = setting(False, "continue from the newest checkpoint of --desc, if there is one", free_on_resume=True)
     tensorboard: bool = setting(
         False, "write the log for TensorBoard too, to <desc>.tensorboard/ in --log_dir", free_on_resume=True
@@ -488,11 +488,11 @@ class PreTrainingFlags(RunFlags, NetworkFlags, AdamFlags):
         0.02, "standard deviation of the initial matrices; small networks learn sooner from 0.05 to 0.1", NOT_NEGATIVE
     )
     lr: float = setting(2.5e-4, "peak learning rate", NOT_NEGATIVE)
-    lr_warmup: int = setting(2000, "updates spent warming up, before the cosine to 0", COUNT_OR_NONE)
+    lr_warmup: int = setting(2000, "updates spent warming up, before the cosine to 0", COUNT_OR_ZERO)
 
     # what is measured and kept meanwhile
     log_every: int = setting(500, "updates between two measurements of the perplexity", COUNT)
-    checkpoint_every: int = setting(1000, CHECKPOINT_EVERY, COUNT_OR_NONE, free_on_resume=True)
+    checkpoint_every: int = setting(1000, CHECKPOINT_EVERY, COUNT_OR_ZERO, free_on_resume=True)
     probe: str | None = setting(
         None,
         "zero-shot figures of each log: HEURISTIC:DATASET:FOLDER,... such as choice:rocstories:demo/data",
@@ -598,7 +598,7 @@ class GenerateFlags(OwnFlags):
     prompt_file: str | None = setting(None, "file with the text to continue, in UTF-8")
     n_tokens: int = setting(100, "tokens of each sample, at most", COUNT)
     temperature: float = setting(1.0, "divides the logits; 0: always the most probable token", NOT_NEGATIVE)
-    top_k: int = setting(40, "sample among so many of the most probable tokens; 0: all", COUNT_OR_NONE)
+    top_k: int = setting(40, "sample among so many of the most probable tokens; 0: all", COUNT_OR_ZERO)
     top_p: float = setting(
         1.0, "sample among the most probable tokens that sum to this probability", number(float, 0, 1)
     )
