@@ -95,8 +95,9 @@ def read_run_log(path: Path) -> tuple[RunRecord, "pd.DataFrame"]:
     columns = ["n_updates", "costs", "tr_cost", "va_cost", f"tr_{metric}", f"va_{metric}"]
     try:
         logs = pd.DataFrame(lines)[columns]
-        figures = logs.drop(columns="costs").astype(float)
-        if not np.isfinite(figures[["n_updates", f"va_{metric}"]].to_numpy()).all():
+        numbers = logs.drop(columns="costs").astype(float)
+        needed = numbers[["n_updates", f"va_{metric}"]].to_numpy()
+        if not np.isfinite(needed).all():
             raise ValueError("a figure is no finite number")
         for costs in logs["costs"]:
             np.array(costs, float)
@@ -144,8 +145,13 @@ def labelled_splits(
         table = pd.DataFrame(chosen)
         table["y"] = [number(example.label) for example in chosen]
         table["found"] = [number(example.prediction) for example in chosen]
+
+        # the probability of what is predicted
         if names is not None:
-            table["confidence"] = [example.probabilities[i] for example, i in zip(chosen, table["found"], strict=True)]
+            found = table["found"]
+            table["confidence"] = [example.probabilities[i] for example, i in zip(chosen, found, strict=True)]
+
+        # the choices are what an example is about, not its length
         table["n_words"] = [len(" ".join(example.texts[:n_texts]).split()) for example in chosen]
         splits[split] = table
     if "valid" not in splits:
@@ -257,19 +263,24 @@ def print_report(report: dict) -> None:
     main = report["metric_title"]
     print(f"{title} Valid {main}: {report['best_valid']['value']:.2f}")
     if "test" in report["splits"]:
-        value = report["splits"]["test"]["all"]["metrics"][report["metric"]]["value"]
+        metrics = report["splits"]["test"]["all"]["metrics"]
+        value = metrics[report["metric"]]["value"]
         print(f"{title} Test {main}:  {value:.2f}")
 
     # all metrics, a line for each split and part
     for split, parts in report["splits"].items():
         for part, measured in parts.items():
+            which = split.title()
+            if len(parts) > 1:
+                which += f" {part}"
+
             found = []
             for name, values in measured["metrics"].items():
                 interval = f"95 % interval {values['low']:.2f} to {values['high']:.2f}"
                 found.append(f"{METRICS[name].title} {values['value']:.2f} ({interval})")
             if "calibration_error" in measured:
-                found.append(f"expected calibration error {measured['calibration_error']:.2f}")
-            which = split.title() if len(parts) == 1 else f"{split.title()} {part}"
+                error = measured["calibration_error"]
+                found.append(f"expected calibration error {error:.2f}")
             print(f"{title} {which}: {', '.join(found)}; {measured['n']:,} examples")
 
 
@@ -278,8 +289,11 @@ def write_errors(errors: list[dict], path: Path) -> None:
     import pandas as pd
 
     lines = pd.DataFrame(errors)
+    # a text may hold line ends and tabs
     if errors:
         lines["texts"] = [" ".join(" | ".join(texts).split()) for texts in lines["texts"]]
+
+    # nothing is quoted
     table = lines.to_csv(sep="\t", index=False, float_format="%.3f", quoting=csv.QUOTE_NONE, lineterminator="\n")
     with replacing(path) as file:
         file.write(table.encode())

@@ -44,7 +44,8 @@ from running.settings import ConvertFlags, parse
 from weights import SavedRun, open_model, open_run
 
 # their classes
-LANGUAGE_MODEL, MULTIPLE_CHOICE = "OpenAIGPTLMHeadModel", "OpenAIGPTDoubleHeadsModel"
+LANGUAGE_MODEL = "OpenAIGPTLMHeadModel"
+MULTIPLE_CHOICE = "OpenAIGPTDoubleHeadsModel"
 HEAD = "multiple_choice_head.summary"  # name of its linear map there
 
 # the forms with a head that is the same there, and why the others have none
@@ -147,13 +148,15 @@ def run_from_hugging_face(src: Path, config: dict[str, Any], out: Path) -> None:
             f"Remove {RUN_KEY!r} for the transformer alone."
         )
 
-    # the network: tokens, special ones too, positions, blocks, and the head
+    # its weights: positions, tokens, special ones too, and blocks
     check_vocabulary(src)
     sizes = read_sizes(src)
     tensors = read_tensors(src)
     positions, tokens, *blocks = authors_arrays(src, tensors, sizes.shapes())
     n_embeddings = sizes.n_vocab + N_SPECIAL + sizes.n_positions
     n_tokens = sizes.n_vocab + N_SPECIAL
+
+    # the network, with its head; whatever contradicts what was kept is an error here
     dropouts = [config.get(name, 0.1) for name in (*DROPOUTS, "summary_first_dropout")]
     try:
         network = Config(sizes.n_embd, sizes.n_head, sizes.n_layer, *dropouts, sizes.afn)
@@ -161,8 +164,9 @@ def run_from_hugging_face(src: Path, config: dict[str, Any], out: Path) -> None:
         model = DoubleHeadModel(network, classify, "multiple_choice", n_embeddings, sizes.n_positions)
         if config["vocab_size"] < n_tokens or len(tokens) < n_tokens:
             raise ValueError("without the special tokens")
+        table = torch.cat([tokens[:n_tokens], positions])
         with torch.no_grad():
-            model.transformer.embed.weight.copy_(torch.cat([tokens[:n_tokens], positions]))
+            model.transformer.embed.weight.copy_(table)
             for parameter, value in zip(model.transformer.h.parameters(), blocks, strict=True):
                 parameter.copy_(value)
         head = {"weight": tensors[f"{HEAD}.weight"], "bias": tensors[f"{HEAD}.bias"]}
@@ -173,12 +177,15 @@ def run_from_hugging_face(src: Path, config: dict[str, Any], out: Path) -> None:
             f"Take both from one run, or remove {RUN_KEY!r} for the transformer alone."
         ) from None
 
-    # the folder of the run
-    values = {name: kept[name] for name in RUN_SETTINGS} | dataclasses.asdict(network)
+    # its settings
+    values = {name: kept[name] for name in RUN_SETTINGS}
+    values |= dataclasses.asdict(network)
     values["integer_labels"] = kept.get("integer_labels", False)  # folders of earlier versions lack it
     vocabulary = list(digests(vocabulary_files(src)).values())
     values |= {"n_vocab": sizes.n_vocab, "n_ctx": sizes.n_positions, "vocabulary": vocabulary}
     record = RunRecord.of_json(values, src / CONFIG_FILE)
+
+    # the folder of the run
     with making_folder(out) as part:
         copy_vocabulary(src, part)
         save_parameters(part / "best_params", model, meaning(record.to_json()))

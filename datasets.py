@@ -82,7 +82,8 @@ def rocstories(
 
 
 def _chosen(columns: list[list[str]], labels: np.ndarray, which: np.ndarray) -> Columns:
-    return *([column[i] for i in which] for column in columns), labels[which]
+    texts = [[column[i] for i in which] for column in columns]
+    return *texts, labels[which]
 
 
 def _rocstories(path: str | os.PathLike) -> tuple[list[str], list[str], list[str], list[int]]:

@@ -46,7 +46,8 @@ def fit(
         InputError: as train.py does, for what the user can fix; "example" counts from 1.
     """
     # the examples as the lines of the user's own data
-    examples, labels = items(examples, "examples"), items(labels, "labels")
+    examples = items(examples, "examples")
+    labels = items(labels, "labels")
     if len(examples) != len(labels):
         raise InputError(f"examples are {len(examples)}, labels {len(labels)}: give one label an example")
     lines = []
@@ -54,9 +55,12 @@ def fit(
         record = example_record(example, label, task, f"example {number}")
         lines.append(json.dumps(record) + "\n")
 
-    # train as train.py does, in a temporary folder, which is removed with the run
+    # a run to go on from is given by its folder
     if "model_dir" in settings:
-        settings["model_dir"] = str(getattr(settings["model_dir"], "folder", settings["model_dir"]))
+        given = settings["model_dir"]
+        settings["model_dir"] = str(getattr(given, "folder", given))
+
+    # train as train.py does, in a temporary folder, which is removed with the run
     folder = Path(tempfile.mkdtemp(prefix="fit_"))
     try:
         with open(folder / "train.jsonl", "w", encoding="utf-8") as file:
@@ -74,14 +78,19 @@ def fit(
 
 def train_in(folder: Path, task: str, settings: dict) -> SavedRun:
     """Train as train.py does on the user's own data in a folder, which takes the run's files too."""
-    folders = {name: str(folder / name) for name in ("log_dir", "save_dir", "submission_dir")}
+    # the user's settings come last, where they win
+    flags = {"dataset": "own", "task": task, "data_dir": str(folder)}
+    for name in ("log_dir", "save_dir", "submission_dir"):
+        flags[name] = str(folder / name)
     try:
-        flags = FineTuningFlags(**{"dataset": "own", "task": task, "data_dir": str(folder)} | folders | settings)
+        checked = FineTuningFlags(**flags | settings)
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from None
-    run_folder = Path(flags.save_dir) / flags.desc
+
+    # as its command does
+    run_folder = Path(checked.save_dir) / checked.desc
     with join_ranks() as ranks, only_writer(run_folder, ranks):
-        fine_tune(flags, ranks)
+        fine_tune(checked, ranks)
     return open_run(run_folder)
 
 
@@ -110,15 +119,21 @@ def example_record(example: str | Sequence[str], label: str | float, task: str, 
     """Return an example as a line of the user's own data. Raises InputError for texts or a label of another kind."""
     if task not in OWN_FIELDS:
         raise InputError(f"task {task!r} is not one of {', '.join(OWN_FIELDS)}")
+
+    # the texts
     names = OWN_FIELDS[task]
     texts = [example] if isinstance(example, str) else items(example, f"the texts of {where}")
     for text in texts:
         if not isinstance(text, str):
             raise InputError(f"{where}: {text!r} is no text")
+
+    # the label; JSON knows no numbers of NumPy
     if isinstance(label, np.generic):
         label = label.item()
     if not isinstance(label, (str, int, float)):
         raise InputError(f"labels: that of {where} is {label!r}, neither a text nor a number")
+
+    # the fields of the form; choices may be any number
     record = {"label": label}
     if task == "multiple_choice":
         record["choices"] = texts[1:]

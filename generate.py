@@ -69,7 +69,9 @@ def ask() -> bytes:
 
 def continue_prompts(settings: GenerateFlags, model: Model, encoder: TextEncoder) -> None:
     """Continue each prompt. Raises InputError; at a terminal it is written instead, and another prompt asked for."""
-    is_asking = settings.prompt is None and settings.prompt_file is None and sys.stdin.isatty()
+    has_prompt = settings.prompt is not None or settings.prompt_file is not None
+    is_asking = not has_prompt and sys.stdin.isatty()
+
     # one stream of random numbers for all prompts
     generator = torch.Generator(model.transformer.embed.weight.device).manual_seed(settings.seed)
     for prompt, why, where in read_prompts(settings):
@@ -123,6 +125,7 @@ def continue_prompt(
 def write_scores(settings: GenerateFlags, model: Model, encoder: TextEncoder) -> None:
     """Write the table of --score, and the perplexity. Raises InputError."""
     how = {name: getattr(settings, name) for name in ("stride", "all_rows", "by_line")}
+    # the table is written as it comes
     found = score_file(model, encoder, settings.score, sys.stdout, **how)
     print(found.perplexities(), file=sys.stderr)
 
@@ -131,7 +134,11 @@ def write_answers(settings: GenerateFlags, model: Model, encoder: TextEncoder) -
     """Write what --zero_shot gets right on a data set. Raises InputError."""
     folder = Path(settings.data_dir)
     task = find_task(settings.dataset, folder, **settings.own())
-    names = tuple(settings.label_names.split(",")) if settings.label_names else None
+
+    # the words of its labels, where they are not known
+    names = None
+    if settings.label_names:
+        names = tuple(settings.label_names.split(","))
     lines = zero_shot_on(model, encoder, settings.zero_shot, task, folder, settings.n_valid, settings.seed, names)
     print("\n".join(lines))
 
@@ -146,7 +153,7 @@ def do_as_told(settings: GenerateFlags) -> None:
         model = opened.model
         encoder = opened.encoder
     else:
-        model, encoder = open_model("model/" if settings.model_dir is None else settings.model_dir)
+        model, encoder = open_model(settings.model_dir)
     model.to(Ranks().device)
 
     # one of three jobs

@@ -27,20 +27,27 @@ class Adapter:
 
     def __init__(self, model_dir: str = "model", batch_size: int | str | None = 8, device: str | None = None, **unused):
         super().__init__()
+        # the model
         self.model, self.encoder = open_model(model_dir)
         self.model.to("cpu" if device == "cpu" else Ranks().device)
         self.transformer = self.model.transformer
         self.n_ctx = self.transformer.n_ctx
         self.n_words = self.encoder.n_vocab
-        self.n_batch = int(batch_size) if str(batch_size).isdecimal() else 0  # "auto"
-        self.n_batch = self.n_batch or 8
+
+        # "auto", None and 0 are for us to choose
+        self.n_batch = 8
+        if str(batch_size).isdecimal() and int(batch_size) > 0:
+            self.n_batch = int(batch_size)
 
     def encode(self, context: str, continuation: str = "") -> tuple[list[int], int]:
         """Return the ids of both texts together, after a newline if there is no context, and how many it continues."""
+        # tokens may reach over the end of the context: those that it has by itself are its own
         before, ids = self.encoder.encode([context, context + continuation], verbose=False)
         n_context = len(commonprefix([before, ids]))
-        if n_context:
+        if n_context > 0:
             return ids, len(ids) - n_context
+
+        # the first token follows something too
         newline = self.encoder.encoder.get("\n</w>", 0)
         return [newline, *ids], len(ids)
 
@@ -52,13 +59,18 @@ class Adapter:
         """
         found = []
         for start in range(0, len(rows), self.n_batch):
-            batch = [(ids[-self.n_ctx - 1 :], n) for ids, n in rows[start : start + self.n_batch]]
-            packing = pack_before(self.transformer, [ids for ids, _ in batch])
+            # what the network reads, and the last token, which it only predicts
+            batch = rows[start : start + self.n_batch]
+            windows = [ids[-self.n_ctx - 1 :] for ids, _ in batch]
+            packing = pack_before(self.transformer, windows)
             logs, _, ranks = next_tokens(self.transformer, packing, self.n_words)  # (B, T-1)
-            for i, (ids, n) in enumerate(batch):
-                end = len(ids) - 1
+
+            # the last n predictions of each row
+            for i, (_, n) in enumerate(batch):
+                end = len(windows[i]) - 1
                 own = slice(end - n, end)
-                found.append((logs[i, own].sum().item(), bool((ranks[i, own] == 1).all())))
+                is_most_probable = bool((ranks[i, own] == 1).all())
+                found.append((logs[i, own].sum().item(), is_most_probable))
         return found
 
     def loglikelihood(self, requests) -> list[tuple[float, bool]]:
@@ -97,6 +109,7 @@ class Adapter:
         """Return what follows each context, in lower case, up to any of the texts `until`."""
         texts = []
         for request in requests:
+            # how much, and up to where
             context, asked = request.args
             ids, _ = self.encode(context)
             n_tokens = length_asked(asked, len(ids))
@@ -146,7 +159,10 @@ def main() -> None:
         from lm_eval.api import model, registry
     except ImportError as error:
         raise InputError(f"lm_eval is missing ({error}). Run pip install -r requirements-lm-eval.txt.") from None
-    registry.register_model("gpt1")(type("GPT1", (Adapter, model.LM), {}))
+
+    # under the name that --model takes
+    register = registry.register_model("gpt1")
+    register(type("GPT1", (Adapter, model.LM), {}))
     cli_evaluate()
 
 

@@ -91,9 +91,12 @@ class MultipleChoiceLossCompute:
 
     def lm_losses(self, X: Tensor, M: Tensor, lm_logits: Tensor) -> Tensor:
         """Return for each row the mean of the criterion over its real next tokens (B*K,), 0 where there is none."""
+        # each token is predicted from those before it
         is_next = M[..., 1:].flatten(0, -2)  # (B*K, T-1)
-        losses = self.lm_criterion(lm_logits, X[..., 1:, 0].flatten()).view(is_next.shape)
-        return (losses * is_next).sum(1) / is_next.sum(1).clamp(min=1)
+        targets = X[..., 1:, 0].flatten()
+        losses = self.lm_criterion(lm_logits, targets).view(is_next.shape)
+        sums = (losses * is_next).sum(1)
+        return sums / is_next.sum(1).clamp(min=1)
 
 
 class ClassificationLossCompute(MultipleChoiceLossCompute):

@@ -55,6 +55,7 @@ def read_input(settings: PredictFlags, run: SavedRun) -> Iterator[Example | Bad]
         columns.pop("id", None)
     own = OwnData(run.record.form, columns, settings.encoding)
 
+    # from standard input, an official file or one of the user's own
     if settings.input == "-":
         return read_standard_input(own)
     path = Path(settings.input)
@@ -76,11 +77,15 @@ def read_standard_input(own: OwnData) -> Iterator[Example | Bad]:
         if not line.strip():
             yield Example((), None, where)
             continue
+        # a plain text, or JSON
         if FIELDS[own.form] == ("text",) and not line.lstrip().startswith("{"):
             yield Example((line,), None, where)
             continue
         record = json_record(line, where)
-        yield record if isinstance(record, Bad) else own_example(record, where, own, labelled=None)
+        if isinstance(record, Bad):
+            yield record
+        else:
+            yield own_example(record, where, own, labelled=None)
 
 
 def read_official(path: Path, dataset: str) -> Iterator[Example | Bad]:
@@ -89,7 +94,8 @@ def read_official(path: Path, dataset: str) -> Iterator[Example | Bad]:
         raise InputError(f"the run is of {dataset} data, which has no official files. Leave --official out.")
     sources = []
     for layout in (TASKS[dataset], *LAYOUTS.get(dataset, ())):
-        sources += [source for source in layout.sources() if len(source.files) == 1]  # with a list, it is a part of one
+        # a source with a list is a part of a file
+        sources += [source for source in layout.sources() if len(source.files) == 1]
 
     # a name is such as test.tsv, dev/middle, ../diagnostic/diagnostic.tsv, below one of the folders above the file;
     # it is not that of the file that a link leads to
@@ -125,8 +131,12 @@ def good_examples(
 def as_json(prediction: Prediction, name: str | int) -> str:
     """Return a prediction as a line of JSON, with the id of its example if that is its name."""
     values = {label: round(p, 6) for label, p in prediction.probabilities.items()}
-    fields = {"id": name} if isinstance(name, str) else {}
-    fields |= {"label": prediction.label or None, "probabilities": values}
+    fields = {}
+    # an example without an id is known by its line
+    if isinstance(name, str):
+        fields["id"] = name
+    fields["label"] = prediction.label or None  # none for a blank line
+    fields["probabilities"] = values
     return json.dumps(fields, ensure_ascii=False) + "\n"
 
 
@@ -141,31 +151,38 @@ def as_row(suffix: str, *fields: int | str) -> str:
 
 def predict_input(settings: PredictFlags) -> None:
     """Predict the input. Raises InputError for what the user can fix; no output file is written then."""
-    # the run, and the examples that it predicts; they are read as they are needed
     keep_freed_memory()
+    # the output is no file that is read
     folder = Path(settings.save_dir) / settings.desc
     if settings.output != "-":
         refuse_folders([Path(settings.output)])
         refuse_inputs(Path(settings.output), [given_input(settings), *folder.glob("*")])
+
+    # the run, and the examples that it predicts; they are read as they are needed
     run = open_run(folder)
     bad = []
     names = deque()  # of the examples that are read and not predicted yet
     examples = good_examples(read_input(settings, run), settings.skip_bad, bad, names)
 
-    # a line for each of them
-    n_done = n_tokens = n_unknown = 0
+    # where the predictions go
     suffix = Path(settings.output).suffix
     is_table = suffix in (".csv", ".tsv")
     if settings.output == "-":
         output = nullcontext(sys.stdout.buffer)
     else:
         output = replacing(Path(settings.output))
+
+    # a line for each of them
+    n_done = 0
+    n_tokens = 0
+    n_unknown = 0
     with output as file:
         predictions = run.stream(examples, settings.n_batch)
         for prediction in tqdm(predictions, unit=" examples", ncols=80, leave=False, file=sys.stderr):
             name = names.popleft()
             if is_table and n_done == 0:
-                file.write(as_row(suffix, "id" if isinstance(name, str) else "index", "prediction").encode())
+                head = as_row(suffix, "id" if isinstance(name, str) else "index", "prediction")
+                file.write(head.encode())
             line = as_row(suffix, name, prediction.label) if is_table else as_json(prediction, name)
             file.write(line.encode())
             n_done += 1
@@ -175,6 +192,8 @@ def predict_input(settings: PredictFlags) -> None:
             name = "standard input" if settings.input == "-" else settings.input
             raise InputError(f"{name} holds no examples.")
         file.flush()
+
+    # what the user should know
     if n_unknown > MANY_UNKNOWN * n_tokens:
         share = n_unknown / n_tokens
         print(f"predict.py: {share:.2%} of the tokens are not in the vocabulary: {READ_AS_ONE}", file=sys.stderr)

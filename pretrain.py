@@ -59,52 +59,72 @@ def pre_train(settings: PreTrainingFlags, ranks: Ranks, make_network=None) -> LM
     Raises InputError for what the user can fix.
     """
     # the network to start from, if there is one, and its tokenizer and sizes
-    initial, encoder, sizes = None, None, None
+    initial = None
+    encoder = None
+    sizes = None
     if settings.init_from is not None:
         initial, encoder, sizes = open_transformer(Path(settings.init_from))
     settings = completed(settings, sizes)
     make_folders(settings)
 
-    # text -> sequences of ids, the last ones held out; the other processes find the first one's files
+    # text -> tokens; the other processes find the first one's files
     with ranks.first_alone():
         if ranks.is_first:
             make_tokens(settings, encoder)
         encoder = TextEncoder(*vocabulary_of(settings))
         tokens, corpus_digest = open_tokens(Path(settings.save_dir) / settings.desc, encoder.n_vocab)
-    sequences = Sequences(tokens, settings.n_ctx, newline_of(encoder) if settings.by_document else None)
-    held_out = np.arange(len(sequences) - max(1, round(settings.valid_share * len(sequences))), len(sequences))
-    n_train = len(sequences) - len(held_out)
+
+    # tokens -> sequences, the last ones held out
+    separator = newline_of(encoder) if settings.by_document else None
+    sequences = Sequences(tokens, settings.n_ctx, separator)
+    n_held_out = max(1, round(settings.valid_share * len(sequences)))
+    n_train = len(sequences) - n_held_out
+    held_out = np.arange(n_train, len(sequences))
     plan = Plan(n_train, settings.n_batch, settings.accumulate, ranks.size, settings.n_iter)
     check_plan(settings, plan, len(tokens))
+
+    # the examples that are answered without training; the other processes find the first one's cache
     n_positions = settings.n_ctx if sizes is None else sizes.n_positions
-    with ranks.first_alone():  # the others then find its cache
+    with ranks.first_alone():
         probes = read_probes(settings.probe, encoder, n_positions, settings.probe_examples)
 
-    # the network and its optimiser; then different dropout masks per process
+    # the network, with random weights or those to start from
     torch.manual_seed(settings.seed)
-    model = (make_network or build_network)(settings, encoder.n_vocab, n_positions, initial)
+    if make_network is None:
+        make_network = build_network
+    model = make_network(settings, encoder.n_vocab, n_positions, initial)
     model.transformer.checkpoint_activations = settings.checkpoint_activations
     model.to(ranks.device)
-    # here --lr_warmup counts updates, in train.py it is a share of them; the schedule takes a share
-    schedule = {"schedule": "warmup_cosine", "warmup": settings.lr_warmup / plan.t_total, "t_total": plan.t_total}
+
+    # its optimiser; here --lr_warmup counts updates, in train.py it is a share of them; the schedule takes a share
+    warmup = settings.lr_warmup / plan.t_total
+    schedule = {"schedule": "warmup_cosine", "warmup": warmup, "t_total": plan.t_total}
     optimizer = OpenAIAdam(model.parameters(), **settings.adam(), **schedule)
     optimizer.preallocate()
+
+    # different dropout masks per process
     torch.manual_seed(settings.seed + ranks.rank)
 
+    # with --resume from the newest checkpoint on (running/checkpoint.py)
     record = record_of(settings, encoder, plan, corpus_digest, ranks)
     run = Run(settings, plan, model, optimizer, record, ranks)
     measured = Measured(sequences, held_out, probes, encoder)
     if ranks.is_first:
-        announce(run, sequences, encoder, len(held_out))
+        announce(run, sequences, encoder, n_held_out)
+
+    # the losses of a batch; where all sequences predict as many tokens, backward waits for no GPU
     n_next = sequences.lengths - 1  # tokens that each sequence predicts
-    losses = run.wrap(SequenceLosses(model, alike=n_next[:n_train].min() == n_next[:n_train].max()))
+    are_alike = n_next[:n_train].min() == n_next[:n_train].max()
+    losses = run.wrap(SequenceLosses(model, alike=are_alike))
 
     with run:
-        # before the first update of an adaptation; and a run that was stopped while it was measured goes on with that
+        # what an adaptation starts from
         if settings.init_from is not None and run.n_updates == 0:
             figures = measured.figures(run)
             if ranks.is_first:
                 print(f"before   {measured.shown(figures)}")
+
+        # a run that was stopped while it was measured goes on with that
         if is_log_due(run):
             write_log(run, measured)
 
@@ -115,16 +135,17 @@ def pre_train(settings: PreTrainingFlags, ranks: Ranks, make_network=None) -> LM
             for part in run.parts(examples):
                 packing = sequences.packed(part, encoder.n_vocab).to(ranks.device)
                 with run.autocast:
-                    loss = run.weight(n_next, part) * token_mean(losses(packing), packing.n_next())
-                    loss = loss / settings.accumulate
+                    loss = token_mean(losses(packing), packing.n_next())
+                    loss = run.weight(n_next, part) * loss / settings.accumulate
                 loss.backward()
                 cost = cost + loss.detach()
 
-            # clip and step; an update whose cost or gradients are not finite is not made
-            cost = run.mean_cost(cost)
+            # clip and step, in all processes alike; an update whose cost or gradients are not finite is not made
+            cost = ranks.mean(cost)
             norm = optimizer.step(cost=cost)
             run.count(cost, norm, n_next[examples].sum())
 
+            # measure, and write it to the log
             if is_log_due(run):
                 write_log(run, measured)
     if ranks.is_first:
@@ -147,11 +168,13 @@ def completed(settings: PreTrainingFlags, sizes: FolderSizes | None) -> PreTrain
 def make_folders(settings: PreTrainingFlags) -> None:
     """Make the folders of the output. Raises InputError for one that takes no files, or holds weights already."""
     if settings.tensorboard:
-        summary_writer()
+        summary_writer()  # refuses now if it is not installed
     model_dir = Path(settings.model_dir)
     run_folder = Path(settings.save_dir) / settings.desc
     for folder in (model_dir, Path(settings.log_dir), run_folder):
         make_output_folder(folder)
+
+    # weights that are there are not overwritten, but by the run that was to write them
     is_begun = (settings.resume or restarted()) and any(run_folder.glob("checkpoint_*"))
     if not is_begun and (model_dir / SHAPES_FILE).exists():
         raise InputError(f"{model_dir} holds weights already. Name another --model_dir.")
@@ -181,10 +204,12 @@ def make_tokens(settings: PreTrainingFlags, encoder: TextEncoder | None) -> None
                 raise InputError(
                     f"{copy} differs from {source}, the vocabulary of --init_from. Name another --model_dir."
                 )
+        # no copy differs: those that are missing are made
         for source, copy in zip(encoder.files, vocabulary, strict=True):
             if not copy.exists():
                 copy_file(source, copy)
 
+    # the tokens, and where there is none yet the vocabulary
     folder = Path(settings.save_dir) / settings.desc
     n_workers = settings.workers or n_cores()
     prepare(settings.corpus, vocabulary, settings.n_merges, folder, n_workers, settings.field)
@@ -213,12 +238,16 @@ def build_network(
 ) -> LMModel:
     """Return the network to train, with the weights of `initial` or random ones."""
     model = LMModel(settings.config(), n_vocab + n_positions, n_positions)
+
+    # the weights to start from
     if initial is not None:
         copy_weights(initial, model.transformer, n_vocab)
         return model
+
+    # random weights: matrices were drawn from N(0, 0.02), as the paper says
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.dim() > 1:  # drawn from N(0, 0.02), as the paper says
+            if parameter.dim() > 1:
                 parameter *= settings.init_std / 0.02
     return model
 
@@ -232,14 +261,21 @@ class Orders:
         self.plan = plan
 
     def __getitem__(self, epoch: int) -> np.ndarray:
-        order = np.random.RandomState([self.seed, epoch]).permutation(self.n_train)
+        generator = np.random.RandomState([self.seed, epoch])
+        order = generator.permutation(self.n_train)
+
+        # the last few, too few for an update, are left out; a line an update
         n_used = self.plan.per_epoch * self.plan.n_update
-        return np.sort(order[:n_used].reshape(-1, self.plan.n_update), 1).ravel()
+        updates = order[:n_used].reshape(-1, self.plan.n_update)
+        return np.sort(updates, 1).ravel()
 
 
 def record_of(settings: PreTrainingFlags, encoder: TextEncoder, plan: Plan, corpus_digest: str, ranks: Ranks) -> dict:
     """Return what settings.json holds of this run."""
-    weights = [] if settings.init_from is None else parameter_files(Path(settings.init_from))
+    # the weights to start from are files that the run depends on
+    weights = []
+    if settings.init_from is not None:
+        weights = parameter_files(Path(settings.init_from))
     return settings.fixed_on_resume() | {
         "precision": pick_precision(settings.precision, ranks.device),
         "n_vocab": encoder.n_vocab,
@@ -252,16 +288,23 @@ def record_of(settings: PreTrainingFlags, encoder: TextEncoder, plan: Plan, corp
 
 def announce(run: Run, sequences: Sequences, encoder: TextEncoder, n_held_out: int) -> None:
     """Print device, tokens, network and plan."""
-    settings, plan, cfg = run.settings, run.plan, run.model.cfg
-    n_ctx = f"at most {settings.n_ctx}" if settings.by_document else str(settings.n_ctx)
-    source = "" if settings.init_from is None else f"; weights of {settings.init_from}"
-    n_tokens = f"{len(sequences.tokens):,}, vocabulary {encoder.n_vocab:,}"
+    settings = run.settings
+    plan = run.plan
     print(f"device   {describe_device(run.precision, run.ranks)}")
+
+    # the text, and what is unknown in it
+    n_ctx = f"at most {settings.n_ctx}" if settings.by_document else f"{settings.n_ctx}"
+    n_tokens = f"{len(sequences.tokens):,}, vocabulary {encoder.n_vocab:,}"
     print(f"tokens   {n_tokens}: {plan.n_examples:,} + {n_held_out} sequences of {n_ctx}")
     print("\n".join(describe_unknown([sequences.tokens], encoder)))
+
+    cfg = run.model.cfg
+    source = "" if settings.init_from is None else f"; weights of {settings.init_from}"
     print(f"network  {cfg.n_layer} blocks, {cfg.n_embd} features, {cfg.n_head} heads{source}")
-    plan_of = f"{plan.n_iter} epochs, {plan.t_total} updates of {plan.n_update} sequences"
-    print(f"plan     {plan_of}, {run.n_updates} of them done")
+
+    # a run that is resumed has less to do
+    updates = f"{plan.t_total} updates of {plan.n_update} sequences"
+    print(f"plan     {plan.n_iter} epochs, {updates}, {run.n_updates} of them done")
 
 
 # --- what is measured at each log ------------------------------------------------------------------------------------
@@ -280,7 +323,8 @@ class Measured:
     def figures(self, run: Run) -> dict[str, float]:
         """Return the figures by their names in the log. A signal may stop it between batches."""
         # each process computes its part of the held-out sequences
-        ranks, n_batch = run.ranks, run.settings.n_batch
+        ranks = run.ranks
+        n_batch = run.settings.n_batch
         run.model.eval()
         n_own = math.ceil(len(self.held_out) / ranks.size)
         own = self.held_out[ranks.rank * n_own : (ranks.rank + 1) * n_own]
@@ -292,8 +336,11 @@ class Measured:
                 with run.autocast:
                     costs[start : start + len(batch)] = sequence_losses(run.model, packing).float().cpu()
             ranks.pause()
+
+        # the mean over all tokens that are predicted
         n_next = torch.from_numpy(self.sequences.lengths[self.held_out] - 1)
-        cost = token_mean(ranks.gather(costs)[: len(self.held_out)], n_next).item()
+        gathered = ranks.gather(costs)[: len(self.held_out)]
+        cost = token_mean(gathered, n_next).item()
         figures = {"va_ppl": perplexity(cost)}
 
         # the first process answers the probes
@@ -311,8 +358,9 @@ class Measured:
         text = f"perplexity: held out {figures['va_ppl']:.3f}"
         if "tr_ppl" in figures:
             text = f"perplexity: train {figures['tr_ppl']:.3f}, held out {figures['va_ppl']:.3f}"
-        found = [f"{probe.name} {figures[probe.name]:.2f}" for probe in self.probes]
-        return "; ".join([text, ", ".join(found)]) if found else text
+        if self.probes:
+            text += "; " + ", ".join(f"{probe.name} {figures[probe.name]:.2f}" for probe in self.probes)
+        return text
 
 
 def perplexity(cost: float) -> float:
@@ -347,10 +395,14 @@ def tokenize(settings: PreTrainingFlags) -> None:
     folder = Path(settings.save_dir) / settings.desc
     for path in (Path(settings.model_dir), folder):
         make_output_folder(path)
+
+    # the vocabulary of --init_from, if there is one
     encoder = None
     if settings.init_from is not None:
         _, encoder, _ = open_transformer(Path(settings.init_from))
     make_tokens(settings, encoder)
+
+    # what was made
     n_vocab = TextEncoder(*vocabulary_of(settings)).n_vocab
     tokens, _ = open_tokens(folder, n_vocab)
     print(f"tokens   {len(tokens):,}, vocabulary {n_vocab:,}: {folder / 'tokens.bin'}")
@@ -363,6 +415,8 @@ def run(settings: PreTrainingFlags, make_network=None) -> None:
         with only_writer(folder, Ranks()):
             tokenize(settings)
         return
+
+    # train; the first process writes the model folder
     started = time.monotonic()
     keep_freed_memory()
     if settings.deterministic:
@@ -372,6 +426,8 @@ def run(settings: PreTrainingFlags, make_network=None) -> None:
         if ranks.is_first:
             n_vocab = len(model.transformer.embed.weight) - model.transformer.n_ctx
             save_openai_model(model.transformer, n_vocab, Path(settings.model_dir), model.cfg.afn)
+
+    # one process reports for all
     if not ranks.is_first:
         return
     seconds = time.monotonic() - started

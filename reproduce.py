@@ -30,6 +30,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+import running.figures
 import train
 from analysis import label_names, labelled_splits, parts_of, read_run_log
 from formats.files import InputError, digests, make_output_folder, read_json, replacing, write_json
@@ -116,12 +117,13 @@ HEADS = {
 GLUE_SCORE = 72.8
 STORY_SEEDS = 10  # of the authors' protocol
 
+# the variants that are compared -> flags of train.py
 FULL = "transformer with auxiliary LM"
 NO_AUXILIARY = "without auxiliary LM"
 NOT_PRE_TRAINED = "without pre-training"
-VARIANTS = {FULL: [], NO_AUXILIARY: ["--lm_coef=0"], NOT_PRE_TRAINED: ["--n_transfer=-1"]}  # -> flags of train.py
 N_LAYER = 12
 PARTIAL = {n: f"{n} blocks transferred" for n in range(N_LAYER)}
+VARIANTS = {FULL: [], NO_AUXILIARY: ["--lm_coef=0"], NOT_PRE_TRAINED: ["--n_transfer=-1"]}
 VARIANTS |= {name: [f"--n_transfer={n}"] for n, name in PARTIAL.items()}
 
 # Table 5: a column a set (title, data set, part, metric); a row a variant, with the average in front
@@ -140,10 +142,14 @@ PUBLISHED5 = {
     NOT_PRE_TRAINED: [59.9, 18.9, 84.0, 79.4, 30.9, 65.5, 75.7, 71.2, 53.8],
     NO_AUXILIARY: [75.0, 47.9, 92.0, 84.9, 83.2, 69.8, 81.1, 86.9, 54.4],
 }
-FIGURE2 = {"MNLI": ("mnli", "matched", "acc"), "RACE": ("race", "all", "acc")}
 
+# figure 2, left: the lines (title -> data set, part, metric), and their points from left to right
+FIGURE2 = {"MNLI": ("mnli", "matched", "acc"), "RACE": ("race", "all", "acc")}
+FIGURE2_VARIANTS = [NOT_PRE_TRAINED, *PARTIAL.values(), FULL]
+
+# how to get a data set; {folder}: that of --data_dir
 GLUE_PAGE = "https://gluebenchmark.com/tasks has its archive; unpack it into {folder}/"
-GET = {  # how to get a data set; {folder}: that of --data_dir
+GET = {
     "rocstories": "ask at https://cs.rochester.edu/nlp/rocstories/ and put the two CSV files of 2016 into {folder}/",
     "snli": "https://nlp.stanford.edu/projects/snli/snli_1.0.zip, unpacked into {folder}/",
     "scitail": "SciTailV1.1.zip of https://allenai.org/data/scitail; put its tsv_format/ into {folder}/",
@@ -172,7 +178,8 @@ class Job:
 
     def all_flags(self) -> list[str]:
         """Return the flags of train.py."""
-        folders = [f"--{name}_dir={self.folder() / name}" for name in ("log", "save", "submission")]
+        folder = self.folder()
+        folders = [f"--{name}_dir={folder / name}" for name in ("log", "save", "submission")]
         return ["--desc=run", "--submit", "--resume", *folders, f"--seed={self.seed}", *self.flags]
 
 
@@ -193,13 +200,19 @@ def fine_tune(job: Job, run=train.run) -> dict[str, Any]:
 
 def read_figures(log_dir: Path) -> dict[str, dict[str, dict[str, float]]]:
     """Return split -> part -> metric -> value (%) of a finished run; the part `all` is the whole split."""
+    # the predictions with their labels, as the analysis has them
     record, _ = read_run_log(log_dir / "run.jsonl")
     examples = read_predictions(log_dir / "run.predictions.jsonl")
+    names = label_names(record, examples)
+    splits = labelled_splits(record, names, examples)
+
+    # the metrics of each split, and of each of its parts
     figures = {}
-    for split, table in labelled_splits(record, label_names(record, examples), examples).items():
+    for split, table in splits.items():
         figures[split] = {}
         for part, rows in parts_of(table).items():
-            y, found = rows["y"].to_numpy(), rows["found"].to_numpy()
+            y = rows["y"].to_numpy()
+            found = rows["found"].to_numpy()
             figures[split][part] = {metric: 100 * METRICS[metric].of(y, found) for metric in record.metrics}
     return figures
 
@@ -233,12 +246,18 @@ def fine_tune_missing(results: "Results", jobs: list[Job], n_workers: int, funct
     n_done = len(jobs) - len(missing)
     started = time.monotonic()
     for n_new, (job, found) in enumerate(in_processes(function, missing, n_workers), start=1):
+        # each run is kept as soon as it is done
         results.runs.append({"task": job.task, "variant": job.variant, "seed": job.seed, **found})
         results.save()
+
+        # the last split is test where its labels are known, the first metric the main one
         split, parts = list(found["figures"].items())[-1]
         metric, value = list(parts["all"].items())[0]
-        hours = (time.monotonic() - started) / n_new * (len(missing) - n_new) / 3600
         shown = f"{METRICS[metric].title} on {split} {value:.1f} %"
+
+        # the runs that are left take as long as those before
+        hours_each = (time.monotonic() - started) / n_new / 3600
+        hours = hours_each * (len(missing) - n_new)
         print(f"run {n_done + n_new} of {len(jobs)}: {job.name()}: {shown}; about {hours:.1f} h left", flush=True)
 
 
@@ -249,6 +268,7 @@ class Results:
     """All results, and what they were made with, in one JSON file. Raises InputError for another file."""
 
     def __init__(self, path: Path):
+        # nothing yet, or what the file holds
         self.path = path
         self.content: dict[str, Any] = {"made_with": {}, "pre_training": {}, "baselines": {}, "runs": []}
         if path.exists():
@@ -256,6 +276,8 @@ class Results:
             if not isinstance(found, dict) or not self.content.keys() <= found.keys():
                 raise InputError(f"{path} does not hold results of this command. Name another file or remove it.")
             self.content = found
+
+        # its parts; what is put into them is in the content too
         self.made_with: dict[str, Any] = self.content["made_with"]
         self.pre_training: dict[str, dict[str, Any]] = self.content["pre_training"]
         self.baselines: dict[str, dict[str, float]] = self.content["baselines"]
@@ -281,7 +303,9 @@ class Results:
         values = {}
         for run in self.runs:
             if (run["task"], run["variant"]) == (task, variant):
-                value = run["figures"].get(split, {}).get(part, {}).get(metric)
+                # a test set without labels has no figures
+                figures = run["figures"].get(split, {}).get(part, {})
+                value = figures.get(metric)
                 if value is not None:
                     values[run["seed"]] = value
         return pd.Series(values, dtype=float)
@@ -319,21 +343,17 @@ def draw_transfer(axes, points: dict[str, list[pd.Series]], names: list[str]) ->
         names: as written below the axis.
     """
     for i, (task, series) in enumerate(points.items()):
+        # the mean of each point, with an error bar where there are several seeds
         means = [values.mean() for values in series]
         spreads = [values.std() if len(values) > 1 else 0.0 for values in series]
         style = {"color": f"C{i}", "capsize": 3}
         axes.errorbar(range(1, len(names)), means[1:], spreads[1:], fmt="o-", label=task, **style)
         axes.errorbar([0], means[:1], spreads[:1], fmt="s", **style)
+
+    # what stands below the points
     axes.set_xticks(range(len(names)), names)
     axes.set_xlabel("blocks transferred (none: not pre-trained; 0: embeddings)")
     axes.legend()
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a picture, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        figure.savefig(file, dpi=120)
 
 
 # --- the report ------------------------------------------------------------------------------------------------------
@@ -343,7 +363,10 @@ def report(results: Results, out: Path) -> None:
     """Print the tables of the results there are; write them, the figure and GLUE's hand-in to a folder."""
     # a rehearsal says so
     texts = []
-    given = [f"{name} {value}" for name, value in results.made_with.items() if name != "weights" and value]
+    given = []
+    for name, value in results.made_with.items():
+        if name != "weights" and value:
+            given.append(f"{name} {value}")
     if given:
         texts.append(f"Not the paper's settings: {', '.join(given)}.")
 
@@ -358,15 +381,18 @@ def report(results: Results, out: Path) -> None:
             rows.append(["score", f"{GLUE_SCORE}", mean_and_spread(values), median(values), "dev", f"{len(values)}"])
         head = [HEADS[key], "published, test", "ours: mean ± s.d.", "median", "split", "seeds"]
         texts.append(markdown(head, rows))
-    if done & {dataset for _, dataset, *_ in TABLE5}:
+    if any(dataset in done for _, dataset, *_ in TABLE5):
         texts.append(ablations(results))
+
+    # printed, and kept
     text = "\n\n".join(texts)
     print(f"\n{text}\n")
     with replacing(out / "tables.md") as file:
         file.write(f"{text}\n".encode())
 
+    # the picture, and what GLUE's server takes
     files = ["tables.md"]
-    if done & {dataset for dataset, *_ in FIGURE2.values()}:
+    if any(dataset in done for dataset, *_ in FIGURE2.values()):
         draw_figure2(results, out / "figure2.png")
         files.append("figure2.png")
     if pack_hand_in(results, out):
@@ -376,28 +402,25 @@ def report(results: Results, out: Path) -> None:
 
 def draw_figure2(results: Results, path: Path) -> None:
     """Draw the left panel of figure 2: accuracy by blocks transferred."""
-    variants = [NOT_PRE_TRAINED, *PARTIAL.values(), FULL]
+    # a line a data set; its points from left to right
     points = {}
     for title, (dataset, part, metric) in FIGURE2.items():
-        points[title] = [results.best_split(dataset, variant, part, metric)[1] for variant in variants]
+        points[title] = []
+        for variant in FIGURE2_VARIANTS:
+            _, values = results.best_split(dataset, variant, part, metric)
+            points[title].append(values)
+
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     draw_transfer(axes, points, ["none", *map(str, PARTIAL), str(N_LAYER)])
     axes.set_ylabel("accuracy (%): MNLI on dev, RACE on test")
-    save_figure(figure, path)
+    running.figures.save(figure, path)
 
 
 def row_of(results: Results, number: Number) -> list[str]:
     """Return a row of tables 2 to 4: the published number, then ours."""
     split, values = results.best_split(number.dataset, FULL, number.part, number.metric)
-    return [
-        number.title,
-        f"{number.published}",
-        mean_and_spread(values),
-        median(values),
-        split,
-        f"{len(values)}",
-    ]
+    return [number.title, f"{number.published}", mean_and_spread(values), median(values), split, f"{len(values)}"]
 
 
 def median(values: pd.Series) -> str:
@@ -406,12 +429,18 @@ def median(values: pd.Series) -> str:
 
 def glue_score(results: Results) -> pd.Series:
     """Return seed -> GLUE's score on the dev sets, for the seeds that have all of them."""
-    by_number = {}
+    # the metrics of each set
+    by_set = {}
     for number in TABLES["glue"]:
         values = results.by_seed(number.dataset, FULL, number.part, number.metric, "valid")
-        by_number.setdefault(number.dataset, []).append(values)
-    sets = [pd.concat(values, axis=1).mean(axis=1, skipna=False) for values in by_number.values()]
-    return pd.concat(sets, axis=1).mean(axis=1, skipna=False).dropna()
+        by_set.setdefault(number.dataset, []).append(values)
+
+    # the mean of each set's, then of the sets; a seed that lacks one has none
+    means = []
+    for metrics in by_set.values():
+        means.append(pd.concat(metrics, axis=1).mean(axis=1, skipna=False))
+    scores = pd.concat(means, axis=1).mean(axis=1, skipna=False)
+    return scores.dropna()
 
 
 def ablations(results: Results) -> str:
@@ -419,20 +448,30 @@ def ablations(results: Results) -> str:
     rows = []
     for variant, published in PUBLISHED5.items():
         rows.append([f"{variant}, published", *map(str, published)])
+
+        # ours; the average is over the seeds that all sets have
         columns = {}
         for title, dataset, part, metric in TABLE5:
             columns[title] = results.by_seed(dataset, variant, part, metric, "valid")
         averages = pd.DataFrame(columns).dropna().mean(axis=1)
-        rows.append([f"{variant}, ours on dev", *map(mean_and_spread, [averages, *columns.values()])])
-    return markdown(["Table 5", "average", *(title for title, *_ in TABLE5)], rows)
+        cells = [mean_and_spread(values) for values in (averages, *columns.values())]
+        rows.append([f"{variant}, ours on dev", *cells])
+    titles = [title for title, *_ in TABLE5]
+    return markdown(["Table 5", "average", *titles], rows)
 
 
 def pack_hand_in(results: Results, out: Path) -> bool:
     """Zip GLUE's eleven files of the first seed that has them all; return whether there is one."""
+    seeds = {run["seed"] for run in results.runs}
     sets = dict.fromkeys(number.dataset for number in TABLES["glue"])
-    names = [(dataset, file) for dataset in sets for file in TASKS[dataset].submission.values()]
-    for seed in sorted({run["seed"] for run in results.runs}):
-        files = [Job(out, dataset, FULL, seed, []).folder() / "submission" / file for dataset, file in names]
+    for seed in sorted(seeds):
+        # the files of its runs
+        files = []
+        for dataset in sets:
+            folder = Job(out, dataset, FULL, seed, []).folder() / "submission"
+            files += [folder / name for name in TASKS[dataset].submission.values()]
+
+        # only of a seed that has all of them
         if all(path.exists() for path in files):
             with replacing(out / "GLUE.zip") as target, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as packed:
                 for path in files:
@@ -453,14 +492,18 @@ def wanted(what: list[str], n_seeds: int | None) -> list[tuple[str, str, int]]:
     asked = WHAT[:-1] if "all" in what else what
     found = []
     for key in asked:
+        # data sets and variants
         if key == "table5":
             pairs = [(dataset, variant) for variant in PUBLISHED5 for _, dataset, *_ in TABLE5]
         elif key == "figure2":
-            variants = [NOT_PRE_TRAINED, *PARTIAL.values(), FULL]
-            pairs = [(dataset, variant) for dataset, *_ in FIGURE2.values() for variant in variants]
+            pairs = [(dataset, variant) for dataset, *_ in FIGURE2.values() for variant in FIGURE2_VARIANTS]
         else:
             pairs = [(number.dataset, FULL) for number in TABLES[key]]
-        last = n_seeds or (STORY_SEEDS if key == "stories" else 1)
+
+        # seed by seed, so that one of each is done first
+        last = n_seeds
+        if last is None:
+            last = STORY_SEEDS if key == "stories" else 1
         for seed in range(1, last + 1):
             found += [(dataset, variant, seed) for dataset, variant in pairs]
     return list(dict.fromkeys(found))
@@ -472,14 +515,22 @@ def jobs_of(settings: ReproduceFlags) -> list[Job]:
     common = ["--n_batch=8", "--accumulate=4", f"--model_dir={settings.model_dir}", f"--data_dir={settings.data_dir}"]
     if settings.max_examples is not None:
         # of a set without validation file, a fifth is held out
-        common += [f"--max_examples={settings.max_examples}", f"--n_valid={max(1, settings.max_examples // 5)}"]
-    jobs, absent = [], []
+        n_valid = max(1, settings.max_examples // 5)
+        common += [f"--max_examples={settings.max_examples}", f"--n_valid={n_valid}"]
+
+    # the runs of the data sets that are there
+    data_dir = Path(settings.data_dir)
+    jobs = []
+    absent = []
     for dataset, variant, seed in wanted(settings.what or ["all"], settings.seeds):
-        if has_files(dataset, Path(settings.data_dir)):
+        task = find_task(dataset, data_dir)
+        if task.is_in(task.find(data_dir)):
             flags = [f"--dataset={dataset}", *common, *VARIANTS[variant], *settings.flags.split()]
             jobs.append(Job(Path(settings.out), dataset, variant, seed, flags))
         elif dataset not in absent:
             absent.append(dataset)
+
+    # how to get the others
     for dataset in absent:
         how = GET.get(dataset, GLUE_PAGE).format(folder=settings.data_dir)
         print(f"left out {TASKS[dataset].title}: its files are not in {settings.data_dir}. To get them: {how}")
@@ -488,27 +539,22 @@ def jobs_of(settings: ReproduceFlags) -> list[Job]:
     return jobs
 
 
-def has_files(dataset: str, data_dir: Path) -> bool:
-    """Return whether a folder holds a data set."""
-    task = find_task(dataset, data_dir)
-    return task.is_in(task.find(data_dir))
-
-
 def print_plan(jobs: list[Job]) -> None:
     """Print each command, its updates, and the hours they take at the speed of one update that is measured here."""
     total = 0.0
     for job in jobs:
-        settings = parse(FineTuningFlags, job.all_flags())
-        n_updates, seconds = measure_update(settings)
+        flags = job.all_flags()
+        n_updates, seconds = measure_update(parse(FineTuningFlags, flags))
         hours = n_updates * seconds / 3600
         total += hours
-        print(f"python train.py {' '.join(job.all_flags())}")
+        print(f"python train.py {' '.join(flags)}")
         print(f"    {n_updates:,} updates of {seconds:.2f} s: {hours:.2f} h, without evaluation", flush=True)
     print(f"{len(jobs)} runs, {total:.1f} h one after the other on this machine")
 
 
 def measure_update(settings: FineTuningFlags) -> tuple[int, float]:
     """Return the number of updates of a run, and the seconds that its first takes."""
+    # the run, as train.py makes it
     encoder = TextEncoder(settings.encoder_path, settings.bpe_path)
     splits = train.read_task(settings, encoder)
     plan = Plan(len(splits.train), settings.n_batch, settings.accumulate, 1, settings.n_iter)
@@ -519,10 +565,13 @@ def measure_update(settings: FineTuningFlags) -> tuple[int, float]:
     optimizer = OpenAIAdam(model.parameters(), **settings.adam(), schedule="warmup_linear", warmup=0.1, t_total=10)
     optimizer.preallocate()
 
+    # one update, with its time
     started = time.monotonic()
     for first in range(0, plan.n_update, settings.n_batch):
         part = range(first, first + settings.n_batch)
-        task_losses, lm_losses = losses(splits.train.packed(part).to(device), splits.train.targets(part).to(device))
+        packing = splits.train.packed(part).to(device)
+        y = splits.train.targets(part).to(device)
+        task_losses, lm_losses = losses(packing, y)
         loss = task_losses.mean()
         if lm_losses is not None:
             loss = loss + settings.lm_coef * lm_losses.mean()
@@ -539,19 +588,26 @@ def reproduce(settings: ReproduceFlags) -> None:
     """Do what is missing, then report. Raises InputError for what the user can fix."""
     out = Path(settings.out)
     results = Results(out / "results.json")
+
+    # --report: of what was done before
     if settings.report:
         if not results.runs:
             raise InputError(f"{results.path} holds no results. Leave out --report to make them.")
         report(results, out)
         return
+
+    # what is to be done; with --dry_run only shown
     jobs = jobs_of(settings)
     if settings.dry_run:
         print_plan(results.missing(jobs))
         return
     make_output_folder(out)
+
     # results of other weights or settings are not mixed with these
     weights = list(digests(weight_files(Path(settings.model_dir))).values())
     results.claim(weights=weights, max_examples=settings.max_examples, flags=settings.flags)
+
+    # one run at a time keeps a GPU busy
     n_workers = settings.workers
     if n_workers is None:
         has_gpu = torch.accelerator.current_accelerator(check_available=True) is not None

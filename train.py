@@ -30,7 +30,7 @@ from formats.folders import BPE_FILE, ENCODER_FILE, is_model, is_run
 from loss import PackedLosses
 from model_pytorch import DoubleHeadModel
 from opt import OpenAIAdam
-from reading.rows import FORMS, N_SPECIAL, special_tokens, transform_roc  # noqa: F401  a public name of this file
+from reading.rows import FORMS, N_SPECIAL, Rows, special_tokens, transform_roc  # noqa: F401  a public name of this file
 from reading.splits import Limits, Splits, describe, majority, read_splits
 from reading.tasks import Task
 from running.checkpoint import load_parameters, only_writer
@@ -75,19 +75,22 @@ def fine_tune(settings: FineTuningFlags, ranks: Ranks, make_network=None) -> Non
     with ranks.first_alone():
         splits = read_task(settings, encoder)
     check_splits(settings, splits)
+    # now, and not after training
     refuse_folders(output_files(settings, splits.task))
-    task, train, valid, test = splits.task, splits.train, splits.valid, splits.test
-    plan = Plan(len(train), settings.n_batch, settings.accumulate, ranks.size, settings.n_iter)
-    if plan.per_epoch == 0:
-        raise InputError(
-            f"--n_batch {settings.n_batch} x --accumulate {settings.accumulate} x {ranks.size} processes is more than "
-            f"the {len(train)} examples to train on. Lower one of them or --n_valid."
-        )
+    train = splits.train
 
-    # the network, with the weights of the model folder, and its optimiser
-    model, loaded = (make_network or build_network)(settings, splits, encoder.n_vocab)
+    # how many updates that makes
+    plan = Plan(len(train), settings.n_batch, settings.accumulate, ranks.size, settings.n_iter)
+    check_plan(plan)
+
+    # the network, with the weights of the model folder; this draws the embeddings of the special tokens
+    if make_network is None:
+        make_network = build_network
+    model, loaded = make_network(settings, splits, encoder.n_vocab)
     model.transformer.checkpoint_activations = settings.checkpoint_activations
     model.to(ranks.device)
+
+    # its optimiser, which clips the gradients too
     schedule = {"schedule": settings.lr_schedule, "warmup": settings.lr_warmup, "t_total": plan.t_total}
     optimizer = OpenAIAdam(model.parameters(), **settings.adam(), **schedule)
     optimizer.preallocate()
@@ -105,6 +108,8 @@ def fine_tune(settings: FineTuningFlags, ranks: Ranks, make_network=None) -> Non
             remove_results(settings)
         copy_file(Path(settings.encoder_path), run.folder / ENCODER_FILE)
         copy_file(Path(settings.bpe_path), run.folder / BPE_FILE)
+
+    # the losses of a batch, and how much an example weighs in their means
     losses = run.wrap(PackedLosses(model, settings.lm_coef))
     n_rows = train.n_rows()
     class_weights = None
@@ -124,6 +129,7 @@ def fine_tune(settings: FineTuningFlags, ranks: Ranks, make_network=None) -> Non
                 packing = train.packed(part, settings.share_context).to(ranks.device)
                 y = to_device(train.targets(part), ranks.device)
                 with run.autocast:
+                    # the task's loss, and the auxiliary one of the language model
                     task_losses, lm_losses = losses(packing, y)
                     if class_weights is not None:
                         task_losses = task_losses * class_weights[y]
@@ -134,11 +140,12 @@ def fine_tune(settings: FineTuningFlags, ranks: Ranks, make_network=None) -> Non
                 loss.backward()
                 cost = cost + loss.detach()
 
-            # clip and step; an update whose cost or gradients are not finite is not made
-            cost = run.mean_cost(cost)
+            # clip and step, in all processes alike; an update whose cost or gradients are not finite is not made
+            cost = ranks.mean(cost)
             norm = optimizer.step(cost=cost)
             run.count(cost, norm)
 
+            # evaluate, and keep the parameters that are best on valid
             if is_log_due(run):
                 write_log(run, splits)
 
@@ -152,16 +159,12 @@ def fine_tune(settings: FineTuningFlags, ranks: Ranks, make_network=None) -> Non
         load_parameters(run.folder / "best_params", model)
         predicted = {}
         with run.autocast:
-            for name, rows in (("valid", valid), ("test", test)):
+            for name, rows in (("valid", splits.valid), ("test", splits.test)):
                 if rows is not None:
-                    predicted[name] = (rows, predict(model, rows, settings.n_batch, ranks, f"{name} rows"))
+                    logits = predict(model, rows, settings.n_batch, ranks, f"{name} rows")
+                    predicted[name] = (rows, logits)
     if ranks.is_first:
-        parts = {"valid": splits.valid_parts, "test": splits.test_parts}
-        write_predictions(predictions_path(settings), task, predicted, parts)
-        if test is not None:
-            found = answers(predicted["test"][1], task.scores)
-            ids = [test.example(i).id for i in range(len(test))]
-            write_submission(Path(settings.submission_dir), task, splits.test_parts, found, ids)
+        write_results(settings, splits, predicted)
 
 
 # --- the steps of the page above -------------------------------------------------------------------------------------
@@ -171,9 +174,12 @@ def make_folders(settings: FineTuningFlags) -> None:
     """Make the folders of the output. Raises InputError for one that takes no files, now and not after training."""
     if settings.tensorboard:
         summary_writer()  # refuses now if it is not installed
+
+    # the weights that the run starts from are not overwritten
     run_folder = Path(settings.save_dir) / settings.desc
     if Path(settings.model_dir).resolve() == run_folder.resolve():
         raise InputError(f"{run_folder} is the run to go on from, and would be replaced. Give another --desc.")
+
     folders = [settings.log_dir, run_folder]
     if settings.submit:
         folders.append(settings.submission_dir)
@@ -183,15 +189,16 @@ def make_folders(settings: FineTuningFlags) -> None:
 
 def read_task(settings: FineTuningFlags, encoder: TextEncoder) -> Splits:
     """Return the examples of the data set. Raises InputError."""
-    data_dir = Path(settings.data_dir)
     task = settings.find_task()
     if settings.skip_bad:
         task = replace(task, strict=False)
+
+    # a row has no more tokens than the weights have positions
     n_ctx = settings.n_ctx
     if settings.n_transfer >= 0:
         n_ctx = min(n_ctx, folder_sizes(Path(settings.model_dir)).n_positions)
     limits = Limits(settings.n_valid, settings.seed, n_ctx, settings.max_examples)
-    return read_splits(task, data_dir, encoder, limits)
+    return read_splits(task, Path(settings.data_dir), encoder, limits)
 
 
 def check_splits(settings: FineTuningFlags, splits: Splits) -> None:
@@ -204,6 +211,15 @@ def check_splits(settings: FineTuningFlags, splits: Splits) -> None:
         raise InputError("--class_weights balanced needs classes: leave it out for scores and multiple choice.")
 
 
+def check_plan(plan: Plan) -> None:
+    """Raise InputError when the examples are fewer than one update takes."""
+    if plan.per_epoch == 0:
+        raise InputError(
+            f"--n_batch {plan.n_batch} x --accumulate {plan.accumulate} x {plan.n_processes} processes is more than "
+            f"the {plan.n_examples} examples to train on. Lower one of them or --n_valid."
+        )
+
+
 def build_network(settings: FineTuningFlags, splits: Splits, n_vocab: int) -> tuple[DoubleHeadModel, str]:
     """Return the network with its weights, and in words what was loaded.
 
@@ -212,7 +228,11 @@ def build_network(settings: FineTuningFlags, splits: Splits, n_vocab: int) -> tu
     # sizes: from the flags, or else from the model folder
     model_dir = Path(settings.model_dir)
     loads = settings.n_transfer >= 0
-    sizes = folder_sizes(model_dir) if loads or is_model(model_dir) or is_run(model_dir) else None
+    sizes = None
+    if loads or is_model(model_dir) or is_run(model_dir):
+        sizes = folder_sizes(model_dir)
+
+    # weights that are loaded fit the vocabulary, and are what they were when published
     if loads and n_vocab != sizes.n_vocab:
         raise InputError(
             f"{settings.encoder_path} has {n_vocab} tokens, the weights in {model_dir} are for {sizes.n_vocab}. "
@@ -220,6 +240,8 @@ def build_network(settings: FineTuningFlags, splits: Splits, n_vocab: int) -> tu
         )
     if loads and not is_run(model_dir):
         check_bytes(model_dir, sizes)
+
+    # the settings of the network
     try:
         cfg = settings.config() if sizes is None else settings.config(sizes)
     except ValueError as error:
@@ -229,6 +251,8 @@ def build_network(settings: FineTuningFlags, splits: Splits, n_vocab: int) -> tu
     n_ctx = splits.n_ctx()
     head = FORMS[splits.task.form].head(splits.n_out())
     model = DoubleHeadModel(cfg, special_tokens(n_vocab).classify, head, n_vocab + N_SPECIAL + n_ctx, n_ctx)
+
+    # its weights
     if not loads:
         np.random.randn(N_SPECIAL, cfg.n_embd)  # what the loader draws: the epochs' order stays the same
         return model, "nothing"
@@ -258,15 +282,19 @@ def record_of(
     ranks: Ranks,
 ) -> RunRecord:
     """Return what settings.json holds of this run."""
-    # the files that it depends on
-    task = splits.task
-    weights = parameter_files(Path(settings.model_dir)) if settings.n_transfer >= 0 else []
+    # what the flags set, and the files that it depends on
+    weights = []
+    if settings.n_transfer >= 0:
+        weights = parameter_files(Path(settings.model_dir))
     set_by_flags = settings.fixed_on_resume() | {
         "n_processes": ranks.size,
         "precision": pick_precision(settings.precision, ranks.device),
         "digests": digests([*splits.files, *encoder.files, *weights]),
         "notes": list(splits.notes),
     }
+
+    # what was found in the data: whoever opens the run reads with it as the run did
+    task = splits.task
     found = {
         "title": task.title,
         "form": task.form,
@@ -298,17 +326,24 @@ def is_log_due(run: Run) -> bool:
 def write_log(run: Run, splits: Splits) -> None:
     """Write cost and metrics of the first n_valid examples of train, and of valid, to the log."""
     run.settle()
-    costs, metrics, shown = {}, {}, []
+    names = splits.task.metrics
     subset = splits.train.first(run.settings.n_valid)
+    costs = {}
+    metrics = {}
+    shown = []
     for key, name, rows in (("tr", "train", subset), ("va", "valid", splits.valid)):
         with run.autocast:
-            cost, found = evaluate(
-                run.model, rows, splits.task.metrics, run.settings.n_batch, run.ranks, f"{name} rows"
-            )
+            cost, found = evaluate(run.model, rows, names, run.settings.n_batch, run.ranks, f"{name} rows")
+
+        # as the log has it: all costs, then all metrics
         costs[f"{key}_cost"] = cost
-        metrics |= {f"{key}_{metric}": value for metric, value in found.items()}
-        shown.append(f"{name} cost {cost:.3f} " + " ".join(f"{metric} {found[metric]:.2f}" for metric in found))
-    run.write_log(costs | metrics, "  ".join(shown), best_by=f"va_{splits.task.metrics[0]}")
+        for metric, value in found.items():
+            metrics[f"{key}_{metric}"] = value
+
+        # as it is printed
+        words = " ".join(f"{metric} {value:.2f}" for metric, value in found.items())
+        shown.append(f"{name} cost {cost:.3f} {words}")
+    run.write_log(costs | metrics, "  ".join(shown), best_by=f"va_{names[0]}")
 
 
 def warn_of_nothing_learned(run: Run, splits: Splits) -> None:
@@ -320,10 +355,12 @@ def warn_of_nothing_learned(run: Run, splits: Splits) -> None:
     metric = splits.task.metrics[0]
     best = max(line[f"va_{metric}"] for line in run.logs)
     reason = None
+    # a constant prediction has a correlation of 0
     if splits.task.scores is not None or metric == "mcc":
         if best <= 1:
             reason = f"the best {METRICS[metric].title} on valid is {best:.2f} %"
     else:
+        # a blind guess among n labels or choices costs ln n
         n_labels = splits.valid.n_choices() if splits.train.has_choices() else splits.n_out()
         cost = run.logs[-1]["tr_cost"]
         accuracy = max(line.get("va_acc", 100.0) for line in run.logs)
@@ -338,18 +375,43 @@ def warn_of_nothing_learned(run: Run, splits: Splits) -> None:
 
 def announce(run: Run, splits: Splits, encoder: TextEncoder, loaded: str) -> None:
     """Print device, examples, network and plan."""
-    plan, cfg = run.plan, run.model.cfg
-    n_test = 0 if splits.test is None else len(splits.test)
-    done = f", {run.n_updates} of them done" if run.n_updates > 0 else ""
     print(f"device   {describe_device(run.precision, run.ranks)}")
-    print(f"examples {len(splits.train)} train, {len(splits.valid)} valid, {n_test} test, n_ctx {splits.n_ctx()}")
+
+    # the examples, and what was done to some of them
+    n_test = 0 if splits.test is None else len(splits.test)
+    n_examples = f"{len(splits.train)} train, {len(splits.valid)} valid, {n_test} test"
+    print(f"examples {n_examples}, n_ctx {splits.n_ctx()}")
     print("\n".join(describe(splits, encoder)))
-    print(f"network  {cfg.n_layer} blocks, {cfg.n_embd} features, {cfg.n_head} heads; loaded {loaded}")
-    print(f"plan     {plan.n_iter} epochs, {plan.t_total} updates of {plan.n_update} examples{done}")
+
+    cfg = run.model.cfg
+    sizes = f"{cfg.n_layer} blocks, {cfg.n_embd} features, {cfg.n_head} heads"
+    print(f"network  {sizes}; loaded {loaded}")
+
+    # a run that is resumed has less to do
+    plan = run.plan
+    updates = f"{plan.t_total} updates of {plan.n_update} examples"
+    if run.n_updates > 0:
+        updates += f", {run.n_updates} of them done"
+    print(f"plan     {plan.n_iter} epochs, {updates}")
 
 
-def predictions_path(settings: FineTuningFlags) -> Path:
-    return Path(settings.log_dir) / f"{settings.desc}.predictions.jsonl"
+def write_results(settings: FineTuningFlags, splits: Splits, predicted: dict[str, tuple[Rows, Tensor]]) -> None:
+    """Write the predictions of valid and test, and of test the file to hand in.
+
+    Args:
+        predicted: name of the split -> its rows and their logits.
+    """
+    # for the analysis
+    path = Path(settings.log_dir) / f"{settings.desc}.predictions.jsonl"
+    parts = {"valid": splits.valid_parts, "test": splits.test_parts}
+    write_predictions(path, splits.task, predicted, parts)
+
+    # as the data set's authors ask for it
+    if splits.test is not None:
+        _, logits = predicted["test"]
+        found = answers(logits, splits.task.scores)
+        ids = [splits.test.example(i).id for i in range(len(splits.test))]
+        write_submission(Path(settings.submission_dir), splits.task, splits.test_parts, found, ids)
 
 
 def result_files(settings: FineTuningFlags) -> list[Path]:
@@ -360,10 +422,15 @@ def result_files(settings: FineTuningFlags) -> list[Path]:
 
 def output_files(settings: FineTuningFlags, task: Task) -> list[Path]:
     """Return the files that the run writes."""
+    # the log and its results
+    written = [Path(settings.log_dir) / f"{settings.desc}.jsonl", *result_files(settings)]
+
+    # the run's folder
     folder = Path(settings.save_dir) / settings.desc
     names = ("settings.json", ENCODER_FILE, BPE_FILE, "best_params", "best_params.sha256")
-    written = [Path(settings.log_dir) / f"{settings.desc}.jsonl", *result_files(settings)]
     written += [folder / name for name in names]
+
+    # what is handed in
     if settings.submit:
         written += [Path(settings.submission_dir) / name for name in task.submission.values()]
     return written
@@ -387,6 +454,8 @@ def run(settings: FineTuningFlags, make_network=None) -> None:
     folder = Path(settings.save_dir) / settings.desc
     with join_ranks() as ranks, only_writer(folder, ranks):
         fine_tune(settings, ranks, make_network)
+
+    # one process reports for all
     if not ranks.is_first:
         return
     if settings.analysis:

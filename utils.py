@@ -83,5 +83,7 @@ def np_softmax(x: np.ndarray, t: float = 1) -> np.ndarray:
 
 def stsb_label_encoding(labels: Sequence[float], nclass: int = 6) -> np.ndarray:
     """Return scores as soft labels (n, nclass), float32: 3.6 is 0.4 of class 3 and 0.6 of class 4."""
-    distances = np.abs(np.asarray(labels)[:, None] - np.arange(nclass))
+    classes = np.arange(nclass)
+    distances = np.abs(np.asarray(labels)[:, None] - classes)
+    # a class one away or farther has nothing of the score
     return np.maximum(0, 1 - distances).astype(np.float32)

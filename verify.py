@@ -179,7 +179,8 @@ def known_answers(model: OpenedModel) -> Iterator[Answer]:
     # perplexities of the tokens after the first
     for text, expected in PERPLEXITIES.items():
         ids = [WORDS[word] for word in text.split()]
-        loss = F.cross_entropy(model.logits(ids)[:-1].double(), torch.tensor(ids[1:]))
+        logits = model.logits(ids)[:-1].double()
+        loss = F.cross_entropy(logits, torch.tensor(ids[1:]))
         found = loss.exp().item()
         is_right = abs(found - expected) <= TOLERANCE * expected
         yield Answer(f"perplexity of {text!r}", f"{expected:.4f}", f"{found:.4f}", is_right)
@@ -190,7 +191,8 @@ def _listed(ids: Sequence[int]) -> str:
 
 
 def _first_three(states: Tensor) -> str:
-    return " ".join(f"{value:.6f}" for value in states[0, :3].tolist())
+    first = states[0, :3].tolist()
+    return " ".join(f"{value:.6f}" for value in first)
 
 
 def report(answers: Iterable[Answer]) -> list[str]:

@@ -299,10 +299,16 @@ def report(rows: list[dict], out: Path, columns: dict[str, str] = COLUMNS, **mor
     conditions["date"] = datetime.now().isoformat(timespec="minutes")
     write_json(out, {"conditions": conditions | more, "rows": rows}, indent=2)
 
-    # the table, and below it what failed
+    # the table
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    lines += ["| " + " | ".join(cell(row, form) for form in columns.values()) + " |" for row in rows]
-    lines += [f"{row['what']}, {row['by']}: {row['error']}" for row in rows if "error" in row]
+    for row in rows:
+        cells = [cell(row, form) for form in columns.values()]
+        lines.append("| " + " | ".join(cells) + " |")
+
+    # below it what failed
+    for row in rows:
+        if "error" in row:
+            lines.append(f"{row['what']}, {row['by']}: {row['error']}")
     if not HAS_PEER:
         lines.append("transformers is not installed: ours alone")
     return "\n".join(lines)

@@ -42,18 +42,26 @@ class CorpusCase:
 
 def write_text(path: Path, n_bytes: int) -> None:
     """Write made-up text of about so many bytes."""
+    # words of one to four syllables, a third of them with a mark behind
     rng = np.random.default_rng(0)
     syllables = [c + v + e for c in "bdfghklmnprstw" for v in "aeiou" for e in ("", "n", "r", "s", "th")]
     marks = rng.choice(["", "", "", "", ",", "."], 50_000)
-    words = ["".join(rng.choice(syllables, rng.integers(1, 5))) + mark for mark in marks]
-    cumulative = np.cumsum(1 / np.arange(1, len(words) + 1))
+    words = []
+    for mark in marks:
+        n_syllables = rng.integers(1, 5)
+        words.append("".join(rng.choice(syllables, n_syllables)) + mark)
+
+    # the frequency of a word is one over its rank
+    ranks = np.arange(1, len(words) + 1)
+    cumulative = np.cumsum(1 / ranks)
 
     # paragraphs of 80 words
     with open(path, "w") as file:
         while file.tell() < n_bytes:
-            ranks = np.searchsorted(cumulative, cumulative[-1] * rng.random((100, 80)))
-            for paragraph in ranks:
-                file.write(" ".join([words[i] for i in paragraph]).capitalize() + "\n")
+            drawn = cumulative[-1] * rng.random((100, 80))
+            for paragraph in np.searchsorted(cumulative, drawn):
+                text = " ".join([words[i] for i in paragraph])
+                file.write(text.capitalize() + "\n")
 
 
 def their_tokenizer(vocabulary: tuple[Path, Path]):
@@ -66,6 +74,7 @@ def their_tokenizer(vocabulary: tuple[Path, Path]):
 
 def measure(case: CorpusCase) -> list[dict]:
     """Time ours with learning the vocabulary and without, and transformers' tokenizer in this process."""
+    # theirs takes all cores or one
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if case.workers > 1 else "false"
     rows = []
     with tempfile.TemporaryDirectory() as name:

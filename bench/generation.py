@@ -26,7 +26,8 @@ DEFAULTS = Case(n_batch=1, n_ctx=N_PROMPT + 100, n_turns=3)
 def prompt(case: Case, turn: int) -> Tensor:
     """Return random ids (8,), of which all samples are continuations."""
     generator = torch.Generator().manual_seed(turn)
-    return torch.randint(case.n_vocab, (N_PROMPT,), generator=generator).to(Ranks().device)
+    ids = torch.randint(case.n_vocab, (N_PROMPT,), generator=generator)
+    return ids.to(Ranks().device)
 
 
 def count_work(case: Case, turn: int) -> tuple[int, int]:
@@ -37,10 +38,12 @@ def count_work(case: Case, turn: int) -> tuple[int, int]:
 def ours(case: Case) -> tuple[Step, Work]:
     """Return our generation."""
     model = our_model(case).eval()
+    n_new = case.n_ctx - N_PROMPT
 
     def continue_prompt(turn: int) -> list:
-        steps = generate(model, prompt(case, turn), case.n_ctx - N_PROMPT, n_samples=case.n_batch, temperature=0)
-        return list(steps)
+        ids = prompt(case, turn)
+        steps = generate(model, ids, n_new, n_samples=case.n_batch, temperature=0)
+        return list(steps)  # nothing is computed before
 
     return common.without_gradients(continue_prompt, case), partial(count_work, case)
 
@@ -52,8 +55,10 @@ def theirs(case: Case) -> tuple[Step, Work]:
     how = {"max_new_tokens": n_new, "min_new_tokens": n_new, "do_sample": False, "pad_token_id": 0}
 
     def continue_prompt(turn: int) -> Tensor:
+        # there is no padding
         ids = prompt(case, turn).expand(case.n_batch, -1)
-        return model.generate(ids, attention_mask=torch.ones_like(ids), **how)
+        mask = torch.ones_like(ids)
+        return model.generate(ids, attention_mask=mask, **how)
 
     return common.without_gradients(continue_prompt, case), partial(count_work, case)
 

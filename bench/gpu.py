@@ -29,6 +29,7 @@ TARGETS = [
     ("generation", "fp32", 1, "tokens_per_s", True, 250),
 ]
 
+# what is measured: a script and its case
 PARTS = []
 for precision in ("fp32", "bf16"):
     for n_batch in (8, 32, 64):
@@ -46,17 +47,22 @@ def run_tests(seconds: float) -> str:
     except subprocess.TimeoutExpired:
         return f"the tests took more than {seconds:.0f} s"
     print(run.stdout, file=sys.stderr)
-    return (run.stdout.splitlines() or ["no tests ran"])[-1]
+    lines = run.stdout.splitlines()
+    return lines[-1] if lines else "no tests ran"
 
 
 def verdicts(rows: list[dict]) -> str:
     """Return a line for each target: what was found, and whether it is reached."""
     lines = []
     for what, precision, n_batch, figure, is_lower, limit in TARGETS:
+        # the figure of its row
         found = None
         for row in rows:
-            if (row["what"], row["by"], row["precision"], row["n_batch"]) == (what, "ours", precision, n_batch):
+            of_row = (row["what"], row["by"], row["precision"], row["n_batch"])
+            if of_row == (what, "ours", precision, n_batch):
                 found = row.get(figure)
+
+        # in words
         verdict = "not run"
         if found is not None:
             is_reached = found >= limit if is_lower else found <= limit
@@ -71,13 +77,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("bench.json"), help="JSON file; default: %(default)s")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for all parts; default: %(default)s")
     flags = parser.parse_args(argv)
+
+    # a third of the time for the tests
     end = time.monotonic() + flags.seconds
     tests = run_tests(flags.seconds / 3)
 
     # each part gets an equal share of the time that is left
     rows = []
     for i, (script, case) in enumerate(PARTS):
-        limit = max(0.0, end - time.monotonic()) / (len(PARTS) - i)
+        left = max(0.0, end - time.monotonic())
+        limit = left / (len(PARTS) - i)
         part = f"{script.__name__}, {case.precision}, batch {case.n_batch}"
         print(f"{part}: at most {limit:.0f} s", file=sys.stderr, flush=True)
         rows += script.measure(case, limit)

@@ -30,7 +30,9 @@ def count_work(case: Case, turn: int) -> tuple[int, int]:
     """Return the tokens and the operations of an update."""
     n = case.n_ctx
     n_table = case.n_vocab + n  # the positions are rows of the embedding matrix too
-    of_sequence = 3 * common.count_operations(case, n, common.count_pairs(n), n - 1, n_table)
+    n_pairs = common.count_pairs(n)
+    # forward once, backward twice as many
+    of_sequence = 3 * common.count_operations(case, n, n_pairs, n - 1, n_table)
     return case.n_batch * n, case.n_batch * of_sequence
 
 
@@ -53,9 +55,12 @@ def ours(case: Case) -> tuple[Step, Work]:
     model = our_model(case).train()
 
     def cost_of(turn: int) -> Tensor:
-        x = with_positions(batch(case, turn).numpy(), case.n_vocab)
-        packing = Packing.full(torch.from_numpy(x)).to(Ranks().device)
-        return sequence_losses(model, packing, alike=True).mean()
+        ids = batch(case, turn).numpy()
+        x = torch.from_numpy(with_positions(ids, case.n_vocab))
+        packing = Packing.full(x).to(Ranks().device)
+        # sequences of one length weigh alike
+        losses = sequence_losses(model, packing, alike=True)
+        return losses.mean()
 
     step = common.updates(cost_of, model, common.our_optimizer(model), case)
     return step, partial(count_work, case)
@@ -67,7 +72,8 @@ def theirs(case: Case) -> tuple[Step, Work]:
 
     def cost_of(turn: int) -> Tensor:
         ids = batch(case, turn).to(Ranks().device)
-        return model(ids, labels=ids).loss
+        out = model(ids, labels=ids)  # it shifts the labels by itself
+        return out.loss
 
     step = common.updates(cost_of, model, common.their_optimizer(model), case)
     return step, partial(count_work, case)

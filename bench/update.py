@@ -58,6 +58,7 @@ def packed(case: Case, turn: int, share_context: bool) -> Packing:
 
 def padded(case: Case, turn: int) -> tuple[Tensor, Tensor]:
     """Return the same rows padded to the longest, ids (B, 2, T), and their lengths (B, 2), on the device."""
+    # each row's own length
     examples = batch(case, turn)
     lengths = torch.tensor([[len(row) for row in rows] for rows in examples])
 
@@ -83,6 +84,7 @@ def count_work(case: Case, share_context: bool, training: bool, turn: int) -> tu
         n_pairs -= common.count_pairs(prefixes).sum()
         n_next -= (prefixes - 1).sum()
 
+    # a forward pass; in training with the language model's head, and a backward pass that takes twice as many
     if training:
         operations = 3 * common.count_operations(case, n_tokens, n_pairs, n_next, n_table(case))
     else:
@@ -120,7 +122,8 @@ def ours(case: Case, share_context: bool = False) -> tuple[Step, Work]:
     right = torch.zeros(case.n_batch, dtype=torch.long, device=Ranks().device)
 
     def cost_of(turn: int) -> Tensor:
-        task, lm = packed_losses(model, packed(case, turn, share_context), right, LM_COEF, alike=True)
+        packing = packed(case, turn, share_context)
+        task, lm = packed_losses(model, packing, right, LM_COEF, alike=True)
         return task.mean() + LM_COEF * lm.mean()
 
     step = common.updates(cost_of, model, common.our_optimizer(model), case)
@@ -133,8 +136,10 @@ def theirs(case: Case) -> tuple[Step, Work]:
     right = torch.zeros(case.n_batch, dtype=torch.long, device=Ranks().device)
 
     def cost_of(turn: int) -> Tensor:
+        # the padding has no next tokens to learn
         ids, lengths = padded(case, turn)
-        is_padding = torch.arange(ids.size(2), device=ids.device) >= lengths[..., None]
+        places = torch.arange(ids.size(2), device=ids.device)
+        is_padding = places >= lengths[..., None]
         labels = ids.masked_fill(is_padding, -100)  # which their loss leaves out
         out = model(ids, mc_token_ids=lengths - 1, labels=labels, mc_labels=right)
         return out.mc_loss + LM_COEF * out.loss

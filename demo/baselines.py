@@ -21,8 +21,10 @@ def words(text: str) -> list[str]:
 
 def majority_accuracy(train: list[Example], test: list[Example]) -> float:
     """Return the test accuracy of the label that is most frequent in training."""
-    ((label, _),) = Counter(example.label for example in train).most_common(1)
-    return float(np.mean([example.label == label for example in test]))
+    counts = Counter(example.label for example in train)
+    ((most_frequent, _),) = counts.most_common(1)
+    are_right = [example.label == most_frequent for example in test]
+    return float(np.mean(are_right))
 
 
 # --- what a rule looks at --------------------------------------------------------------------------------------------
@@ -32,6 +34,7 @@ def rules(train: list[Example]) -> dict[str, Features]:
     """Return what a simple rule may look at in a task; an ending or hypothesis is the last text."""
     bag = bag_of_words(train)
     found: dict[str, Features] = {"bag of words": bag, "length": lengths}
+    # of two texts, how alike they are, and whether the second tells the answer alone
     if len(train[0].texts) > 1:
         found["word overlap"] = overlaps
         found["last text alone"] = lambda columns: bag(columns[-1:])
@@ -40,6 +43,7 @@ def rules(train: list[Example]) -> dict[str, Features]:
 
 def bag_of_words(train: list[Example]) -> Features:
     """Return a function that counts the words of each text and, of two texts, those that they share."""
+    # the words that training has
     counter = CountVectorizer(tokenizer=words, token_pattern=None)
     counter.fit([text for example in train for text in example.texts])
 
@@ -54,21 +58,26 @@ def bag_of_words(train: list[Example]) -> Features:
 
 def indicators(values: list[list[str]]) -> csr_matrix:
     """Return a feature for each different value of some examples (N, F)."""
-    return HashingVectorizer(analyzer=list, n_features=2**12, norm=None, alternate_sign=False).transform(values)
+    hashing = HashingVectorizer(analyzer=list, n_features=2**12, norm=None, alternate_sign=False)
+    return hashing.transform(values)
 
 
 def lengths(columns: Columns) -> csr_matrix:
     """Return the number of words of each text, a feature for each number."""
-    counts = [[f"{i}: {len(words(text))}" for text in column] for i, column in enumerate(columns)]
-    return indicators(list(zip(*counts, strict=True)))
+    # such as "0: 12" for a first text of 12 words
+    values = []
+    for texts in zip(*columns, strict=True):
+        values.append([f"{i}: {len(words(text))}" for i, text in enumerate(texts)])
+    return indicators(values)
 
 
 def overlaps(columns: Columns) -> csr_matrix:
     """Return the number of words that two texts share, a feature for each number."""
-    shared = []
+    values = []
     for first, second in zip(*columns, strict=True):
-        shared.append(set(words(first)) & set(words(second)))
-    return indicators([[str(len(both))] for both in shared])
+        shared = set(words(first)) & set(words(second))
+        values.append([f"{len(shared)}"])
+    return indicators(values)
 
 
 # --- how well it does ------------------------------------------------------------------------------------------------
@@ -80,14 +89,18 @@ def rule_accuracy(features: Features, train: list[Example], test: list[Example],
     if has_choices:
         model = LogisticRegression(max_iter=2000, class_weight="balanced")
         model.fit(features(with_each_choice(train)), is_right(train).ravel())
+
+        # the best one of each example
         right = is_right(test)
-        scores = model.decision_function(features(with_each_choice(test))).reshape(right.shape)
-        return float(np.mean(right[np.arange(len(test)), scores.argmax(1)]))
+        scores = model.decision_function(features(with_each_choice(test)))
+        best = scores.reshape(right.shape).argmax(1)
+        return float(np.mean(right[np.arange(len(test)), best]))
 
     # the labels are classes
     model = LogisticRegression(max_iter=2000)
     model.fit(features(columns_of(train)), [example.label for example in train])
-    return float(model.score(features(columns_of(test)), [example.label for example in test]))
+    labels = [example.label for example in test]
+    return float(model.score(features(columns_of(test)), labels))
 
 
 def columns_of(examples: list[Example]) -> Columns:
@@ -97,7 +110,8 @@ def columns_of(examples: list[Example]) -> Columns:
 
 def with_each_choice(examples: list[Example]) -> Columns:
     """Return pairs of texts: the context of each example with each of its choices."""
-    contexts, choices = [], []
+    contexts = []
+    choices = []
     for example in examples:
         for choice in example.texts[1:]:
             contexts.append(example.texts[0])
@@ -109,4 +123,5 @@ def is_right(examples: list[Example]) -> np.ndarray:
     """Return which choice of each example is right (N, n_choices)."""
     answers = np.array([int(example.label) for example in examples])
     n_choices = len(examples[0].texts) - 1
-    return answers[:, None] == np.arange(1, n_choices + 1)
+    numbers = np.arange(1, n_choices + 1)
+    return answers[:, None] == numbers

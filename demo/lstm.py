@@ -44,16 +44,18 @@ class LSTM(nn.Module):
 
 def hidden_size(n_embd: int, n_parameters: int) -> int:
     """Return the size of the hidden state with which an LSTM above has a number of parameters, as nearly as can be."""
-    # 4 H (C + H + 2) in the gates, C (H + 1) in the linear map
+    # 4 H (C + H + 2) in the gates, C (H + 1) in the linear map: a quadratic equation of H
     half = (5 * n_embd + 8) / 8
-    return max(1, round(math.sqrt(half**2 + (n_parameters - n_embd) / 4) - half))
+    root = math.sqrt(half**2 + (n_parameters - n_embd) / 4)
+    return max(1, round(root - half))
 
 
 def replace_blocks(transformer: TransformerModel) -> None:
     """Put an LSTM of as many parameters in the position of the blocks."""
     n_embd = transformer.embed.weight.size(1)
     n_parameters = sum(p.numel() for p in transformer.h.parameters())
-    transformer.h = nn.ModuleList([LSTM(n_embd, hidden_size(n_embd, n_parameters))])
+    lstm = LSTM(n_embd, hidden_size(n_embd, n_parameters))
+    transformer.h = nn.ModuleList([lstm])
 
 
 # --- pre-training ----------------------------------------------------------------------------------------------------

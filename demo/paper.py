@@ -25,6 +25,7 @@ import torch
 from matplotlib.figure import Figure
 
 import pretrain
+import running.figures
 import train
 from demo import lstm, stories
 from demo.baselines import majority_accuracy, rule_accuracy, rules
@@ -43,7 +44,6 @@ from reproduce import (
     markdown,
     mean_and_spread,
     printing_to,
-    save_figure,
 )
 from running.command import exit_code
 from running.processes import keep_freed_memory
@@ -57,25 +57,23 @@ PRE_TRAINING = (
     f"--by_document --n_layer={N_LAYER} --n_embd=96 --n_head=3 --n_ctx=96 --n_merges=700 --n_batch=28 --n_iter=1 "
     "--lr=1.2e-3 --b2=0.98 --init_std=0.1 --lr_warmup=200 --embd_pdrop=0 --attn_pdrop=0 --resid_pdrop=0"
 ).split()
-PROBES = {  # zero-shot figures over pre-training: as in pretrain.py --probe -> name in the figure, % right by chance
+# zero-shot figures over pre-training: as in pretrain.py --probe -> name in the figure, % right by chance
+PROBES = {
     "choice:rocstories:{work}/tasks/cloze": ("Story Cloze, likelier ending", 50.0),
     "sentiment:own:{work}/tasks/classification": ("classification, very positive or negative", 50.0),
 }
 FINE_TUNING = (
     "--n_batch=2 --n_iter=3 --lr_warmup=0.1 --embd_pdrop=0 --attn_pdrop=0 --resid_pdrop=0 --clf_pdrop=0".split()
 )
-TASKS = {  # name -> flags of train.py; the rates were chosen by trials (demo/README.md)
-    "Story Cloze": [
-        "--dataset=rocstories",
-        "--data_dir={work}/tasks/cloze",
-        "--share_context",
-        "--lr=3e-4",
-    ],
+# name -> flags of train.py; the rates were chosen by trials (demo/README.md)
+TASKS = {
+    "Story Cloze": ["--dataset=rocstories", "--data_dir={work}/tasks/cloze", "--share_context", "--lr=3e-4"],
     "classification": ["--dataset=own", "--task=classification", "--data_dir={work}/tasks/classification", "--lr=1e-4"],
     "entailment": ["--dataset=own", "--task=entailment", "--data_dir={work}/tasks/entailment", "--lr=2e-4"],
     "similarity": ["--dataset=own", "--task=similarity", "--data_dir={work}/tasks/similarity", "--lr=2e-4"],
 }
-TABLE = {  # the rows of Table 5 -> flags of train.py
+# the rows of Table 5 -> flags of train.py
+TABLE = {
     "transformer with auxiliary LM": [],
     "without auxiliary LM": ["--lm_coef=0"],
     "without pre-training": ["--n_transfer=-1"],
@@ -116,6 +114,7 @@ class PreTrainingJob:
 
     def weights(self) -> list[Path]:
         """Return the files of the weights; empty if they are not there."""
+        # one file, or those of a model folder
         if self.network == "LSTM":
             path = self.work / "LSTM.safetensors"
             return [path] if path.exists() else []
@@ -125,6 +124,7 @@ class PreTrainingJob:
 
 def pre_training_jobs(work: Path) -> list[PreTrainingJob]:
     """Return a job for each network."""
+    probes = ",".join(filled(list(PROBES), work))
     jobs = []
     for network in NETWORKS:
         flags = [
@@ -133,7 +133,7 @@ def pre_training_jobs(work: Path) -> list[PreTrainingJob]:
             f"--desc={network}",
             f"--log_dir={work / 'log'}",
             f"--save_dir={work / 'save'}",
-            f"--probe={','.join(filled(list(PROBES), work))}",
+            f"--probe={probes}",
             *PRE_TRAINING,
         ]
         jobs.append(PreTrainingJob(work, network, flags))
@@ -146,8 +146,14 @@ def fine_tuning_jobs(work: Path, n_seeds: int) -> list[Job]:
     for seed in range(1, n_seeds + 1):
         for variant, flags_of_variant in variants().items():
             for task, flags_of_task in TASKS.items():
-                flags = [f"--model_dir={work / 'transformer'}", *filled(flags_of_task, work)]
-                jobs.append(Job(work, task, variant, seed, [*flags, *FINE_TUNING, *flags_of_variant]))
+                # the variant's flags come last, where they win
+                flags = [f"--model_dir={work / 'transformer'}"]
+                flags += filled(flags_of_task, work)
+                flags += FINE_TUNING
+                flags += flags_of_variant
+                jobs.append(Job(work, task, variant, seed, flags))
+
+    # the sort keeps the order of equals
     return sorted(jobs, key=lambda job: job.variant not in TABLE)
 
 
@@ -172,9 +178,13 @@ def pre_train_network(job: PreTrainingJob) -> None:
 def fine_tune_network(job: Job) -> dict[str, Any]:
     """Fine-tune once and return what it reached; the files of the run are removed."""
     use_one_thread()
+
+    # what trains
     run = train.run
     if job.variant == LSTM:
         run = partial(lstm.fine_tune, weights=job.out / "LSTM.safetensors")
+
+    # what it reached
     found = fine_tune(job, run)
     shutil.rmtree(job.folder())
     return found
@@ -190,7 +200,10 @@ def use_one_thread() -> None:
 def read_lines(path: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """Return the settings and the figures of each line of a run's log; costs of single updates are left out."""
     settings, *lines = map(json.loads, path.read_text().splitlines())
-    return settings, [{name: line[name] for name in line if name not in ("costs", "time")} for line in lines]
+    for line in lines:
+        line.pop("costs", None)
+        line.pop("time", None)
+    return settings, lines
 
 
 # --- the steps -------------------------------------------------------------------------------------------------------
@@ -198,12 +211,15 @@ def read_lines(path: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
 
 def make_data(work: Path) -> None:
     """Make the tasks and the corpus that the work folder lacks."""
+    # each under another name first, so that what has its name is whole
     tasks = work / "tasks"
     if not tasks.exists():
         print("the tasks are made", flush=True)
         part = work / "tasks.part"
         stories.write_tasks(part)
         part.rename(tasks)
+
+    # without the examples of the tasks
     corpus = work / "corpus.txt"
     if not corpus.exists():
         print("the corpus is made", flush=True)
@@ -225,6 +241,7 @@ def task_digests(work: Path) -> dict[str, dict[str, str]]:
     found = {}
     for name, flags in TASKS.items():
         task, folder = task_of(flags, work)
+        # those of a task that it can do without may be missing
         files = [folder / file for source in task.sources() for file in source.files]
         found[name] = digests(path for path in files if path.exists())
     return found
@@ -248,17 +265,17 @@ def pre_train_missing(results: Results, work: Path, n_workers: int) -> None:
     # side by side, as far as there are workers
     for job in missing:
         print(f"pre-training, {job.network}: its progress is in {work / job.network}.txt", flush=True)
+
+    # each network's log is kept as soon as it is there
     for job, _ in in_processes(pre_train_network, missing, n_workers):
         settings, lines = read_lines(work / f"log/{job.network}.jsonl")
         results.claim(**{f"weights of the {job.network}": digests(job.weights())})
-        results.pre_training[job.network] = {
-            "t_total": settings["t_total"],
-            "commit": settings["commit"],
-            "log": lines,
-        }
+        of_run = {name: settings[name] for name in ("t_total", "commit")}
+        results.pre_training[job.network] = of_run | {"log": lines}
         results.save()
-        n_updates, perplexity = lines[-1]["n_updates"], lines[-1]["va_ppl"]
-        print(f"pre-training, {job.network}: {n_updates:,} updates, held-out perplexity {perplexity:.3f}", flush=True)
+        reached = f"{lines[-1]['n_updates']:,} updates, held-out perplexity {lines[-1]['va_ppl']:.3f}"
+        print(f"pre-training, {job.network}: {reached}", flush=True)
+
     # results of other weights are not mixed with these
     for job in jobs:
         results.claim(**{f"weights of the {job.network}": digests(job.weights())})
@@ -268,10 +285,13 @@ def measure_baselines(work: Path) -> dict[str, dict[str, float]]:
     """Return the test accuracy (%) of the most frequent label and of simple rules, for each task."""
     found = {}
     for name, flags in TASKS.items():
+        # the examples
         task, folder = task_of(flags, work)
         train_set = read_sources(task.train, folder)
         test_set = read_sources(task.test, folder)
         has_choices = FORMS[task.form].has_choices
+
+        # what a label alone reaches, and what rules do
         found[name] = {"always the most frequent label": 100 * majority_accuracy(train_set, test_set)}
         for rule, features in rules(train_set).items():
             accuracy = rule_accuracy(features, train_set, test_set, has_choices)
@@ -290,19 +310,22 @@ def read_sources(sources: tuple[Source, ...], folder: Path) -> list[Example]:
 def accuracy_table(results: Results, names: list[str], head: str, n_baselines: int | None = None) -> str:
     """Return test accuracies in Markdown: lines of variants, then of the first n_baselines (None: of all)."""
     # a variant a line; the average is over the seeds that all tasks have
-    rows, counts = [], []
+    rows = []
+    counts = []
     for name in names:
         columns = accuracies_of(results, name)
-        counts += [len(values) for values in columns.values() if len(values)]
+        counts += [len(values) for values in columns.values() if len(values) > 0]
         averages = pd.DataFrame(columns).dropna().mean(axis=1)
-        rows.append([name, *map(mean_and_spread, [*columns.values(), averages])])
+        cells = [mean_and_spread(values) for values in (*columns.values(), averages)]
+        rows.append([name, *cells])
 
     # a baseline a line
     if results.baselines:
         baselines = pd.DataFrame(results.baselines).reindex(columns=TASKS)
         baselines["average"] = baselines.mean(axis=1, skipna=False)
         for name, values in baselines[:n_baselines].iterrows():
-            rows.append([name, *("-" if pd.isna(value) else f"{value:.1f}" for value in values)])
+            cells = ["-" if pd.isna(value) else f"{value:.1f}" for value in values]
+            rows.append([name, *cells])
     return markdown([f"{head}: {seeds_in_words(counts)}", *TASKS, "average"], rows)
 
 
@@ -315,7 +338,8 @@ def seeds_in_words(counts: list[int]) -> str:
     """Return what the figures of a table are, and of how many seeds."""
     if not counts:
         return "test accuracy in % of no seeds"
-    fewest, most = min(counts), max(counts)
+    fewest = min(counts)
+    most = max(counts)
     if most == 1:
         return "test accuracy in % of 1 seed"
     n_seeds = most if fewest == most else f"{fewest} to {most}"
@@ -335,8 +359,10 @@ def draw_panels(results: Results, path: Path) -> None:
 
     # accuracy by blocks transferred, a line a task
     names = transfer_names()
-    columns = [accuracies_of(results, variant) for variant in names.values()]
-    points = {task: [column[task] for column in columns] for task in TASKS}
+    points = {task: [] for task in TASKS}
+    for variant in names.values():
+        for task, values in accuracies_of(results, variant).items():
+            points[task].append(values)
     draw_transfer(left, points, list(names))
     left.set_ylabel("test accuracy (%), mean and s.d.")
 
@@ -349,13 +375,16 @@ def draw_panels(results: Results, path: Path) -> None:
             if name in log:
                 relative = (log[name] - chance) / (100 - chance)
                 right.plot(log["n_updates"], relative, line, color=f"C{i}", label=f"{title}, {network}")
+
+    # axes and legend; without lines there is nothing to explain
     right.axhline(0, color="grey", linestyle=":", linewidth=1)
     right.set_xlabel("update of pre-training")
     right.set_ylabel("zero-shot accuracy (0: chance, 1: all right)")
     if len(right.lines) > 1:
         right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize="small")
 
-    save_figure(figure, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    running.figures.save(figure, path)
 
 
 def fill_in(path: Path, text: str) -> None:
@@ -376,9 +405,14 @@ def report(results: Results, figure: Path) -> None:
     table5 = accuracy_table(results, list(TABLE), "fine-tuning", 2)
     by_blocks = accuracy_table(results, list(transfer_names().values()), "transferred")
     text = f"{table5}\n\n{by_blocks}"
-    perplexities = [f"{name} {found['log'][-1]['va_ppl']:.3f}" for name, found in results.pre_training.items()]
+    perplexities = []
+    for name, found in results.pre_training.items():
+        last = found["log"][-1]
+        perplexities.append(f"{name} {last['va_ppl']:.3f}")
     if perplexities:
         text += f"\n\nHeld-out perplexity per token after pre-training: {', '.join(perplexities)}."
+
+    # printed, drawn, and put into the page
     print(f"\n{text}")
     draw_panels(results, figure)
     fill_in(README, text)
@@ -392,6 +426,8 @@ def make_paper(args: argparse.Namespace) -> None:
     """Do what is missing, then report. Raises InputError for what the user can fix."""
     work = args.work
     results = Results(args.results or work / "results.json")
+
+    # --report: of what was done before
     if args.report:
         if not results.runs:
             raise InputError(f"{results.path} holds no results. Leave out --report to make them.")
@@ -400,11 +436,13 @@ def make_paper(args: argparse.Namespace) -> None:
 
     # results of other settings are not mixed with these
     results.claim(tasks=TASKS, fine_tuning=FINE_TUNING, pre_training=PRE_TRAINING, probes=list(PROBES))
+
     # the data
     for folder in (work, results.path.parent):
         make_output_folder(folder)
     make_data(work)
     results.claim(corpus=digests([work / "corpus.txt"]), task_files=task_digests(work))
+
     # the networks, the baselines, the runs
     jobs = fine_tuning_jobs(work, args.seeds)
     if results.missing(jobs) or results.pre_training.keys() != NETWORKS.keys():

@@ -27,17 +27,22 @@ from random import Random
 from running.command import exit_code
 
 GRAMMAR = Path(__file__).with_name("stories.txt")
+
+# the official names of the Story Cloze Test
 CLOZE_FILES = {
     "valid": "cloze_test_val__spring2016 - cloze_test_ALL_val.csv",
     "test": "cloze_test_test__spring2016 - cloze_test_ALL_test.csv",
 }
 CLOZE_HEADER = "InputStoryid InputSentence1 InputSentence2 InputSentence3 InputSentence4".split()
 CLOZE_HEADER += ["RandomFifthSentenceQuiz1", "RandomFifthSentenceQuiz2", "AnswerRightEnding"]
+
+# how many, and the seeds
 TASK_SIZES = {"train": 2000, "valid": 400, "test": 1000}
 TASK_SEED = 2
 CORPUS_SEED = 1
 N_DOCUMENTS = 500_000  # of the corpus
 
+# what all documents and tasks have in common
 N_STORY = 4  # sentences of a story without its ending
 ASKED = "True or false?"
 ANSWERS = {True: "True.", False: "False."}
@@ -50,7 +55,10 @@ Phrases = dict[str, list[str]]
 
 def read_grammar(path: Path) -> tuple[Phrases, list[Phrases]]:
     """Return the phrases common to all stories, and those of each topic; the top of the file describes its format."""
-    text = re.sub(r"\n +", " ", path.read_text(encoding="utf-8"))  # an indented line continues the one above
+    # an indented line continues the one above
+    text = re.sub(r"\n +", " ", path.read_text(encoding="utf-8"))
+
+    # lines `key: phrase | phrase`, first the common ones, then those of each topic below its title
     common: Phrases = {}
     topics: list[Phrases] = []
     part = common
@@ -81,6 +89,7 @@ class Teller:
         return self.choice(self.phrases[key])
 
 
+# the pronouns of N, a woman or a man, and of M, who is of the other sex
 SHE = {"he": "she", "him": "her", "his": "her", "mhe": "he"}
 HE = {"he": "he", "him": "him", "his": "his", "mhe": "she"}
 
@@ -101,19 +110,27 @@ class Cast:
         """Return random people, the first of either sex with the same probability."""
         she = teller.phrase("she")
         he = teller.phrase("he")
-        cast = cls(teller, {"N": she, "M": he, "thing": teller.phrase("thing"), **SHE})
+        thing = teller.phrase("thing")
+        cast = cls(teller, {"N": she, "M": he, "thing": thing, **SHE})
         return cast if teller.chance(0.5) else cast.exchanged()
 
     def exchanged(self) -> "Cast":
         """Return the same people in each other's role."""
         pronouns = SHE if self.words["he"] == "he" else HE
-        return Cast(self.teller, {"N": self.words["M"], "M": self.words["N"], "thing": self.words["thing"], **pronouns})
+        words = self.words | pronouns
+        words["N"] = self.words["M"]
+        words["M"] = self.words["N"]
+        return Cast(self.teller, words)
 
     def say(self, *phrases: str) -> str:
         """Return one of some phrases as a sentence."""
+
+        def chosen(braces: re.Match) -> str:
+            return self.teller.choice(braces[1].split("|")).strip()
+
         # a phrase, then a choice for each {x | y} of it, then a word for each $slot
         text = self.teller.choice(phrases)
-        text = re.sub(r"\{([^{}]*)\}", lambda braces: self.teller.choice(braces[1].split("|")).strip(), text)
+        text = re.sub(r"\{([^{}]*)\}", chosen, text)
         text = re.sub(r"\$(\w+)", lambda slot: self.words[slot[1]], text)
         return text[0].upper() + text[1:]
 
@@ -139,7 +156,12 @@ class Cast:
 
     def feeling(self, is_good: bool, who: str = "$N") -> str:
         """Return how somebody feels."""
-        word, opposite, extreme = ("good", "bad", "positive") if is_good else ("bad", "good", "negative")
+        if is_good:
+            word, opposite, extreme = "good", "bad", "positive"
+        else:
+            word, opposite, extreme = "bad", "good", "negative"
+
+        # in one of four forms: "very positive", what is done, "not" with the opposite word, a word
         (form,) = self.teller.rng.choices(["very", "act", "not", "is"], [0.15, 0.2, 0.1, 0.55])
         if form == "very":
             told = f"felt very {extreme}"
@@ -182,7 +204,10 @@ class Story(Cast):
         """Return a random story; `ends_well`: None: at random."""
         if ends_well is None:
             ends_well = teller.chance(0.5)
-        return cls(Cast.draw(teller), teller.choice(teller.topics), ends_well, teller.chance(0.5))
+        cast = Cast.draw(teller)
+        topic = teller.choice(teller.topics)
+        is_friend = teller.chance(0.5)
+        return cls(cast, topic, ends_well, is_friend)
 
     def begin(self) -> str:
         return self.say(*self.topic["begin"])
@@ -201,12 +226,11 @@ class Story(Cast):
 
     def context(self, with_attitude: bool = False, with_end: bool = False) -> list[str]:
         """Return four sentences with the cause; what is neither attitude nor end is a description."""
-        return [
-            self.begin(),
-            self.attitude(self.is_friend) if with_attitude else self.scene(),
-            self.cause(self.ends_well),
-            self.end(self.ends_well) if with_end else self.scene(),
-        ]
+        begin = self.begin()
+        second = self.attitude(self.is_friend) if with_attitude else self.scene()
+        cause = self.cause(self.ends_well)
+        fourth = self.end(self.ends_well) if with_end else self.scene()
+        return [begin, second, cause, fourth]
 
 
 # --- the corpus: documents as lists of sentences ---------------------------------------------------------------------
@@ -233,6 +257,7 @@ def story_document(teller: Teller) -> list[str]:
     if teller.chance(0.3):
         who = teller.choice(["$he", "$N"])
         told.append(t.say(f"{who} went {teller.phrase('walk_to')}."))
+
     # how one of them felt
     if has_attitude and teller.chance(0.7):
         told.append(t.feeling(t.is_m_glad, teller.choice(["$M", "$mhe"])))
@@ -244,12 +269,15 @@ def story_document(teller: Teller) -> list[str]:
         is_true = teller.chance(0.5)
         claimed_end = t.ends_well == is_true
         asked = teller.rng.random()
+        # how $N felt, in two ways
         if asked < 0.2:
             told += true_or_false(t.feeling(claimed_end), is_true)
         elif asked < 0.3:
             told += t.how_felt(t.ends_well)
+        # how $M felt, which only the attitude tells
         elif asked < 0.55 and has_attitude:
             told += true_or_false(t.feeling(t.is_m_glad == is_true, "$M"), is_true)
+        # how it ended, and why
         elif asked < 0.8:
             told += true_or_false(t.end(claimed_end), is_true)
         else:
@@ -259,11 +287,13 @@ def story_document(teller: Teller) -> list[str]:
 
 def one_event(teller: Teller) -> list[str]:
     """What happened to somebody, perhaps how it felt, and a question or two about the feeling."""
+    # what happened
     cast = Cast.draw(teller)
     is_good = teller.chance(0.5)
     told = [cast.event(is_good)]
     if teller.chance(0.4):
         told.append(cast.feeling(is_good, teller.choice(["$he", "$he", "$N"])))
+
     # the questions
     for _ in range(teller.choice([1, 2])):
         is_true = teller.chance(0.5)
@@ -296,8 +326,10 @@ def two_events(teller: Teller) -> list[str]:
         cast, is_good = teller.choice(felt)
         is_true = teller.chance(0.5)
         asked = teller.rng.random()
+        # "who" has an answer only if they did not feel alike
         if asked < 0.2 and not alike:
-            told += [f"Who was {teller.phrase('good' if is_good else 'bad')}?", f"{cast.words['N']}."]
+            feeling = teller.phrase("good" if is_good else "bad")
+            told += [f"Who was {feeling}?", f"{cast.words['N']}."]
         elif asked < 0.5:
             told += cast.how_felt(is_good)
         else:
@@ -311,13 +343,15 @@ def other_view(teller: Teller) -> list[str]:
     is_good = teller.chance(0.5)
     is_friend = teller.chance(0.5)
     is_m_glad = is_good == is_friend
+
     # what happened, and how $M felt about it
     told = [cast.attitude(is_friend)]
     has_event = teller.chance(0.7)
     if has_event:
         told.append(cast.event(is_good))
     told.append(cast.feeling(is_m_glad, teller.choice(["$M", "$mhe"])))
-    # a question
+
+    # a question; where nothing is told of $N, it follows from the feeling of $M
     if not has_event or teller.chance(0.3):
         return told + cast.how_felt(is_good)
     is_true = teller.chance(0.5)
@@ -328,6 +362,8 @@ def gift_document(teller: Teller) -> list[str]:
     """Who gave a thing to whom; three questions, or facts that follow from it."""
     cast = Cast.draw(teller)
     told = [cast.gift()]
+
+    # the questions and facts; where roles are exchanged, a statement is false
     for _ in range(3):
         asked = teller.rng.random()
         if asked < 0.15:
@@ -355,9 +391,13 @@ def documents(seed: int, exclude: set[tuple[str, ...]]) -> Iterator[str]:
         # a document of some sort
         (write,) = teller.rng.choices(list(DOCUMENTS), list(DOCUMENTS.values()))
         told = write(teller)
+
         # left out if it holds an example; questions do not count
         plain = [sentence for sentence in told if sentence not in (ASKED, *ANSWERS.values())]
-        parts = {tuple(plain[i : i + n]) for n in lengths for i in range(len(plain) - n + 1)}
+        parts = set()
+        for n in lengths:
+            for i in range(len(plain) - n + 1):
+                parts.add(tuple(plain[i : i + n]))
         if not parts & exclude:
             yield " ".join(told)
 
@@ -375,6 +415,7 @@ def cloze_texts(teller: Teller, kind: str, _label: bool) -> Texts:
         walk = teller.phrase("walk_to")
         return [context, [t.say(f"$he went {walk}.")], [t.say(f"$mhe went {walk}.")]]
 
+    # the other kinds: the context holds what the endings follow from
     context = t.context(with_attitude=kind == "attitude", with_end=kind != "cause")
     endings = []
     for is_right in (True, False):
@@ -419,6 +460,8 @@ def first_of_glad(t: Story, kind: str) -> list[str]:
 def entailment_texts(teller: Teller, kind: str, follows: bool) -> Texts:
     """Return a premise, and a hypothesis that follows from it or contradicts it, after "True or false?"."""
     t = Story.draw(teller, follows if kind in GLAD else None)
+
+    # what is given, and what is claimed
     if kind in GLAD:
         premise = first_of_glad(t, kind)
         hypothesis = t.feeling(True)
@@ -445,6 +488,8 @@ def similarity_texts(teller: Teller, kind: str, same: bool) -> Texts:
     t = Story.draw(teller, same if kind in GLAD else None)
     other = Story.draw(teller)
     is_good = t.ends_well == same  # for the other one
+
+    # the two texts
     if kind in GLAD:
         texts = [first_of_glad(t, kind), [other.feeling(True)]]
     elif kind == "who":
@@ -502,6 +547,7 @@ def make_examples(name: str, seed: int, sizes: dict[str, int]) -> dict[str, list
             turn, place = divmod(i, len(task.kinds))
             kind = task.kinds[place]
             label = turn % 2 == 1
+
             # a new one
             texts = task.texts(teller, kind, label)
             while flat(texts) in known:
@@ -524,25 +570,31 @@ def flat(texts: Texts) -> tuple[str, ...]:
 def write_tasks(folder: Path) -> None:
     """Write a folder for each task, with a file for each split; a cloze set has no train, but a larger valid."""
     for name, task in MADE_TASKS.items():
-        (folder / name).mkdir(parents=True, exist_ok=True)
+        task_folder = folder / name
+        task_folder.mkdir(parents=True, exist_ok=True)
         sizes = TASK_SIZES
         if name == "cloze":
             sizes = {"valid": TASK_SIZES["train"] + TASK_SIZES["valid"], "test": TASK_SIZES["test"]}
         ids = Random(TASK_SEED)  # of a cloze set
         for split, examples in make_examples(name, TASK_SEED, sizes).items():
+            # the lines of the file
             if name == "cloze":
-                path = folder / name / CLOZE_FILES[split]
-                lines = [CLOZE_HEADER, *(cloze_line(label, texts, ids) for _, label, texts in examples)]
+                path = task_folder / CLOZE_FILES[split]
+                lines = [CLOZE_HEADER]
+                for _, label, texts in examples:
+                    lines.append(cloze_line(label, texts, ids))
             else:
-                path = folder / name / f"{split}.csv"
+                path = task_folder / f"{split}.csv"
                 lines = [[*task.columns, "label"]]
                 for _, label, texts in examples:
-                    lines.append([*map(" ".join, texts), task.labels[label]])
+                    columns = [" ".join(text) for text in texts]
+                    lines.append([*columns, task.labels[label]])
             with open(path, "w", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerows(lines)
+
             # the kind of each example beside it, for tests and analyses
             kinds = "".join(f"{kind}\n" for kind, _, _ in examples)
-            (folder / name / f"{split}.kinds").write_text(kinds, encoding="utf-8")
+            (task_folder / f"{split}.kinds").write_text(kinds, encoding="utf-8")
 
 
 def cloze_line(is_right_first: bool, texts: Texts, ids: Random) -> list[str | int]:
@@ -560,12 +612,22 @@ def sentences_to_exclude(folder: Path) -> set[tuple[str, ...]]:
     for path in sorted(folder.glob("*/*.csv")):
         with open(path, encoding="utf-8", newline="") as file:
             for line in csv.DictReader(file):
+                # of a cloze set the story, with any ending
                 if line.pop("label", None) is None:
-                    found.add(tuple(line[column] for column in CLOZE_HEADER[1:5]))  # with any ending
+                    story = CLOZE_HEADER[1 : 1 + N_STORY]
+                    found.add(tuple(line[column] for column in story))
                     continue
-                texts = [re.split(r"(?<=[.?]) ", text.removeprefix(f"{ASKED} ")) for text in line.values()]
-                found |= {flat(texts), flat(texts[::-1])}
-                found |= {tuple(text[:N_STORY]) for text in texts if len(text) >= N_STORY}
+
+                # of others the sentences of each text, in either order of the texts
+                texts = []
+                for text in line.values():
+                    text = text.removeprefix(f"{ASKED} ")
+                    texts.append(re.split(r"(?<=[.?]) ", text))
+                found.add(flat(texts))
+                found.add(flat(texts[::-1]))
+                for text in texts:
+                    if len(text) >= N_STORY:
+                        found.add(tuple(text[:N_STORY]))
     return found
 
 
@@ -584,6 +646,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     show_default = argparse.ArgumentDefaultsHelpFormatter
 
+    # to write the corpus
     command = commands.add_parser(
         "corpus", help="documents for pre-training, one a line", formatter_class=show_default, allow_abbrev=False
     )
@@ -591,6 +654,7 @@ def main() -> None:
     command.add_argument("--exclude", type=Path, help="folder of tasks to keep out of the corpus")
     command.add_argument("--out", type=Path, default=Path("corpus.txt"), help="file to write")
 
+    # to write the tasks
     command = commands.add_parser(
         "tasks", help="four tasks, for train.py", formatter_class=show_default, allow_abbrev=False
     )

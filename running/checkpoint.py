@@ -53,6 +53,8 @@ def save_checkpoint(
         tensors["random.accelerator"] = ranks.gather(torch.get_device_module().get_rng_state()[None])
     if not ranks.is_first:
         return
+
+    # parameters and the optimiser's values, each under a name of its own
     for name, value in model.named_parameters():
         tensors[f"model.{name}"] = value
     optimizer_state = optimizer.state_dict()
@@ -76,6 +78,8 @@ def save_checkpoint(
             _remove(final)  # of the same update, before its evaluation
         os.replace(part, final)
         flush(folder)
+
+        # the earlier ones, now that this one is safe
         for old in checkpoints(folder)[KEPT:]:
             _remove(old)
     except (OSError, SafetensorError) as error:
@@ -101,6 +105,7 @@ def read_checkpoint(folder: Path, ranks: Ranks) -> tuple[dict[str, Tensor], dict
     """
     paths = checkpoints(folder)
     for path in paths:
+        # one with another digest is damaged, as is one that cannot be read
         try:
             digests = json.loads((path / "SHA256.json").read_text())
             if digests == {name: sha256(path / name) for name in FILES}:
@@ -108,7 +113,7 @@ def read_checkpoint(folder: Path, ranks: Ranks) -> tuple[dict[str, Tensor], dict
                 if _is_state(state):
                     return load_file(path / FILES[0]), state
         except (OSError, ValueError, RecursionError, InputError, SafetensorError):
-            pass  # damaged, like one with another digest
+            pass
         if ranks.is_first:
             print(f"{path} is damaged: skipped")
     if paths:
@@ -121,7 +126,9 @@ def read_checkpoint(folder: Path, ranks: Ranks) -> tuple[dict[str, Tensor], dict
 def _is_state(state: Any) -> bool:
     """Return whether what was read from a checkpoint is what a run's save has written."""
     kinds = {"updates": int, "param_groups": list, "settings": dict, "logs": list, "costs": list, "sizes": list}
-    return isinstance(state, dict) and all(isinstance(state.get(name), kind) for name, kind in kinds.items())
+    if not isinstance(state, dict):
+        return False
+    return all(isinstance(state.get(name), kind) for name, kind in kinds.items())
 
 
 def restore(
@@ -131,12 +138,15 @@ def restore(
 
     Raises InputError for one of another version of this code.
     """
+    # the groups of ours have the settings of this version
     ours = optimizer.state_dict()["param_groups"]
     if [group.keys() for group in state["param_groups"]] != [group.keys() for group in ours]:
         raise InputError(
             "the checkpoints are of another version of this code. Finish the run with that version, or start it again "
             "without --resume."
         )
+
+    # the parameters
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"model.{name}"])
@@ -149,7 +159,7 @@ def restore(
             values.setdefault(int(i), {})[key] = value
     optimizer.load_state_dict({"state": values, "param_groups": state["param_groups"]})
 
-    # cloned, as torch 2.13's set_rng_state ignores a view's storage offset
+    # this process's random states; cloned, as torch 2.13's set_rng_state ignores a view's storage offset
     torch.set_rng_state(tensors["random.cpu"][ranks.rank].clone())
     if ranks.device.type != "cpu":
         torch.get_device_module().set_rng_state(tensors["random.accelerator"][ranks.rank].clone())
@@ -161,6 +171,7 @@ def save_parameters(path: Path, model: nn.Module, meaning: str = "") -> None:
     Args:
         meaning: what `meaning_of` returns.
     """
+    # written under another name, flushed and renamed
     part = path.with_name(path.name + ".part")
     try:
         _save_tensors(dict(model.named_parameters()), part, {"meaning": meaning})
@@ -170,6 +181,8 @@ def save_parameters(path: Path, model: nn.Module, meaning: str = "") -> None:
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)
         raise InputError(f"{path} cannot be written ({error}). What was there before is intact.") from None
+
+    # until it is written too, the old digest says that the file is not whole
     with replacing(path.with_name(path.name + ".sha256")) as file:
         file.write(_digest_line(digest, path))
 
@@ -178,6 +191,7 @@ def load_parameters(path: Path, model: nn.Module) -> None:
     """Read what save_parameters wrote. Raises InputError when a file is missing or not what was written."""
     digest = path.with_name(path.name + ".sha256")
     refuse_special(digest)
+    # a file that cannot be read is not whole either
     try:
         is_whole = digest.read_bytes() == _digest_line(sha256(path), path)
         tensors = load_file(path)
@@ -207,7 +221,8 @@ def _not_whole(path: Path) -> InputError:
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path, metadata)
+    on_cpu = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    save_file(on_cpu, path, metadata)
 
 
 def _digest_line(digest: str, path: Path) -> bytes:
@@ -216,6 +231,7 @@ def _digest_line(digest: str, path: Path) -> bytes:
 
 def _remove(path: Path) -> None:
     """Remove a checkpoint without ever leaving half of it under its name."""
+    # one that was left by a run that was killed meanwhile
     gone = path.with_name("checkpoint.old")
     shutil.rmtree(gone, ignore_errors=True)
     os.replace(path, gone)

@@ -31,6 +31,7 @@ def exit_code(program: str, action: Callable[[], None], when_stopped: str) -> in
     What the system or a parser raises on what the user gave is of the second kind; a fault of ours stays a traceback.
     """
     use_utf8()
+    # a signal stops this process, and no other
     process = os.getpid()
 
     def terminate(number: int, _frame) -> None:
@@ -40,6 +41,7 @@ def exit_code(program: str, action: Callable[[], None], when_stopped: str) -> in
         signal.signal(number, signal.SIG_IGN)  # `timeout` sends it twice
         raise Interrupted(number)
 
+    # the handlers that there were come back at the end
     earlier = {}
     if threading.current_thread() is threading.main_thread():  # only it may handle signals
         for number in STOPPING:
@@ -47,6 +49,8 @@ def exit_code(program: str, action: Callable[[], None], when_stopped: str) -> in
                 earlier[number] = signal.signal(number, terminate)
         if getattr(signal.getsignal(signal.SIGINT), "__name__", "") == "stop_while_starting":
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    # the action, and how it ended
     try:
         action()
         flush_output()
@@ -84,11 +88,14 @@ def what_the_user_can_fix(error: Exception) -> str | None:
         line = " ".join(str(error).splitlines())
         # what is wrong stands first and the remedy last; between them may be a file's own words, of any length
         return line if len(line) <= LONGEST_MESSAGE else f"{line[: LONGEST_MESSAGE - 120]} ... {line[-115:]}"
+    # what the system refused
     if isinstance(error, OSError):
         if error.filename is None:
             why = f"a file, or the standard input or output, cannot be read or written ({reason(error)})"
             return f"{why}. Make room, or keep the other end of the pipe open."
         return f"{error.filename} cannot be read or written ({reason(error)}). Name another one, or make it accessible."
+
+    # too much, or nested too deep, for the machine
     if is_out_of_memory(error):
         return "there is not enough memory for what was asked. Ask for less at a time, or for smaller sizes."
     if isinstance(error, RecursionError | OverflowError):

@@ -59,12 +59,16 @@ def draw(
 def headline(report: dict) -> str:
     """Return in words of which split the numbers are, and the metric of all its examples and of each part."""
     found = []
-    for part, numbers in report["splits"][report["analysed"]].items():
+    split = report["splits"][report["analysed"]]
+    for part, numbers in split.items():
         metric = numbers["metrics"][report["metric"]]
         interval = f"95 % interval {metric['low']:.2f} to {metric['high']:.2f}"
-        found.append(f"{metric['value']:.2f} % ({interval}) of {numbers['n']:,} examples")
+        words = f"{metric['value']:.2f} % ({interval}) of {numbers['n']:,} examples"
         if part != "all":
-            found[-1] = f"{part} {found[-1]}"
+            words = f"{part} {words}"
+        found.append(words)
+
+    # all examples in the first line, the parts below
     title = f"{report['desc']}: {report['analysed']} {report['metric_title']} {found[0]}"
     if len(found) > 1:
         title += "\n" + ", ".join(found[1:])
@@ -106,8 +110,10 @@ def draw_metric(axes: "Axes", report: dict, record: RunRecord, logs: "pd.DataFra
 def draw_evaluations(axes: "Axes", name: str, record: RunRecord, logs: "pd.DataFrame") -> None:
     """Draw a figure of the log on train and valid over the updates."""
     updates = logs["n_updates"]
-    axes.plot(updates, logs[f"tr_{name}"], "o-", label=f"train, its first {record.n_valid}")
-    axes.plot(updates, logs[f"va_{name}"], "s-", label="valid")
+    on_train = logs[f"tr_{name}"]
+    on_valid = logs[f"va_{name}"]
+    axes.plot(updates, on_train, "o-", label=f"train, its first {record.n_valid}")
+    axes.plot(updates, on_valid, "s-", label="valid")
     axes.set(xlabel="update", xlim=(0, record.t_total * 1.02))
     axes.legend()
 
@@ -117,7 +123,10 @@ def draw_learning_rate(axes: "Axes", record: RunRecord) -> None:
     t_total = record.t_total
     schedule = SCHEDULES[record.lr_schedule]
     updates = np.arange(1, t_total + 1)
-    rates = [record.lr * schedule(t / t_total, record.lr_warmup) for t in updates]
+    # as in opt.py, from the share of the updates
+    rates = []
+    for t in updates:
+        rates.append(record.lr * schedule(t / t_total, record.lr_warmup))
     axes.plot(updates, rates)
     axes.set(xlabel="update", ylabel="learning rate", xlim=(0, t_total * 1.02))
 
@@ -129,6 +138,7 @@ def draw_by_length(axes: "Axes", report: dict) -> None:
     """Draw accuracy, or the mean error of scores, of groups of texts of like length."""
     import pandas as pd
 
+    # accuracy or error of each group
     if report["scores"]:
         groups = pd.DataFrame(report["error_by_length"])
         middle = groups["error"]
@@ -158,6 +168,7 @@ def draw_by_length(axes: "Axes", report: dict) -> None:
 
 def draw_confusion(axes: "Axes", report: dict) -> None:
     """Draw how often each label is predicted as each other, coloured by the fraction of the true label."""
+    # each line shows where the examples of a label go; one without examples is white
     counts = np.array(report["confusion"])
     n_true = counts.sum(1, keepdims=True)
     fractions = counts / np.maximum(1, n_true)
@@ -171,9 +182,12 @@ def draw_confusion(axes: "Axes", report: dict) -> None:
     if len(names) > MAX_NAMED:
         return
     places = range(len(names))
-    are_long = len(names) > 3 and max(map(len, names)) > 3
-    axes.set_xticks(places, names, rotation=30 if are_long else 0, parse_math=False)
+    longest = max(len(name) for name in names)
+    rotation = 30 if len(names) > 3 and longest > 3 else 0
+    axes.set_xticks(places, names, rotation=rotation, parse_math=False)
     axes.set_yticks(places, names, parse_math=False)
+
+    # readable on dark and light
     for (i, j), count in np.ndenumerate(counts):
         color = "white" if fractions[i, j] > 0.6 else "black"
         axes.text(j, i, f"{count:,}", ha="center", va="center", color=color)
@@ -201,8 +215,12 @@ def draw_calibration(axes: "Axes", report: dict) -> None:
 
 def draw_scatter(axes: "Axes", report: dict, examples: "pd.DataFrame") -> None:
     """Draw predicted against true scores."""
+    # on the dotted line a prediction is right
+    ends = report["scores"]
+    axes.plot(ends, ends, color="grey", linestyle=":", linewidth=1)
+
+    # many points are small ones
     size = 12 if len(examples) <= 2000 else 2
-    axes.plot(report["scores"], report["scores"], color="grey", linestyle=":", linewidth=1)
     axes.scatter(examples["y"], examples["found"], s=size, alpha=0.4, linewidths=0)
     axes.set(xlabel="true score", ylabel=f"predicted score, {report['analysed']}")
 

@@ -45,18 +45,26 @@ def predict(
     among the processes, and every process gets all logits. A signal may stop it after each batch.
     """
     model.eval()
+    # the examples of this process, the longest first
     n_own = math.ceil(len(rows) / ranks.size)
-    own = np.arange(ranks.rank * n_own, min((ranks.rank + 1) * n_own, len(rows)))
-    by_length = own[np.argsort(-rows.lengths()[own], kind="stable")]
+    first = ranks.rank * n_own
+    own = np.arange(first, min(first + n_own, len(rows)))
+    lengths = rows.lengths()[own]
+    by_length = own[np.argsort(-lengths, kind="stable")]
+
+    # as many outputs as labels, or as the largest number of choices
     n_out = rows.n_choices() if rows.has_choices() else model.task_head.linear.out_features
     logits = torch.full((n_own, n_out), -math.inf)
+
+    # each process takes the same number of turns, as they pause together
     with progress_bar(n_own, name, "examples", ranks) as bar:
         for start in range(0, n_own, n_batch):
             batch = by_length[start : start + n_batch]
             if len(batch) > 0:
                 packing = rows.packed(batch, share_context=True).to(ranks.device)
                 _, _, task_logits = model.forward_packed(packing)
-                places = torch.from_numpy(batch - own[0])
+                # back to the order of the rows
+                places = torch.from_numpy(batch - first)
                 logits[places, : task_logits.size(1)] = task_logits.float().cpu()
             bar.update(len(batch))
             ranks.pause()
@@ -67,6 +75,8 @@ def answers(logits: Tensor, scores: tuple[float, float] | None) -> np.ndarray:
     """Return the likeliest label or choice of each example (N,); with the range of scores, the expected score."""
     if scores is None:
         return logits.argmax(1).numpy()
+
+    # the classes are equally far apart from the lowest score to the highest
     low, high = scores
     classes = torch.linspace(low, high, logits.size(1), dtype=torch.float64)
     return (logits.double().softmax(1) @ classes).numpy()
@@ -79,6 +89,7 @@ def written_answers(found: np.ndarray, labels: Sequence[str] | None, scores: tup
     """
     if scores:
         return [f"{score:.3f}" for score in found]
+    # choices are counted from 0 or from 1
     first = 0 if labels[0] == "0" else 1
     return [labels[i] if i < len(labels) else str(i + first) for i in found]
 
@@ -93,6 +104,9 @@ def evaluate(
 ) -> tuple[float, dict[str, float]]:
     """Return the mean task cost (nats) and metrics, keys of METRICS (%), on rows with labels."""
     logits = predict(model, rows, n_batch, ranks, name)
-    cost = task_losses(logits, rows.targets(np.arange(len(rows)))).mean().item()
+
+    # the mean cost over all examples, and how good their answers are
+    targets = rows.targets(np.arange(len(rows)))
+    cost = task_losses(logits, targets).mean().item()
     found = answers(logits, rows.scores)
     return cost, {metric: METRICS[metric].of(rows.labels, found) * 100 for metric in metrics}

@@ -38,10 +38,17 @@ def f1(labels: np.ndarray, predictions: np.ndarray) -> float:
 
 def macro_f1(labels: np.ndarray, predictions: np.ndarray) -> float:
     """Return the mean of the classes' F1: each weighs the same, however rare; those that neither has are left out."""
+    # how often each class is both, true, and predicted
     n_labels = 1 + max(labels.max(), predictions.max())
-    n_both = np.bincount(labels[labels == predictions], minlength=n_labels)
-    n = np.bincount(labels, minlength=n_labels) + np.bincount(predictions, minlength=n_labels)
-    return float(np.mean(2 * n_both[n > 0] / n[n > 0]))
+    right = labels[labels == predictions]
+    n_both = np.bincount(right, minlength=n_labels)
+    n_true = np.bincount(labels, minlength=n_labels)
+    n_predicted = np.bincount(predictions, minlength=n_labels)
+
+    # F1 of the classes that occur
+    n = n_true + n_predicted
+    occurs = n > 0
+    return float(np.mean(2 * n_both[occurs] / n[occurs]))
 
 
 def matthews(labels: np.ndarray, predictions: np.ndarray) -> float:
@@ -122,7 +129,9 @@ def intervals(metrics: Sequence[str], labels: np.ndarray, predictions: np.ndarra
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, n_labels: int) -> np.ndarray:
     """Return how many examples of each label (first axis) are predicted as each label (second axis)."""
-    return np.bincount(labels * n_labels + predictions, minlength=n_labels**2).reshape(n_labels, n_labels)
+    cells = labels * n_labels + predictions
+    counts = np.bincount(cells, minlength=n_labels**2)
+    return counts.reshape(n_labels, n_labels)
 
 
 N_BINS = 10  # of confidence, equally wide
@@ -171,8 +180,10 @@ def accuracy_by_length(n_words: np.ndarray, is_right: np.ndarray) -> list[dict]:
 
     found = []
     for group in groups_by_length(n_words):
+        # Wilson's interval stays between 0 and 100 %
         n_right = int(is_right[group].sum())
-        interval = binomtest(n_right, len(group)).proportion_ci(method="wilson")
+        test = binomtest(n_right, len(group))
+        interval = test.proportion_ci(method="wilson")
         line = describe_group(n_words[group])
         line["accuracy"] = 100 * n_right / len(group)
         line["low"] = 100 * interval.low

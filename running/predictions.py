@@ -64,12 +64,16 @@ def predicted_examples(
     # in float32 two probabilities could round to a tie
     probabilities = logits.double().softmax(1).tolist()
 
+    # part by part, in their order
     form = FORMS[task.form]
     part_names = np.repeat([name for name, _ in parts], [n for _, n in parts]).tolist()
     for i, part in enumerate(part_names):
         texts, given, where, _ = rows.example(i)
-        if rows.labels is not None and not task.scores and not form.has_choices and rows.labels[i] == len(task.labels):
-            labels[i] = given  # one that train lacks
+        # a label that train lacks has the number after the last one
+        are_classes = rows.labels is not None and not task.scores and not form.has_choices
+        if are_classes and rows.labels[i] == len(task.labels):
+            labels[i] = given
+        # an example may have fewer choices than others
         n_out = len(probabilities[i])
         if form.has_choices:
             n_out = len(texts) - form.n_texts
@@ -112,13 +116,21 @@ def read_predictions(path: Path) -> list[PredictedExample]:
 
 def parse_predicted(line: str) -> PredictedExample:
     """Return the example in a line of the file. Raises ValueError or TypeError for anything else."""
+    # texts
     example = PredictedExample(**json.loads(line))
     texts = [example.split, example.part, example.where, *example.texts]
     if not isinstance(example.texts, list) or not all(isinstance(text, str) for text in texts):
         raise TypeError("a text is none")
+
+    # probabilities, one at least
     values = example.probabilities
-    if not isinstance(values, list) or not values or not all(isinstance(p, float) and 0 <= p <= 1 for p in values):
+    if not isinstance(values, list) or not values:
         raise TypeError("a probability is none")
+    for value in values:
+        if not isinstance(value, float) or not 0 <= value <= 1:
+            raise TypeError("a probability is none")
+
+    # scores
     for answer in (example.label, example.prediction):
         if isinstance(answer, float) and not math.isfinite(answer):
             raise TypeError("a score is no finite number")

@@ -38,9 +38,12 @@ class Ranks:
     """
 
     def __init__(self, rank: int = 0, size: int = 1, device: torch.device | None = None):
+        # which one this is
         self.rank = rank
         self.size = size
         self.is_first = rank == 0
+
+        # the GPU if there is one
         if device is None:
             device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         self.device = device
@@ -101,7 +104,11 @@ def join_ranks() -> Iterator[Ranks]:
     if "LOCAL_RANK" not in os.environ:
         yield Ranks()
         return
-    local, rank, size = (int(os.environ[name]) for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE"))
+
+    # a device for each process of this host
+    local = int(os.environ["LOCAL_RANK"])
+    rank = int(os.environ["RANK"])
+    size = int(os.environ["WORLD_SIZE"])
     device = torch.device("cpu")
     if torch.accelerator.is_available():
         if local >= torch.accelerator.device_count():
@@ -111,15 +118,20 @@ def join_ranks() -> Iterator[Ranks]:
             )
         device = torch.device(torch.accelerator.current_accelerator().type, local)
         torch.accelerator.set_device_index(local)
+
     # long, as the others wait while the first tokenizes a corpus; a process that dies is noticed at once all the same
     timeout = timedelta(days=1)
     # a prefix of its own for each restart: restarted processes must not read what the earlier ones left in the store
     store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
     store = dist.PrefixStore(f"start {_restarts()}", store)
+
+    # join the group of all processes
     backend = dist.get_default_backend_for_device(device)
     if device.type != "cpu":
         backend = f"cpu:gloo,{device.type}:{backend}"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+
+    # gloo tells that a process is lost by an error of no class of its own
     try:
         yield Ranks(rank, size, device)
     except RuntimeError as error:
@@ -167,12 +179,14 @@ def signals_wait(ranks: Ranks) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
+        # the first signal waits; another one soon after it is its echo
         if not ranks.asked_to_stop:
             ranks.asked_to_stop = number
             since = time.monotonic()
         elif time.monotonic() > since + PATIENCE:
             raise Interrupted(number)
 
+    # the handlers that there were come back at the end
     earlier = {}
     if threading.current_thread() is threading.main_thread():  # only it may handle signals
         for number in (*STOPPING, signal.SIGINT):
@@ -192,7 +206,8 @@ def signals_wait(ranks: Ranks) -> Iterator[None]:
 @contextmanager
 def random_numbers_kept() -> Iterator[None]:
     """Leave the generators of random, NumPy and torch as they were: they are the user's in a notebook."""
-    of_python, of_numpy = random.getstate(), np.random.get_state()
+    of_python = random.getstate()
+    of_numpy = np.random.get_state()
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             yield
@@ -206,7 +221,10 @@ def random_numbers_kept() -> Iterator[None]:
 
 def pick_precision(asked: str | None, device: torch.device) -> str:
     """Return the precision of matrix products: the one asked for, else bf16 on a GPU that has it, else fp32."""
-    return asked or ("bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32")
+    if asked is not None:
+        return asked
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return "bf16" if has_bf16 else "fp32"
 
 
 def bf16_slowdown(device: torch.device) -> float:
@@ -216,6 +234,8 @@ def bf16_slowdown(device: torch.device) -> float:
     """
     if device.type != "cpu":
         return 0.0
+
+    # the shortest of some times: what other work on the machine disturbs is longer
     seconds = {}
     for dtype, n_times in ((torch.float32, 20), (torch.bfloat16, 3)):
         a = torch.ones(256, 256, dtype=dtype)
@@ -279,17 +299,21 @@ def describe_device(precision: str, ranks: Ranks) -> str:
     parts = [str(ranks.device), precision]
     if ranks.size > 1:
         parts.append(f"{ranks.size} processes")
-    return ", ".join([*parts, f"{torch.get_num_threads()} CPU threads", f"torch {torch.__version__}"])
+    parts += [f"{torch.get_num_threads()} CPU threads", f"torch {torch.__version__}"]
+    return ", ".join(parts)
 
 
 def provenance(ranks: Ranks) -> dict[str, str | int | None]:
     """Return what a result depends on beside flags and files: versions, device, processes, threads and commit."""
+    # the commit, where the scripts stand in a repository
     folder = Path(__file__).resolve().parent.parent
     try:
         command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         commit = None  # no repository, or no git
+
+    # versions and the machine
     name = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else platform.processor()
     return {
         "python": platform.python_version(),

@@ -73,9 +73,16 @@ class RunRecord:
         problem = problem_of(values)
         if problem is not None:
             raise InputError(f"{path} is not the settings of a fine-tuned run ({problem}). Train again.")
+
+        # what has no field is kept too
         names = {f.name for f in dataclasses.fields(cls)}
-        known = {name: value for name, value in values.items() if name in names}
-        others = {name: value for name, value in values.items() if name not in names}
+        known = {}
+        others = {}
+        for name, value in values.items():
+            if name in names:
+                known[name] = value
+            else:
+                others[name] = value
         return cls(**known, others=others)
 
     @classmethod

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, TypeVar
 
 from formats.config import DEFAULT_CONFIG, Config
 from formats.files import WHERE_TO_GET_IT, InputError, find
-from formats.folders import BPE_FILE, ENCODER_FILE, FolderSizes, is_run, read_sizes, vocabulary_files
+from formats.folders import BPE_FILE, ENCODER_FILE, FolderSizes, is_run, open_folder, read_sizes, vocabulary_files
 from formats.own import OWN_FIELDS, parse_columns
 from reading.files import find_files
 from reading.tasks import TASKS, Task, find_task
@@ -37,6 +37,7 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf, below_hig
     """Return a parser of a finite int or float from low to high."""
 
     def parse(text: str) -> float:
+        # a number that can be computed with
         try:
             value = kind(text)
         except ValueError:
@@ -45,6 +46,8 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf, below_hig
             raise WrongValue(f"{text} is more than {LARGEST}")
         if not math.isfinite(value):
             raise WrongValue(f"{text} is not a finite number")
+
+        # within the limits
         is_too_high = value >= high if below_high else value > high
         if value < low or is_too_high:
             limits = f"{low} or more"
@@ -53,6 +56,7 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf, below_hig
             raise WrongValue(f"{text} is not {limits}")
         return value
 
+    # argparse names it where a value is refused
     parse.__name__ = {int: "whole number", float: "number"}[kind]
     return parse
 
@@ -88,7 +92,9 @@ def dataset_names() -> list[str]:
     return [*TASKS, "own"]
 
 
+# the parsers that many settings have
 COUNT = number(int, 1)
+COUNT_OR_ZERO = number(int, 0)
 FRACTION = number(float, 0, 1, below_high=True)
 NOT_NEGATIVE = number(float, 0)
 SEED = number(int, 0, 2**32 - 1)
@@ -124,6 +130,12 @@ class Flags:
                 raise ValueError(f"{field.name}: {error}") from None
             object.__setattr__(self, field.name, checked)
 
+    def fill_in(self, **values: Any) -> None:
+        """Give fields that were left out what follows from others."""
+        for name, value in values.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
     def fixed_on_resume(self) -> dict[str, Any]:
         """Return the settings that a resumed run must share with its checkpoint."""
         fields = dataclasses.fields(self)
@@ -135,6 +147,7 @@ class Flags:
 
 def check(field: dataclasses.Field, value: Any) -> Any:
     """Return a setting's value as its flag gives it. Raises ValueError."""
+    # what no parser reads: switches, what was left out, and lists, whose values argparse has parsed
     if field.default is False:
         if not isinstance(value, bool):
             raise WrongValue(f"{value!r} is neither True nor False")
@@ -143,13 +156,17 @@ def check(field: dataclasses.Field, value: Any) -> Any:
         return None
     if "nargs" in field.metadata:
         return value
+
+    # in Python a number is checked as its text is
     if not isinstance(value, str):
         value = str(value)
     value = field.metadata["parse"](value)
     allowed = choices_of(field)
     if allowed is not None and value not in allowed:
         raise WrongValue(f"{value!r} is not one of {', '.join(allowed)}")
-    return str(find(value)) if "is_input" in field.metadata else value
+    if "is_input" in field.metadata:
+        return str(find(value))
+    return value
 
 
 def choices_of(field: dataclasses.Field) -> Sequence[str] | None:
@@ -162,7 +179,9 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows defaults, except those that the help text explains itself."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
 
 
 def parse(settings: type[S], argv: list[str] | None) -> S:
@@ -180,10 +199,13 @@ def parse(settings: type[S], argv: list[str] | None) -> S:
 
 def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
     """Add a dataclass field to a parser."""
+    # a switch
     help_text = field.metadata["help"]
     if field.default is False:
         parser.add_argument(f"--{field.name}", action="store_true", help=help_text)
         return
+
+    # a flag with a value, or an argument that is known by its place
     given = {"help": help_text, "type": field.metadata["parse"], "choices": choices_of(field)}
     if "nargs" in field.metadata:
         given["nargs"] = field.metadata["nargs"]
@@ -232,11 +254,13 @@ AFNS = ("relu", "swish", "gelu")  # the keys of model_pytorch.ACTIVATIONS
 class NetworkFlags(Flags):
     """The fields of `Config`; sizes left out are those of the model folder."""
 
+    # its size
     n_embd: int | None = setting(None, f"features; default: the model folder's, else {DEFAULT_CONFIG.n_embd}", COUNT)
     n_head: int | None = setting(
         None, f"attention heads; default: the model folder's, else {DEFAULT_CONFIG.n_head}", COUNT
     )
     n_layer: int | None = setting(None, f"blocks; default: the model folder's, else {DEFAULT_CONFIG.n_layer}", COUNT)
+    # what is left out at random in training
     embd_pdrop: float = setting(DEFAULT_CONFIG.embd_pdrop, "dropout rate of the embedding matrix", FRACTION)
     attn_pdrop: float = setting(DEFAULT_CONFIG.attn_pdrop, "dropout rate of the attention weights", FRACTION)
     resid_pdrop: float = setting(DEFAULT_CONFIG.resid_pdrop, "dropout rate of the attention and MLP outputs", FRACTION)
@@ -286,10 +310,12 @@ class OwnFlags(Flags):
 class AdamFlags(Flags):
     """The arguments of OpenAIAdam, except its schedule."""
 
+    # the step, and what keeps it small
     lr: float = setting(6.25e-5, "peak learning rate", NOT_NEGATIVE)
     max_grad_norm: float = setting(1.0, "gradients are clipped to this global norm; 0 or less: never", number(float))
     l2: float = setting(0.01, "weight decay of parameters with two axes or more", NOT_NEGATIVE)
     vector_l2: bool = setting(False, "weight decay of the others (biases, gains) too")
+    # what it remembers of the gradients
     b1: float = setting(0.9, "decay of Adam's mean of gradients", FRACTION)
     b2: float = setting(0.999, "decay of Adam's mean of squared gradients", FRACTION)
     e: float = setting(1e-8, "Adam's epsilon", NOT_NEGATIVE)
@@ -299,6 +325,9 @@ class AdamFlags(Flags):
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(AdamFlags)}
 
 
+CHECKPOINT_EVERY = "updates between two checkpoints in --save_dir; 0: only at the end of each epoch"
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunFlags(Flags):
     """Where a run writes; memory, speed and long runs.
@@ -306,8 +335,10 @@ class RunFlags(Flags):
     All but accumulate, which makes updates larger, change results by rounding only.
     """
 
+    # where it writes
     log_dir: str = setting("log/", "folder for <desc>.jsonl (log), predictions and pictures", free_on_resume=True)
     save_dir: str = setting("save/", "folder for <desc>/: parameters, settings, checkpoints", free_on_resume=True)
+    # how it computes
     seed: int = setting(42, "seed of all random numbers", SEED)
     precision: str | None = setting(
         None, "precision of matrix products; default: bf16 on a GPU that has it, else fp32", choices=["fp32", "bf16"]
@@ -315,12 +346,9 @@ class RunFlags(Flags):
     accumulate: int = setting(1, "batches of --n_batch computed one by one for each update", COUNT)
     checkpoint_activations: bool = setting(False, "save memory: recompute the blocks in the backward pass")
     deterministic: bool = setting(False, "let torch use deterministic algorithms only")
-    checkpoint_every: int = setting(
-        0,
-        "updates between two checkpoints in --save_dir; 0: only at the end of each epoch",
-        number(int, 0),
-        free_on_resume=True,
-    )
+
+    # long runs
+    checkpoint_every: int = setting(0, CHECKPOINT_EVERY, COUNT_OR_ZERO, free_on_resume=True)
     resume: bool = setting(False, "continue from the newest checkpoint of --desc, if there is one", free_on_resume=True)
     tensorboard: bool = setting(
         False, "write the log for TensorBoard too, to <desc>.tensorboard/ in --log_dir", free_on_resume=True
@@ -339,11 +367,13 @@ class FineTuningFlags(RunFlags, NetworkFlags, AdamFlags, OwnFlags):
 
     ABOUT: ClassVar[str] = "Fine-tune the transformer on a task, as the authors did."
 
+    # the task and its examples
     dataset: str = setting("rocstories", "task to fine-tune on; own: your files in --data_dir", choices=dataset_names)
     race: str = setting("all", "which part of --dataset race", choices=["middle", "high", "all"])
     max_examples: int | None = setting(None, "use a random part of each file, at most this many examples", COUNT)
     skip_bad: bool = setting(False, "leave out lines that cannot be read, and count them")
     class_weights: str = setting("none", "balanced: rare labels weigh more in the loss", choices=["none", "balanced"])
+    # what it reads and writes
     desc: str | None = setting(
         None, "name of the run, in the names of its files; default: the dataset's name", run_name
     )
@@ -364,13 +394,16 @@ class FineTuningFlags(RunFlags, NetworkFlags, AdamFlags, OwnFlags):
     analysis: bool = setting(
         False, "print valid and test results and draw the curves; needs --submit", free_on_resume=True
     )
+    # the updates and their batches
     n_iter: int = setting(3, "epochs", COUNT)
     n_batch: int = setting(8, "examples per device and batch; an update in the paper has 32", COUNT)
     share_context: bool = setting(False, "compute the choices' common prefix once in training too, as in prediction")
+    # the examples held out, and what a row may hold
     n_valid: int = setting(
         374, "examples held out where there is no validation file (own data: at most a tenth of train)", COUNT
     )
     n_ctx: int = setting(512, "tokens of the longest row allowed", number(int, 6))
+    # what is loaded and what is learned
     n_transfer: int = setting(12, "blocks to load; 0: only the embeddings; -1: nothing", number(int, -1))
     lm_coef: float = setting(0.5, "weight of the auxiliary language-model loss; 0: none", NOT_NEGATIVE)
     lr_schedule: str = setting("warmup_linear", "learning-rate schedule", choices=SCHEDULES)
@@ -379,13 +412,12 @@ class FineTuningFlags(RunFlags, NetworkFlags, AdamFlags, OwnFlags):
     def __post_init__(self):
         """Check all values and fill in those that follow from others. Raises ValueError."""
         super().__post_init__()
-        if self.desc is None:
-            object.__setattr__(self, "desc", self.dataset)
+
+        # what follows from others
         encoder_path, bpe_path = vocabulary_files(Path(self.model_dir))
-        if self.encoder_path is None:
-            object.__setattr__(self, "encoder_path", str(encoder_path))
-        if self.bpe_path is None:
-            object.__setattr__(self, "bpe_path", str(bpe_path))
+        self.fill_in(desc=self.dataset, encoder_path=str(encoder_path), bpe_path=str(bpe_path))
+
+        # what contradicts others
         if self.analysis and not self.submit:
             raise ValueError("analysis reads the predictions that submit writes: give both")
         if (self.dataset == "own") != (self.task is not None):
@@ -399,6 +431,7 @@ class FineTuningFlags(RunFlags, NetworkFlags, AdamFlags, OwnFlags):
         return find_task(self.dataset, Path(self.data_dir), race=self.race, **self.own())
 
     def refuse_missing(self) -> None:
+        """Raise InputError for a missing vocabulary, data set or model; with n_transfer -1 no model is read."""
         refuse_missing_file(self.encoder_path)
         refuse_missing_file(self.bpe_path)
         refuse_missing_data(self.find_task(), self.data_dir)
@@ -417,6 +450,7 @@ class PreTrainingFlags(RunFlags, NetworkFlags, AdamFlags):
 
     ABOUT: ClassVar[str] = "Pre-train the transformer on raw text; the defaults are the paper's."
 
+    # what it reads and writes
     corpus: str | list[str] = setting(
         dataclasses.MISSING,
         "text in UTF-8, a document a line: files, folders and globs, plain or .gz; read in the order given, those of a "
@@ -431,11 +465,13 @@ class PreTrainingFlags(RunFlags, NetworkFlags, AdamFlags):
         is_input=True,
     )
     desc: str = setting("pretrain", "name of the run, in the names of its files", run_name)
+    # text to tokens
     n_merges: int = setting(40000, "byte-pair merges to learn", COUNT)
     workers: int | None = setting(
         None, "processes that read the corpus; default: one a CPU core", COUNT, free_on_resume=True
     )
     tokenize_only: bool = setting(False, "stop when the vocabulary and the tokens are made", free_on_resume=True)
+    # tokens to sequences
     n_ctx: int | None = setting(
         None, f"tokens in a sequence; default: as many as --init_from has positions, else {N_CTX}", number(int, 2)
     )
@@ -443,21 +479,20 @@ class PreTrainingFlags(RunFlags, NetworkFlags, AdamFlags):
         False,
         "a sequence is one document from its beginning, at most --n_ctx tokens of it; default: windows of the text",
     )
+    # the updates
     n_iter: int = setting(100, "epochs", COUNT)
     n_batch: int = setting(64, "sequences per device and batch", COUNT)
     valid_share: float = setting(0.01, "fraction of the sequences, at the end of the text, to hold out", FRACTION)
+    # initial weights and learning rate
     init_std: float = setting(
         0.02, "standard deviation of the initial matrices; small networks learn sooner from 0.05 to 0.1", NOT_NEGATIVE
     )
     lr: float = setting(2.5e-4, "peak learning rate", NOT_NEGATIVE)
-    lr_warmup: int = setting(2000, "updates spent warming up, before the cosine to 0", number(int, 0))
+    lr_warmup: int = setting(2000, "updates spent warming up, before the cosine to 0", COUNT_OR_ZERO)
+
+    # what is measured and kept meanwhile
     log_every: int = setting(500, "updates between two measurements of the perplexity", COUNT)
-    checkpoint_every: int = setting(
-        1000,
-        "updates between two checkpoints in --save_dir; 0: only at the end of each epoch",
-        number(int, 0),
-        free_on_resume=True,
-    )
+    checkpoint_every: int = setting(1000, CHECKPOINT_EVERY, COUNT_OR_ZERO, free_on_resume=True)
     probe: str | None = setting(
         None,
         "zero-shot figures of each log: HEURISTIC:DATASET:FOLDER,... such as choice:rocstories:demo/data",
@@ -470,6 +505,7 @@ class PreTrainingFlags(RunFlags, NetworkFlags, AdamFlags):
         super().__post_init__()
         corpus = [self.corpus] if isinstance(self.corpus, str) else list(self.corpus)
         object.__setattr__(self, "corpus", corpus)
+        # sizes that contradict each other are refused now; with init_from its sizes decide
         if self.init_from is None:
             self.config()
 
@@ -483,20 +519,26 @@ class PreTrainingFlags(RunFlags, NetworkFlags, AdamFlags):
 
         Raises ValueError where a setting and init_from differ.
         """
+        # the paper's
         if sizes is None:
             cfg = self.config()
             chosen = {name: getattr(cfg, name) for name in SIZES}
             return dataclasses.replace(self, n_ctx=self.n_ctx or N_CTX, **chosen)
+
+        # those of init_from, which are as they are
         for name in SIZES:
             value = getattr(sizes, name)
             if getattr(self, name) not in (None, value):
                 raise ValueError(f"{self.init_from} has {name} {value}, not {getattr(self, name)}. Leave out --{name}.")
+
+        # a sequence may be shorter than it allows
         n_ctx = self.n_ctx or sizes.n_positions
         if n_ctx > sizes.n_positions:
             raise ValueError(
                 f"{self.init_from} has {sizes.n_positions} positions, fewer than n_ctx {n_ctx}. Lower --n_ctx."
             )
-        return dataclasses.replace(self, n_ctx=n_ctx, **{name: getattr(sizes, name) for name in SIZES})
+        chosen = {name: getattr(sizes, name) for name in SIZES}
+        return dataclasses.replace(self, n_ctx=n_ctx, **chosen)
 
 
 # --- the other commands ----------------------------------------------------------------------------------------------
@@ -508,8 +550,11 @@ class PredictFlags(Flags):
 
     ABOUT: ClassVar[str] = "Predict with a saved run."
 
+    # the run
     desc: str = setting("rocstories", "name of the run, as given to train.py")
     save_dir: str = setting("save/", "folder that holds the run's folder")
+
+    # the examples
     input: str = setting("-", "file of examples; -: standard input")
     official: bool = setting(False, "--input is a file of the run's data set, or RACE/test/high and the like")
     output: str = setting(
@@ -519,6 +564,7 @@ class PredictFlags(Flags):
         None, "your column names, such as text=review; default: those of the run", columns_of_fields
     )
     encoding: str | None = setting(None, "of --input, such as latin-1; default: as of train.py", encoding_name)
+    # how they are computed, and what becomes of lines that cannot be read
     n_batch: int = setting(32, "examples computed at a time; no effect on the labels", COUNT)
     skip_bad: bool = setting(False, "leave out lines that cannot be read, and count them")
 
@@ -543,13 +589,16 @@ class GenerateFlags(OwnFlags):
 
     ABOUT: ClassVar[str] = "Continue a text."
 
-    model_dir: str | None = setting(None, "folder of a pre-trained model; default: model/")
-    run: str | None = setting(None, "folder of a fine-tuned run, save/<desc>, instead of --model_dir")
+    # the network
+    model_dir: str | None = setting(None, "folder of a pre-trained model; default: model/", is_input=True)
+    run: str | None = setting(None, "folder of a fine-tuned run, save/<desc>, instead of --model_dir", is_input=True)
+
+    # to continue a text
     prompt: str | None = setting(None, "text to continue")
     prompt_file: str | None = setting(None, "file with the text to continue, in UTF-8")
     n_tokens: int = setting(100, "tokens of each sample, at most", COUNT)
     temperature: float = setting(1.0, "divides the logits; 0: always the most probable token", NOT_NEGATIVE)
-    top_k: int = setting(40, "sample among so many of the most probable tokens; 0: all", number(int, 0))
+    top_k: int = setting(40, "sample among so many of the most probable tokens; 0: all", COUNT_OR_ZERO)
     top_p: float = setting(
         1.0, "sample among the most probable tokens that sum to this probability", number(float, 0, 1)
     )
@@ -557,6 +606,8 @@ class GenerateFlags(OwnFlags):
     seed: int = setting(42, "of the random numbers", SEED)
     n_samples: int = setting(1, "continuations of the prompt, computed together", COUNT)
     stop: str | None = setting(None, "end a sample before this text; default: only after --n_tokens")
+
+    # to score one
     score: str | None = setting(None, "text file to score instead, in UTF-8")
     stride: int | None = setting(
         None, "of --score: tokens from one window of n_ctx tokens to the next; default: half of n_ctx", COUNT
@@ -565,6 +616,8 @@ class GenerateFlags(OwnFlags):
         False, "of --score: normalise over special tokens and positions too, as the training loss does"
     )
     by_line: bool = setting(False, "of --score: score each line of the file by itself; default: all lines as one text")
+
+    # to answer the examples of a data set
     zero_shot: str | None = setting(
         None,
         "answer the examples of --dataset instead: choice (of the highest mean log-probability), sentiment ('very' "
@@ -581,9 +634,14 @@ class GenerateFlags(OwnFlags):
     def __post_init__(self):
         """Check all values. Raises ValueError."""
         super().__post_init__()
+        # one network, one text, one job
         for one, other in (("model_dir", "run"), ("prompt", "prompt_file"), ("score", "zero_shot")):
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 raise ValueError(f"{one} and {other} exclude each other: give one")
+        if self.run is None:
+            self.fill_in(model_dir=str(open_folder("model/")))
+
+        # settings that belong to another one
         if (self.dataset == "own") != (self.task is not None):
             raise ValueError("task is the form of dataset own: give both or neither")
         if self.by_line and self.score is None:
@@ -592,10 +650,13 @@ class GenerateFlags(OwnFlags):
             raise ValueError("stop is empty: leave it out")
 
     def refuse_missing(self) -> None:
+        # the network
         if self.run is None:
-            read_sizes(find(self.model_dir or "model/"))
+            read_sizes(self.model_dir)
         else:
-            refuse_missing_file(find(self.run) / "settings.json")
+            refuse_missing_file(Path(self.run) / "settings.json")
+
+        # what is read for the job
         for path in (self.prompt_file, self.score):
             if path is not None:
                 refuse_missing_file(path, "Name another file.")
@@ -661,8 +722,11 @@ class ReproduceFlags(Flags):
         "the same command goes on."
     )
 
+    # what it reads
     data_dir: str = setting("data", "folder with the data sets' folders", is_input=True)
     model_dir: str = setting("model", "the authors' weights", is_input=True)
+
+    # what it does
     what: list[str] | None = setting(None, "default: all", nargs="+", choices=WHAT)
     seeds: int | None = setting(None, "runs of each kind, with seeds 1, 2, ...; default: 1, stories 10", COUNT)
     workers: int | None = setting(None, "runs at a time; default: one a core, or with a GPU one", COUNT)

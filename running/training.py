@@ -118,12 +118,15 @@ class Run:
     def __init__(
         self, settings: RunFlags, plan: Plan, model: nn.Module, optimizer: OpenAIAdam, record: dict, ranks: Ranks
     ):
+        # what is trained, and how
         self.settings = settings
         self.plan = plan
         self.model = model
         self.optimizer = optimizer
         self.record = record
         self.ranks = ranks
+
+        # how it is computed, and where it is written
         self.precision = pick_precision(settings.precision, ranks.device)
         warn_of_slow_bf16(self.precision, ranks)
         self.autocast = autocast(self.precision, ranks.device)
@@ -162,6 +165,8 @@ class Run:
         if found is None:
             return None
         _, state = found
+
+        # a run that begins takes no checkpoint, and spares those that somebody may want to go on from
         if not (self.settings.resume or restarted()):
             if state["updates"] < state["settings"].get("t_total", 0):
                 raise InputError(
@@ -169,6 +174,8 @@ class Run:
                     "remove them."
                 )
             return None
+
+        # a run that goes on is the same run
         changed = [name for name, value in self.record.items() if state["settings"].get(name) != value]
         if changed:
             raise InputError(
@@ -179,6 +186,7 @@ class Run:
     # --- the beginning and the end -----------------------------------------------------------------------------------
 
     def __enter__(self) -> "Run":
+        # the first process writes the settings, and the log up to here
         self.log = None
         self.bar = None
         if self.ranks.is_first:
@@ -189,12 +197,15 @@ class Run:
             self.log = Log(self.log_path, told, self.settings.tensorboard)
             for line in self.logs:
                 self.log.write(line)
+
+        # signals wait for the end of an update
         self.examples: Sequence[int] = []  # of the update that is being made
         self.signals = signals_wait(self.ranks)
         self.signals.__enter__()
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
+        # a run that was asked to stop is saved, which reads figures that may not be finite
         try:
             if isinstance(error, Stopped) and not self.is_saved():
                 self.save()
@@ -205,6 +216,8 @@ class Run:
             for opened in (self.bar, self.log):
                 if opened is not None:
                     opened.close()
+
+        # what the user can fix
         if isinstance(error, FloatingPointError):
             raise InputError(
                 f"{error}; the update was not made. Its examples: {', '.join(map(str, self.examples))}. Look at them, "
@@ -254,13 +267,17 @@ class Run:
 
     def parts(self, examples: Sequence[int]) -> Iterator[Sequence[int]]:
         """Yield the examples of an update that this process computes, n_batch at a time."""
+        n_batch = self.plan.n_batch
         n_own = len(examples) // self.ranks.size
         own = examples[n_own * self.ranks.rank : n_own * (self.ranks.rank + 1)]
-        for start in range(0, n_own, self.plan.n_batch):
+        for start in range(0, n_own, n_batch):
             # the processes exchange gradients only once per update, in the last part's backward
-            is_last = start + self.plan.n_batch >= n_own
-            with nullcontext() if is_last or self.ranks.size == 1 else self.losses.no_sync():
-                yield own[start : start + self.plan.n_batch]
+            exchange = nullcontext()
+            is_last = start + n_batch >= n_own
+            if self.ranks.size > 1 and not is_last:
+                exchange = self.losses.no_sync()
+            with exchange:
+                yield own[start : start + n_batch]
 
     def weight(self, counts: np.ndarray, part: Sequence[int]) -> float:
         """Return how much a part of the update weighs among all parts of all processes, 1.0 if all hold as much.
@@ -273,10 +290,6 @@ class Run:
         n_parts = self.plan.accumulate * self.plan.n_processes
         return float(n_parts * counts[part].sum() / counts[self.examples].sum())
 
-    def mean_cost(self, cost: Tensor) -> Tensor:
-        """Return the mean of a cost over the processes."""
-        return self.ranks.mean(cost)
-
     def count(self, cost: Tensor, norm: Tensor, size: int = 1) -> None:
         """Count an update, and show the newest whose figures are known: on a CPU this one.
 
@@ -287,6 +300,7 @@ class Run:
 
         Raises FloatingPointError for an update that was not made, as one of these two is not finite.
         """
+        # on a GPU the figures are on their way while the next updates are made
         self.n_updates += 1
         self.counted.append(Counted(self.examples, int(size), Figure(cost), Figure(norm)))
         self.settle(0 if is_known(cost) else AHEAD)
@@ -296,12 +310,15 @@ class Run:
         """Read the figures of the updates counted, but for the last n_left. Raises as `count` does."""
         while len(self.counted) > n_left:
             update = self.counted.popleft()
+            # this waits for the update
             cost = update.cost.read()
             norm = update.norm.read()
             for value, name in ((cost, "cost"), (norm, "norm of the gradients")):
                 if not math.isfinite(value):
                     self.take_back(update)
                     raise FloatingPointError(f"the {name} is {value}")
+
+            # the update was made
             self.costs.append(cost)
             self.sizes.append(update.size)
             rate = self.optimizer.param_groups[0]["rate"]
@@ -309,6 +326,7 @@ class Run:
 
     def take_back(self, update: Counted) -> None:
         """Count an update no longer, which was not made, nor those after it, which were not made either."""
+        # one update that is not finite makes those after it not finite
         n_not_made = 1 + len(self.counted)
         self.counted.clear()
         self.n_updates -= n_not_made
@@ -329,6 +347,7 @@ class Run:
             shown: what is printed.
             best_by: figure whose highest value decides; on a tie the earlier parameters are kept (TF:286-290).
         """
+        # the figures, and the costs since the line before
         self.settle()
         line = {"n_epochs": self.n_updates // self.plan.per_epoch, "n_updates": self.n_updates, **figures}
         is_best = best_by is not None and all(line[best_by] > earlier[best_by] for earlier in self.logs)
@@ -336,6 +355,8 @@ class Run:
         self.logs.append(line)
         self.costs = []
         self.sizes = []
+
+        # one process writes for all
         if self.log is not None:
             self.log.write(line)
             tqdm.write(f"{line['n_epochs']} {line['n_updates']} {shown}")
@@ -345,8 +366,10 @@ class Run:
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
     def is_checkpoint_due(self) -> bool:
-        every = self.settings.checkpoint_every or self.plan.per_epoch
-        is_due = self.n_updates % self.plan.per_epoch == 0 or self.n_updates % every == 0
+        """Return whether to write one: at the end of each epoch, and every --checkpoint_every updates."""
+        per_epoch = self.plan.per_epoch
+        every = self.settings.checkpoint_every or per_epoch
+        is_due = self.n_updates % per_epoch == 0 or self.n_updates % every == 0
         return is_due and not self.is_saved()
 
     def is_saved(self) -> bool:
@@ -356,6 +379,7 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint."""
         self.settle()
+        # what __init__ takes from it
         state = {"settings": self.record, "logs": self.logs, "costs": self.costs, "sizes": self.sizes}
         save_checkpoint(self.folder, self.n_updates, self.model, self.optimizer, self.ranks, **state)
         self.saved = (self.n_updates, len(self.logs))
@@ -366,6 +390,8 @@ class Log:
 
     def __init__(self, path: Path, settings: dict, tensorboard: bool):
         self.file = LogFile(path, **settings)
+
+        # those of an earlier run would be drawn over this one
         self.board = None
         if tensorboard:
             folder = path.with_suffix(".tensorboard")
@@ -378,9 +404,13 @@ class Log:
         self.file.log(**line)
         if self.board is None:
             return
-        figures = {name: value for name, value in line.items() if name != "costs"}
-        for name, value in figures.items():
-            self.board.add_scalar(name, value, line["n_updates"])
+
+        # the figures of this line
+        for name, value in line.items():
+            if name != "costs":
+                self.board.add_scalar(name, value, line["n_updates"])
+
+        # the costs of the updates up to it
         first = line["n_updates"] - len(line["costs"]) + 1
         for n_updates, cost in enumerate(line["costs"], first):
             self.board.add_scalar("cost", cost, n_updates)

@@ -166,7 +166,7 @@ def fine_tune(
                         task, lm = losses(packing, torch.zeros(len(part), dtype=torch.long, device=ranks.device))
                         cost = task.mean() + 0.5 * lm.mean()
                     cost.backward()
-                cost = run.mean_cost(cost.detach())
+                cost = ranks.mean(cost.detach())
                 norm = optimizer.step(cost=cost)
                 run.count(cost, norm)
                 if run.n_updates == stop_after:

@@ -267,6 +267,7 @@ def test_tables(results):
     ]
 
 
+@pytest.mark.pictures
 def test_panels(results, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(paper.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))

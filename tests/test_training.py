@@ -250,7 +250,7 @@ def make_golden_updates(n_parts: int) -> None:
                     of_part = task.mean() if lm is None else task.mean() + product.lm_coef * lm.mean()
                     (of_part / n_parts).backward()
                     cost = cost + of_part.detach() / n_parts
-                cost = run.mean_cost(cost)
+                cost = ranks.mean(cost)
                 product.optimizer.step()
                 theirs = golden.arrays[f"{u}/clf"].mean() + product.lm_coef * golden.arrays[f"{u}/lm"].mean()
                 assert abs(cost - theirs) < Product.tolerance, (path, u)
