@@ -245,7 +245,8 @@ class Score:
         transformer = model.eval().transformer
         ids = ids[-transformer.n_ctx :]
         states = transformer(pack(transformer, [[ids]]))  # (N, C)
-        logits = transformer.embed.weight[: self.n_entries] @ states[len(ids) - 1]
+        table = transformer.embed.weight[: self.n_entries]
+        logits = table @ states[len(ids) - 1]
         return logits.softmax(0).cpu().numpy()
 
     def per_token(self) -> float:

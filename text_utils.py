@@ -177,8 +177,9 @@ def _spans_in_line(old: re.Match, new: str) -> list[Span | None]:
     spans: list[Span | None] = []
     for old_word, new_word in zip(old_words, new_words, strict=True):
         start, end = old_word.span()
+        is_as_long = end - start == len(new_word)
         pairs = zip(old_word[0], new_word, strict=False)
-        if end - start == len(new_word) and all(a == b or repair(a) == b for a, b in pairs):
+        if is_as_long and all(a == b or repair(a) == b for a, b in pairs):
             spans += [(i, i + 1) for i in range(start, end)]
         elif repair(old_word[0]) == new_word:
             spans += [(start, end)] * len(new_word)

@@ -120,8 +120,10 @@ def load_weights(model: TransformerModel, n_transfer: int, folder: Path) -> int:
 def copy_weights(source: TransformerModel, target: TransformerModel, n_vocab: int) -> None:
     """Copy the rows of tokens and positions, and the blocks; the rows of special tokens are left out."""
     table = source.embed.weight
+    tokens = table[:n_vocab]
+    positions = table[-source.n_ctx :]
     with torch.no_grad():
-        target.embed.weight.copy_(torch.cat([table[:n_vocab], table[-source.n_ctx :]]))
+        target.embed.weight.copy_(torch.cat([tokens, positions]))
         for value, parameter in zip(source.h.parameters(), target.h.parameters(), strict=True):
             parameter.copy_(value)
 
@@ -229,7 +231,8 @@ class SavedRun:
         # the names of what they are of; of scores, each class stands for one
         known = record.labels
         if record.scores is not None:
-            known = [f"{value:g}" for value in np.linspace(*record.scores, logits.size(1))]
+            scores = np.linspace(*record.scores, logits.size(1))
+            known = [f"{value:g}" for value in scores]
         for answer, example, texts, values in zip(found, examples, cut, probabilities, strict=True):
             n_out = len(example.texts) - form.n_texts if form.has_choices else len(values)
             names = known
@@ -261,8 +264,9 @@ class SavedRun:
 
         # what is there already must be of this run
         for name in names:
-            if (folder / name).exists() and sha256(folder / name) != sha256(self.folder / name):
-                raise InputError(f"{folder / name} is of another run or model. Name another folder.")
+            there = folder / name
+            if there.exists() and sha256(there) != sha256(self.folder / name):
+                raise InputError(f"{there} is of another run or model. Name another folder.")
 
         # all files or none; the settings, which make it a run, come last
         with replacing_all([folder / name for name in names]) as files:

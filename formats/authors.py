@@ -223,10 +223,11 @@ def save_openai_model(model: nn.Module, n_vocab: int, path: str | os.PathLike, a
     """
     folder = Path(path)
     table = model.embed.weight
-    sizes = FolderSizes(n_vocab, model.n_ctx, table.size(1), model.h[0].attn.n_head, len(model.h), afn)
+    n_head = model.h[0].attn.n_head
+    sizes = FolderSizes(n_vocab, model.n_ctx, table.size(1), n_head, len(model.h), afn)
 
     # what no shape tells; the authors have twelve heads and gelu
-    hparams: dict[str, Any] = {"n_head": sizes.n_head}
+    hparams: dict[str, Any] = {"n_head": n_head}
     if afn != "gelu":
         hparams["afn"] = afn
     has_hparams = hparams != {"n_head": 12}
@@ -238,7 +239,9 @@ def save_openai_model(model: nn.Module, n_vocab: int, path: str | os.PathLike, a
         gone.append(folder / HPARAMS_FILE)
 
     # the arrays one after another, cut into as many parts as there are shards
-    arrays = [table[-model.n_ctx :], table[:n_vocab], *model.h.parameters()]
+    positions = table[-model.n_ctx :]
+    tokens = table[:n_vocab]
+    arrays = [positions, tokens, *model.h.parameters()]
     values = np.concatenate([array.detach().cpu().float().flatten().numpy() for array in arrays])
     parts = np.array_split(values, len(SHARDS))
 

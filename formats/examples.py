@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from formats.files import InputError, text_lines
+from formats.files import WHERE_TO_GET_IT, InputError, text_lines
 
 READERS_VERSION = 3  # raise it when a reader finds other examples in the same file: cached ones are then read anew
 
@@ -42,7 +42,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str, str]]:
         with open(path, "rb") as file:
             yield from text_lines(file)
     except FileNotFoundError:
-        raise InputError(f"{path} is missing. See 'The paper's result' in README.md for where to get it.") from None
+        raise InputError(f"{path} is missing. {WHERE_TO_GET_IT}") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}).") from None
 
@@ -270,7 +270,9 @@ def paraphrases(folder: Path, file: str, ids_file: str, listed: bool) -> Iterato
         ids_file: pairs of ids, a line each.
         listed: True: the pairs on that list; False: all others.
     """
-    ids = {tuple(fields[:2]) for _, fields, _ in read_tsv(folder / ids_file)}
+    ids = set()
+    for _, fields, _ in read_tsv(folder / ids_file):
+        ids.add(tuple(fields[:2]))
     for example in table(folder, file, (1, 2, 3, 4), 0):
         if isinstance(example, Bad):
             yield example

@@ -312,7 +312,10 @@ def json_records(path: Path, encoding: str | None) -> Iterator[tuple[str, dict |
     """Yield place and object of each line that holds one; .json may also hold a list, or objects over several lines."""
     # where the first line holds no object, they do not stand on lines
     if path.suffix.lower() == ".json":
-        first = next((line for _, line, _ in own_lines(path, encoding) if line.strip()), "")
+        first = ""
+        for _, first, _ in own_lines(path, encoding):
+            if first.strip():
+                break
         if isinstance(json_record(first, ""), Bad):
             yield from json_items(path, encoding)
             return

@@ -166,7 +166,10 @@ def make_parts(shards: list[Shard], folder: Path, vocabulary: Vocabulary | None,
     """
     # which are missing
     paths = _part_paths(shards, folder, vocabulary)
-    missing = [(shard, path) for shard, path in zip(shards, paths, strict=True) if not path.exists()]
+    missing = []
+    for shard, path in zip(shards, paths, strict=True):
+        if not path.exists():
+            missing.append((shard, path))
     n_bytes = sum(shard.n_bytes() for shard, _ in missing)
 
     # each is made by one process
@@ -337,7 +340,9 @@ def _is_made(folder: Path, made_from: dict[str, str]) -> bool:
         record = json.loads((folder / "tokens.json").read_text())
     except (OSError, ValueError):
         return False
-    if not tokens.exists() or not isinstance(record, dict) or not made_from.items() <= record.items():
+    if not tokens.exists() or not isinstance(record, dict):
+        return False
+    if not made_from.items() <= record.items():
         return False
 
     # and the tokens fit the record

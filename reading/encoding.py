@@ -137,7 +137,8 @@ class SplitFiles:
         labels = np.array([str(example.label) for example in self.examples(source, [])])
         chosen = set(range(len(labels)))
         if len(labels) > self.max_examples:
-            _, drawn = hold_out(labels, self.max_examples, self.seed, True, self.folder / source.files[0])
+            path = self.folder / source.files[0]
+            _, drawn = hold_out(labels, self.max_examples, self.seed, True, path)
             chosen = set(drawn.tolist())
         for i, example in enumerate(self.examples(source, bad)):
             if i in chosen:
@@ -280,7 +281,8 @@ def _remove_old(folder: Path) -> None:
 def _read(path: Path) -> Encoded | None:
     """Return what _write wrote, or None where it is missing or damaged."""
     try:
-        if json.loads((path / "digests.json").read_text()) != digests(path / name for name in FILES):
+        known = json.loads((path / "digests.json").read_text())
+        if known != digests(path / name for name in FILES):
             return None
         index = json.loads((path / "index.json").read_text())
         n_ids, n_texts, n_bytes, codes = (np.fromfile(path / name, np.int32) for name in ARRAYS[1:])
@@ -355,4 +357,5 @@ def _write(path: Path, split: SplitFiles, encoder: TextEncoder) -> None:
         index = {"names": list(codes), "parts": parts, "largest_id": largest_id}
         index |= {"n_bad": len(bad), "first_bad": bad[0] if bad else ""}
         files["index.json"].write(json.dumps(index).encode())
-    (path / "digests.json").write_text(json.dumps(digests(path / name for name in FILES)))
+    of_files = digests(path / name for name in FILES)
+    (path / "digests.json").write_text(json.dumps(of_files))

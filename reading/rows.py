@@ -165,8 +165,10 @@ def pad_rows(examples: Sequence[list[list[int]]], n_vocab: int, n_tokens: int) -
 
     Raises ValueError for a row longer than n_tokens.
     """
-    ids = np.zeros((len(examples), len(examples[0]), n_tokens), dtype=np.int64)
-    m = np.zeros(ids.shape, dtype=np.float32)
+    # all is padding at first
+    shape = (len(examples), len(examples[0]), n_tokens)
+    ids = np.zeros(shape, dtype=np.int64)
+    m = np.zeros(shape, dtype=np.float32)
     for i, rows in enumerate(examples):
         for k, row in enumerate(rows):
             if len(row) > n_tokens:
@@ -339,7 +341,8 @@ class Layout:
 
     def cut_texts(self, texts: Sequence[Ids]) -> list[Ids]:
         """Return the token ids of an example's texts, cut so that its rows fit."""
-        kept = CUTS[self.cut]([len(text) for text in texts], self.form, self.n_ctx)
+        lengths = [len(text) for text in texts]
+        kept = CUTS[self.cut](lengths, self.form, self.n_ctx)
         return [text[:n] for text, n in zip(texts, kept, strict=True)]
 
     def rows(self, texts: Sequence[Ids]) -> list[list[int]]:

@@ -78,10 +78,13 @@ def read_splits(task: Task, data_dir: Path, encoder: TextEncoder, limits: Limits
     for name, split in encoded.items():
         rows[name], why = make_rows(task, folder, split, encoder, limits.n_ctx, name == "test")
         parts[name] = split.parts
+
+        # examples that their labels left out count as bad lines
         if why:
-            n_bad = len(split) - len(rows[name])
-            parts[name] = (("", len(rows[name])),)
-            encoded[name] = replace(split, n_bad=split.n_bad + n_bad, first_bad=split.first_bad or why)
+            n_good = len(rows[name])
+            n_bad = split.n_bad + len(split) - n_good
+            parts[name] = (("", n_good),)
+            encoded[name] = replace(split, n_bad=n_bad, first_bad=split.first_bad or why)
 
     # without files for validation, some examples of train are held out
     if "valid" not in rows:
