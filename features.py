@@ -70,6 +70,7 @@ def read_row(model: nn.Module, encoder: TextEncoder, example: Example) -> Row:
         InputError: the example has no tokens, or more than the network has positions.
         ValueError: several texts for a network that was not fine-tuned, or a list of them instead of a tuple.
     """
+    # one text, or several for a fine-tuned run
     texts = example if isinstance(example, tuple) else (example,)
     is_tuned = isinstance(model, DoubleHeadModel)
     if len(texts) != 1 and not is_tuned:
@@ -99,9 +100,10 @@ def read_row(model: nn.Module, encoder: TextEncoder, example: Example) -> Row:
 def check_length(ids: Ids, n_ctx: int, example: Example) -> None:
     """Raise InputError for a row with more tokens than the network has positions."""
     if len(ids) > n_ctx:
+        start = str(example)[:60]
         raise InputError(
             f"a text takes {len(ids)} tokens, the network has positions for {n_ctx}. Split it, or give a fixed "
-            f"context (n_context): {str(example)[:60]} ..."
+            f"context (n_context): {start} ..."
         )
 
 
@@ -110,8 +112,12 @@ def caught_outputs(modules: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
     """Within it, collect what modules give out, in the order in which they are called."""
     caught = []
     hooks = []
+
+    def keep(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        caught.append(output)
+
     for module in modules:
-        hooks.append(module.register_forward_hook(lambda _, inputs, output: caught.append(output)))
+        hooks.append(module.register_forward_hook(keep))
     try:
         yield caught
     finally:
@@ -162,7 +168,8 @@ def hidden_states(model: nn.Module, rows: Sequence[Ids], layer: Layer = -1, n_ba
         states = torch.stack(layers, 1) if layer == "all" else layers[layer]  # (N, L, C) or (N, C)
         padded = packing.unpack(states).float().cpu()  # (B, T, L, C) or (B, T, C)
         for ids, of_row in zip(batch, padded, strict=True):
-            found.append(of_row[: len(ids)].movedim(0, -2))
+            own = of_row[: len(ids)]  # without the padding
+            found.append(own.movedim(0, -2))
     return found
 
 
@@ -196,6 +203,8 @@ def features(
         raise ValueError(f"per {per!r}, n_context {n_context}: per is 'token' or 'word', n_context is of words")
     if pool not in ("last", "mean"):
         raise ValueError(f"pool {pool!r} is not 'last' or 'mean'")
+
+    # a row for each word
     if n_context is not None:
         return [_in_fixed_context(model, encoder, text, layer, n_context, pool) for text in texts]
 
@@ -227,8 +236,9 @@ def _in_fixed_context(
     start = special_tokens(encoder.n_vocab).start
     rows = []
     for i in range(len(words)):
+        seen = words[max(0, i - n_context) : i + 1]
         ids = [start] if is_tuned else []
-        for word in words[max(0, i - n_context) : i + 1]:
+        for word in seen:
             ids += word.ids
         check_length(ids, model.transformer.n_ctx, text)
         rows.append(ids)
@@ -237,7 +247,8 @@ def _in_fixed_context(
     of_words = []
     for word, states in zip(words, hidden_states(model, rows, layer), strict=True):
         of_words.append(pooled(states, range(-len(word.ids), 0), pool))
-    return Features([Unit(word.text, word.span) for word in words], torch.stack(of_words, -2))
+    units = [Unit(word.text, word.span) for word in words]
+    return Features(units, torch.stack(of_words, -2))
 
 
 def pooled_features(

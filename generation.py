@@ -43,8 +43,11 @@ def sample(
     """
     if temperature == 0:
         return logits.argmax(1)
+
     # in float32 a smaller temperature would be 0
     logits = (logits - logits.amax(1, keepdim=True)) / max(temperature, 1e-30)
+
+    # what is not among the most probable tokens gets no probability
     if 0 < top_k < logits.size(1):
         least = logits.topk(top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, -math.inf)
@@ -103,6 +106,7 @@ def generate_batch(model: Model, prompts: Sequence[Sequence[int]], n_tokens: int
     # the shortest begins; the others begin when they have been read, and none goes on for longer
     n_steps = n_tokens + max(map(len, prompts)) - min(map(len, prompts))
     for step, logits in _generate(model, prompts, n_steps, **how):
+        # of all samples, also of those whose token does not count
         ids = torch.tensor([0 if token is None else token for token in step], device=logits.device)
         log_probabilities = logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1)
         for tokens, token, value in zip(found, step, log_probabilities.tolist(), strict=True):
@@ -158,6 +162,7 @@ def _generate(
     is_forbidden = torch.arange(n_rows, device=table.device) >= n_allowed  # (R,)
     is_forbidden[list(stop_ids)] = False
 
+    # what the penalty is for, and which samples go on
     has_occurred = torch.zeros(n_samples, len(table), dtype=torch.bool, device=table.device)  # (S, V)
     has_occurred.scatter_(1, window, True)
     has_ended = [False] * n_samples
@@ -168,6 +173,8 @@ def _generate(
         logits = F.linear(h, table[:n_rows]).float().expand(n_samples, -1)  # (S, R)
         logits = logits.masked_fill(is_forbidden, -math.inf)
         unchanged = logits
+
+        # what has occurred becomes less probable
         if repetition_penalty != 1:
             penalised = torch.where(logits > 0, logits / repetition_penalty, logits * repetition_penalty)
             logits = torch.where(has_occurred[:, :n_rows], penalised, logits)
@@ -215,14 +222,15 @@ def encode_prompt(encoder: TextEncoder, text: str, n_allowed: int, may_be_empty:
 
 def check_memory(transformer: TransformerModel, n_samples: int, n_tokens: int) -> None:
     """Raise InputError when the keys and values of so many samples cannot fit into the memory of the device."""
+    # a key and a value for each token, feature and block
     table = transformer.embed.weight
-    n_values = 2 * len(transformer.h) * table.size(1) * min(n_tokens, transformer.n_ctx)  # of a sample
-    needed = n_samples * n_values * table.element_size()
-    there = total_memory(table.device)
+    n_slots = min(n_tokens, transformer.n_ctx)
+    n_values = 2 * len(transformer.h) * table.size(1) * n_slots  # of a sample
+    needed = n_samples * n_values * table.element_size() / 2**30
+    there = total_memory(table.device) / 2**30
     if needed > there:
         raise InputError(
-            f"{n_samples:,} samples at once need {needed / 2**30:,.0f} GiB of memory, there are "
-            f"{there / 2**30:,.0f}. Ask for fewer."
+            f"{n_samples:,} samples at once need {needed:,.0f} GiB of memory, there are {there:,.0f}. Ask for fewer."
         )
 
 
@@ -249,6 +257,8 @@ class Transcript:
         """Return the text that can be shown after a token, the rest of it after the last one or None, for the end."""
         if self.has_ended:
             return ""
+
+        # the words that are complete now
         if token is not None:
             self.text += self.words.add(token)
         if token is None or is_last:
@@ -256,13 +266,17 @@ class Transcript:
             self.has_ended = True
         self.text = self.text.lstrip(" ")
 
-        # the first stop text ends it, what may be the beginning of one is held back
+        # the first stop text ends it
         lower = self.text.lower()
         found = [lower.find(stop) for stop in self.stops if stop in lower]
         if found:
             self.text = self.text[: min(found)]
             self.has_ended = True
-        n_held = 0 if self.has_ended else max((_overlap(lower, stop) for stop in self.stops), default=0)
+
+        # what may be the beginning of one is held back
+        n_held = 0
+        if not self.has_ended:
+            n_held = max((_overlap(lower, stop) for stop in self.stops), default=0)
         shown = self.text[self.n_shown : len(self.text) - n_held]
         self.n_shown += len(shown)
         return shown
@@ -298,27 +312,36 @@ def stream_text(
 
     Raises InputError for a prompt that cannot be continued, and for more samples than memory holds.
     """
+    # what begins the row and what ends it
     start, ends, (ids,) = _read_prompts(model, encoder, [prompt])
     check_memory(model.transformer, n_samples, len(ids) + n_tokens)
+
+    # tokens -> text, of each sample by itself
+    how |= dict(n_samples=n_samples, n_allowed=encoder.n_vocab, stop_ids=ends)
+    steps = generate(model, [*start, *ids], n_tokens, **how)
     stops = [stop.lower() for stop in stops if stop]
     transcripts = [Transcript(encoder, ids, stops) for _ in range(n_samples)]
-    how |= dict(n_samples=n_samples, n_allowed=encoder.n_vocab, stop_ids=ends)
-    return _show(generate(model, [*start, *ids], n_tokens, **how), transcripts, n_tokens)
+    return _show(steps, transcripts, n_tokens)
 
 
 def _read_prompts(
     model: LMModel | DoubleHeadModel, encoder: TextEncoder, prompts: Sequence[str | Sequence[int]]
 ) -> tuple[list[int], list[int], list[list[int]]]:
     """Return the tokens before a prompt, those that end its continuation, and those of each. Raises InputError."""
-    start, ends = [], []
+    # a fine-tuned network continues a row: it begins and ends with special tokens
+    start = []
+    ends = []
     if isinstance(model, DoubleHeadModel):
         special = special_tokens(encoder.n_vocab)
         start = [special.start]
         ends = [special.delimiter, special.classify]
+
+    # the token ids of each; behind a start token a prompt may be empty
+    n_allowed = model.transformer.n_ctx - len(start)
     ids_of = []
     for prompt in prompts:
         if isinstance(prompt, str):
-            prompt = encode_prompt(encoder, prompt, model.transformer.n_ctx - len(start), bool(start))
+            prompt = encode_prompt(encoder, prompt, n_allowed, may_be_empty=len(start) > 0)
         ids_of.append([int(i) for i in prompt])
     return start, ends, ids_of
 
@@ -327,7 +350,8 @@ def _show(steps: Iterator[list[int | None]], transcripts: list[Transcript], n_to
     """Yield what each transcript shows after each of n_tokens steps, until all of them have ended."""
     for n_done, tokens in enumerate(steps, 1):
         is_last = n_done == n_tokens
-        yield [transcript.add(token, is_last) for transcript, token in zip(transcripts, tokens, strict=True)]
+        pairs = zip(transcripts, tokens, strict=True)
+        yield [transcript.add(token, is_last) for transcript, token in pairs]
         if all(transcript.has_ended for transcript in transcripts):
             return
 
@@ -357,14 +381,16 @@ def generate_texts(
     **how,
 ) -> list[Continuation]:
     """Return what follows each of several prompts, which are computed together; the arguments as of `stream_text`."""
+    # prompts -> tokens
     start, ends, ids_of = _read_prompts(model, encoder, prompts)
     rows = [[*start, *ids] for ids in ids_of]
-    stops = [stop.lower() for stop in stops if stop]
+    how |= dict(n_allowed=encoder.n_vocab, stop_ids=ends)
+    tokens_of = generate_batch(model, rows, n_tokens, **how)
 
     # tokens -> text, up to a stop text
+    stops = [stop.lower() for stop in stops if stop]
     found = []
-    how |= dict(n_allowed=encoder.n_vocab, stop_ids=ends)
-    for ids, tokens in zip(ids_of, generate_batch(model, rows, n_tokens, **how), strict=True):
+    for ids, tokens in zip(ids_of, tokens_of, strict=True):
         transcript = Transcript(encoder, ids, stops)
         parts = []
         for token in tokens:

@@ -25,6 +25,7 @@ def compute_losses(
         m: 1 on real tokens, 0 on padding (B, K, T), or (B, T).
         y: what task_losses takes.
     """
+    # the padding is not computed
     packing = Packing.of_padded(x, m, clf_token=model.task_head.clf_token)
     return packed_losses(model, packing, y, lm_coef)
 
@@ -89,9 +90,15 @@ def task_losses(logits: Tensor, y: Tensor) -> Tensor:
             how similar the texts are, from 0 to 1 (B,).
     """
     logits = at_least_float32(logits)
+
+    # a single logit is of how similar the texts are
     if logits.size(1) == 1:
         return F.binary_cross_entropy_with_logits(logits[:, 0], y.to(logits), reduction="none")
-    return F.cross_entropy(logits, y if y.is_floating_point() else y.long(), reduction="none")
+
+    # several are of classes; weights of classes stay as they are
+    if not y.is_floating_point():
+        y = y.long()
+    return F.cross_entropy(logits, y, reduction="none")
 
 
 def lm_losses(h: Tensor, table: Tensor, packing: Packing, alike: bool = False) -> Tensor:
@@ -102,7 +109,10 @@ def lm_losses(h: Tensor, table: Tensor, packing: Packing, alike: bool = False) -
         table: embedding matrix (V, C), with the dropout that the inputs had.
         alike: whether the caller promises that the loss weighs all rows alike; then backward waits for no GPU.
     """
+    # each next token weighs 1 / the number of them in its row
     is_next = packing.predictions < len(packing.targets)  # (B*K, T-1)
     weights = at_least_float32(is_next.to(h.dtype)) / is_next.sum(1, keepdim=True).clamp(min=1)
+
+    # each is predicted from the state before it
     states = h.index_select(0, packing.predictors)  # (M, C)
     return row_losses(states, table, packing.targets, packing.predictions, weights, alike)

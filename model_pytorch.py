@@ -67,15 +67,21 @@ class KeyValueCache:
     """
 
     def __init__(self, like: Tensor, n_head: int, n_sequences: int, n_slots: int):
-        self.k, self.v = like.new_empty(2, n_head, n_sequences, n_slots, like.size(-1) // n_head)  # (H, S, n_slots, D)
+        shape = (n_head, n_sequences, n_slots, like.size(-1) // n_head)
+        self.k = like.new_empty(shape)  # (H, S, n_slots, D)
+        self.v = like.new_empty(shape)
         self.n_used = 0
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys and values (H, S, L, D) and return all so far; the first may be of one sequence, for all S."""
-        new = slice(self.n_used, self.n_used + k.size(2))
-        self.k[:, :, new], self.v[:, :, new] = k, v
-        self.n_used = new.stop
-        return (self.k[:, :, : new.stop], self.v[:, :, : new.stop]) if new.start else (k, v)
+        start = self.n_used
+        end = start + k.size(2)
+        self.k[:, :, start:end] = k
+        self.v[:, :, start:end] = v
+        self.n_used = end
+        if start == 0:
+            return k, v  # as they came: of one sequence where they are those of all
+        return self.k[:, :, :end], self.v[:, :, :end]
 
 
 class Attention(nn.Module):
@@ -93,9 +99,12 @@ class Attention(nn.Module):
         self.register_load_state_dict_pre_hook(_remove_mask_buffer)
 
     def forward(self, x: Tensor, packing: Packing, cache: KeyValueCache | None = None) -> Tensor:
+        # queries, keys and values of all heads, by one product
         q, k, v = packing.to_sequences(self.c_attn(x).unflatten(1, (3, self.n_head, -1)))  # (H, S, L, D)
         if cache is not None:
             k, v = cache.append(k, v)
+
+        # each token gets what it attends to, and the heads are mixed
         a = attention(q, k, v, packing.mask, self.attn_dropout, packing.is_full)
         return self.resid_dropout(self.c_proj(packing.to_tokens(a).flatten(1)))  # (N, C)
 
@@ -170,15 +179,20 @@ class TransformerModel(nn.Module):
 
         Raises ValueError when x has no position ids, or is longer than n_ctx.
         """
+        # the input as a list of tokens
         packing = x if isinstance(x, Packing) else Packing.full(x)
         if not is_recorded() and packing.shape[1] > self.n_ctx:
             raise ValueError(
                 f"the input has {packing.shape[1]} tokens, the model has positions for {self.n_ctx}: cut the input"
             )
+
+        # their embeddings
         table = self.dropped_table() if table is None else table
         # without dropout `embed` itself, so that forward hooks on it work
         rows = self.embed(packing.tokens) if table is self.embed.weight else F.embedding(packing.tokens, table)
         h = rows.sum(-2)  # (N, C): token + position
+
+        # the blocks, one after another
         for block, cache in zip(self.h, caches or [None] * len(self.h), strict=True):
             if self.checkpoint_activations and self.training:
                 h = checkpoint(block, h, packing, use_reentrant=False)
@@ -286,6 +300,8 @@ class LMModel(nn.Module):
         logits = self.lm_head(self.transformer(x, table), table)
         if not self.return_probs:
             return logits
+
+        # a position is never the next token
         n_words = logits.size(-1) - self.transformer.n_ctx
         return F.pad(logits[..., :n_words].softmax(-1), (0, self.transformer.n_ctx))
 
@@ -305,6 +321,8 @@ class DoubleHeadModel(nn.Module):
         self.cfg = cfg
         self.transformer = TransformerModel(cfg, vocab, n_ctx)
         self.lm_head = LMHead(self.transformer, cfg)
+
+        # the task head; a list is what JSON makes of a tuple
         match task_head_type:
             case "multiple_choice":
                 self.task_head = MultipleChoiceHead(clf_token, cfg)
@@ -334,8 +352,11 @@ class DoubleHeadModel(nn.Module):
         Training, evaluation and prediction call this. The logits of the language model, the largest tensor of all, are
         not computed here: the loss computes them in chunks.
         """
+        # one mask of dropout for the input and the language model
         table = self.transformer.dropped_table()
         h = self.transformer(packing, table)
+
+        # the states that the task head reads
         pooled = h.index_select(0, packing.read.flatten()).unflatten(0, packing.read.shape)  # (B, K, C)
         task_logits = self.task_head.logits(pooled)
         if packing.is_choice is not None:  # examples may have different numbers of choices
@@ -352,9 +373,13 @@ def _remove_mask_buffer(module, state_dict, prefix, *_):
 
 def _complete_keys(module, state_dict, prefix, *_):
     # remove DataParallel's prefix `module.`, and LMModel's mask of the positions
-    for key in [key for key in state_dict if key.startswith(prefix + "module.")]:
-        state_dict[prefix + key.removeprefix(prefix + "module.")] = state_dict.pop(key)
+    of_parallel = prefix + "module."
+    for key in list(state_dict):
+        if key.startswith(of_parallel):
+            state_dict[prefix + key.removeprefix(of_parallel)] = state_dict.pop(key)
     state_dict.pop(prefix + "pos_emb_mask", None)
+
     # our own files hold the tied embedding matrix only once
-    if (table := prefix + "transformer.embed.weight") in state_dict:
+    table = prefix + "transformer.embed.weight"
+    if table in state_dict:
         state_dict.setdefault(prefix + "lm_head.decoder.weight", state_dict[table])

@@ -12,12 +12,16 @@ from speed.packing import is_known
 
 def warmup_cosine(x: float, warmup: float) -> float:
     """Rise linearly to 1 over the first `warmup` of the updates, then follow 0.5 (1 + cos(pi x))."""
-    return x / warmup if x <= warmup and warmup > 0 else 0.5 * (1 + math.cos(math.pi * x))
+    if 0 < warmup and x <= warmup:
+        return x / warmup
+    return 0.5 * (1 + math.cos(math.pi * x))
 
 
 def warmup_constant(x: float, warmup: float) -> float:
     """Rise linearly to 1 over the first `warmup` of the updates, then stay."""
-    return x / warmup if x <= warmup and warmup > 0 else 1.0
+    if 0 < warmup and x <= warmup:
+        return x / warmup
+    return 1.0
 
 
 def warmup_linear(x: float, warmup: float) -> float:
@@ -80,20 +84,31 @@ class OpenAIAdam(torch.optim.AdamW):
             raise ValueError(f"warmup {warmup} is a fraction of t_total, from 0 to 1")
         if t_total < 1:
             raise ValueError(f"t_total {t_total} must be 1 update or more")
+
+        # parameters without groups are one
         params = list(params)
-        given = params if params and isinstance(params[0], dict) else [{"params": params}]
-        super().__init__(_groups(given, lr, l2, vector_l2), lr=lr, betas=(b1, b2), eps=e, fused=True)
+        has_groups = len(params) > 0 and isinstance(params[0], dict)
+        given = params if has_groups else [{"params": params}]
+        groups = _groups(given, lr, l2, vector_l2)
+        super().__init__(groups, lr=lr, betas=(b1, b2), eps=e, fused=True)
+
+        # what AdamW does not know
         self.schedule: Callable[[float, float], float] = SCHEDULES[schedule]
-        self.warmup, self.t_total, self.e, self.max_grad_norm = warmup, t_total, e, max_grad_norm
+        self.warmup = warmup
+        self.t_total = t_total
+        self.e = e
+        self.max_grad_norm = max_grad_norm
         self.found_inf: Tensor | None = None  # 1.0: no update is made; the name is AdamW's
 
     def preallocate(self) -> None:
         """Preallocate the running means, before activations: made between them, they fragment memory."""
         for group in self.param_groups:
             for p in group["params"]:
-                means = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+                # as AdamW's own
+                exp_avg = torch.zeros_like(p)
+                exp_avg_sq = torch.zeros_like(p)
                 step = torch.zeros((), dtype=torch.float32, device=p.device)
-                self.state[p] = {"step": step} | means  # as AdamW's own
+                self.state[p] = {"step": step, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None, cost: Tensor | None = None) -> Tensor | None:
@@ -110,13 +125,15 @@ class OpenAIAdam(torch.optim.AdamW):
             raise ValueError("OpenAIAdam takes no closure: call backward() before step()")
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         norm = get_total_norm(grads)
+
+        # without a cost the norm is waited for
         if cost is None:
             if not norm.isfinite():
                 raise FloatingPointError(f"the norm of the gradients is {norm.item()}")
             self._update(grads, norm)
             return None
 
-        # the verdict stays on the device
+        # with one the verdict stays on the device, and is that of all updates so far
         is_bad = ~(norm.isfinite() & cost.isfinite())
         if self.found_inf is None:
             self.found_inf = torch.zeros_like(norm, dtype=torch.float32)
@@ -165,9 +182,18 @@ def _groups(given: list[dict], lr: float, l2: float, vector_l2: bool) -> list[di
     behind = []
     for i, group in enumerate(given):
         group = {"lr": lr, "l2": l2} | group | {"lr_of": i, "t": 0, "rate": 0.0}
-        params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
-        decaying = [p for p in params if vector_l2 or p.dim() > 1]
-        others = [p for p in params if not (vector_l2 or p.dim() > 1)]
+        params = group["params"]
+        if isinstance(params, Tensor):
+            params = [params]
+
+        # gains and biases have one axis
+        decaying = []
+        others = []
+        for p in params:
+            if vector_l2 or p.dim() > 1:
+                decaying.append(p)
+            else:
+                others.append(p)
         groups.append(group | {"params": decaying})
         if others:
             behind.append(group | {"params": others, "l2": 0.0})

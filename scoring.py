@@ -132,16 +132,21 @@ def score_ids(
         for start, end, first in windows(end_of_text - begin, n_ctx, stride):
             todo.append((begin + start, begin + end, begin + first))
 
-    # some windows at a time, those of similar length together: attention has few free slots
+    # those of similar length are computed together: attention has few free slots
     todo.sort(key=lambda window: window[0] - window[1])  # the longest first; else in their order
+
+    # some windows at a time
     found = np.full((3, len(ids)), np.nan)
     name = "scoring" if len(todo) > n_batch else None  # short texts show no progress
     with progress_bar(len(todo), name, "windows", Ranks()) as bar:
         for i in range(0, len(todo), n_batch):
             batch = todo[i : i + n_batch]
             rows = [[ids[start:end]] for start, end, _ in batch]
-            tokens = next_tokens(model.transformer, pack(model.transformer, rows), n_entries)
+            packing = pack(model.transformer, rows)
+            tokens = next_tokens(model.transformer, packing, n_entries)
             of_rows = torch.stack(tokens, 1).cpu().numpy()  # (B, 3, T-1)
+
+            # of each window what is scored there
             for (start, end, first), of_row in zip(batch, of_rows, strict=True):
                 before_first = first - start - 1  # of_row[:, 0] is of the window's second token
                 found[:, first:end] = of_row[:, before_first : before_first + end - first]
@@ -232,9 +237,7 @@ class Score:
 
         Raises ValueError for the first word of a text without a context.
         """
-        ids = list(self.context)
-        for earlier in self.words[:word]:
-            ids += earlier.ids
+        ids = self.context + _ids_of(self.words[:word])
         if not ids:
             raise ValueError("nothing comes before the first word of a text without a context")
 
@@ -242,7 +245,8 @@ class Score:
         transformer = model.eval().transformer
         ids = ids[-transformer.n_ctx :]
         states = transformer(pack(transformer, [[ids]]))  # (N, C)
-        logits = transformer.embed.weight[: self.n_entries] @ states[len(ids) - 1]
+        table = transformer.embed.weight[: self.n_entries]
+        logits = table @ states[len(ids) - 1]
         return logits.softmax(0).cpu().numpy()
 
     def per_token(self) -> float:
@@ -256,7 +260,7 @@ class Score:
     def perplexities(self) -> str:
         """Return both perplexities and what they are of, in words."""
         n_tokens = len(self.log_probabilities)
-        n_scored = n_tokens - int(np.isnan(self.log_probabilities).sum())
+        n_scored = np.count_nonzero(~np.isnan(self.log_probabilities))
         return (
             f"perplexity {self.per_token():.4f} per token, {self.per_word():.4f} per word; {n_scored:,} of "
             f"{n_tokens:,} tokens in {len(self.words):,} words scored, over {self.n_entries:,} entries of the "
@@ -272,6 +276,10 @@ def _perplexity(log_probabilities: np.ndarray) -> float:
         return math.exp(-scored.mean())
     except OverflowError:  # of a long word: more than any float
         return math.inf
+
+
+def _ids_of(words: Sequence[Word]) -> list[int]:
+    return [i for word in words for i in word.ids]
 
 
 def score(
@@ -296,8 +304,8 @@ def score(
     Raises InputError for a text without tokens, or of a single one without a context: the first one is not scored.
     """
     words = words_of(encoder, text)
-    ids = [i for word in words for i in word.ids]
-    before = [i for word in words_of(encoder, context) for i in word.ids]
+    ids = _ids_of(words)
+    before = _ids_of(words_of(encoder, context))
     if not ids or len(before) + len(ids) <= len(starts):
         raise InputError(f"{len(ids)} tokens: there is nothing to score, as the first one is not. Give a longer text.")
 
@@ -336,7 +344,8 @@ def score_file(
     """
     # as in pre-training: lines that are not blank, each ended by the newline token
     newline = Word("\n", [encoder.encoder.get("\n</w>", 0)], [None])
-    words, numbers = [], []  # numbers: the line of each word
+    words = []
+    numbers = []  # the line of each word
     starts = []  # the first token of each line
     n_tokens = 0
     for number, line, why in numbered_lines(Path(path)):
@@ -368,7 +377,13 @@ def write_surprisal(out: IO[str], encoder: TextEncoder, numbers: Sequence[int], 
     writer.writerow(HEADER)
     columns = zip(numbers, found.words, found.surprisal(), found.of_tokens(), strict=True)
     for number, word, surprisal, log_probabilities in columns:
-        start, end = word.span or ("", "")
+        # where it stands, unless that is unknown
+        start = ""
+        end = ""
+        if word.span is not None:
+            start, end = word.span
+
+        # its tokens and what each adds to the surprisal
         tokens = " ".join(encoder.decoder[i] for i in word.ids)
         logs = " ".join(_number(value) for value in log_probabilities)
         writer.writerow((number, start, end, _escape(word.text), _number(surprisal), _escape(tokens), logs))

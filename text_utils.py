@@ -50,7 +50,8 @@ def text_standardize(text: str) -> str:
 
     Words of more than 1,000 characters are cut: see WORD.
     """
-    text = PUNCTUATION_RUNS.sub(r" \g<0> ", text.translate(REPLACEMENTS))
+    text = text.translate(REPLACEMENTS)
+    text = PUNCTUATION_RUNS.sub(r" \g<0> ", text)
     lines = (" ".join(_pieces_of(line)) for line in text.split("\n"))
     return " \n ".join(line for line in lines if line)
 
@@ -148,7 +149,7 @@ def character_spans(text: str) -> tuple[str, list[Span | None]]:
     if len(old_lines) != len(new_lines):
         return standard, [None] * len(standard)
 
-    # of each character that is not a space, and each newline: standardising keeps their order
+    # the span of each character that is not a space, and of each newline: standardising keeps their order
     found: list[Span | None] = []
     end_before = 0
     for old, new in zip(old_lines, new_lines, strict=True):
@@ -159,6 +160,7 @@ def character_spans(text: str) -> tuple[str, list[Span | None]]:
             found += [span] * len(character.translate(REPLACEMENTS))  # three for the dots of an ellipsis
         end_before = old.end()
 
+    # and of the standardised text
     spans = iter(found)
     return standard, [None if character == " " else next(spans) for character in standard]
 
@@ -170,11 +172,14 @@ def _spans_in_line(old: re.Match, new: str) -> list[Span | None]:
     unknown = [None] * sum(map(len, new_words))
     if len(old_words) != len(new_words):
         return unknown
+
+    # of each word: character for character, as a whole, or not at all
     spans: list[Span | None] = []
     for old_word, new_word in zip(old_words, new_words, strict=True):
         start, end = old_word.span()
+        is_as_long = end - start == len(new_word)
         pairs = zip(old_word[0], new_word, strict=False)
-        if end - start == len(new_word) and all(a == b or repair(a) == b for a, b in pairs):
+        if is_as_long and all(a == b or repair(a) == b for a, b in pairs):
             spans += [(i, i + 1) for i in range(start, end)]
         elif repair(old_word[0]) == new_word:
             spans += [(start, end)] * len(new_word)
@@ -284,28 +289,35 @@ class TextEncoder:
     """
 
     def __init__(self, encoder_path: str | os.PathLike, bpe_path: str | os.PathLike):
+        # the tokens
         self.files = (Path(encoder_path), Path(bpe_path))
         self.encoder = _read_encoder(self.files[0])
         self.decoder = {i: token for token, i in self.encoder.items()}
         self.n_vocab = len(self.encoder)
-        if self.encoder.get("<unk>", 0) != 0:
+        unknown = self.encoder.get("<unk>", 0)
+        if unknown != 0:
             raise InputError(
-                f"{encoder_path}: <unk> has the id {self.encoder['<unk>']}, and here 0. Give it that one, in the "
-                "weights too."
+                f"{encoder_path}: <unk> has the id {unknown}, and here 0. Give it that one, in the weights too."
             )
+
+        # the merges, each of which makes a token
         merges = _read_merges(self.files[1])
         for merge in merges:
             if "".join(merge) not in self.encoder:
+                shown = " ".join(merge)
                 raise InputError(
-                    f"{bpe_path}: the merge {' '.join(merge)!r} makes a token that {encoder_path} lacks. "
+                    f"{bpe_path}: the merge {shown!r} makes a token that {encoder_path} lacks. "
                     "Take both files from one vocabulary."
                 )
         self.bpe_ranks = {merge: rank for rank, merge in enumerate(merges)}
+
+        # what is remembered of words
         self.cache: dict[str, Pieces] = {}  # of words met so far
         self.spellings: dict[str, str] = {}  # see `spelled`
 
     def bpe(self, word: str) -> str:
         """Return the tokens of a word, separated by spaces, the last with `</w>` at its end."""
+        # at first each character is a token; the last one tells that it is
         parts = [*word[:-1], word[-1] + "</w>"]
         parts = self._merged_long(parts) if len(parts) > 100 else self._merged(parts)
         text = " ".join(parts)
@@ -385,7 +397,8 @@ class TextEncoder:
 
         In a word that ftfy has repaired it may be that of the whole word, or None: see character_spans.
         """
-        ids, spans = [], []
+        ids = []
+        spans = []
         for word in self.words_with_spans(text):
             ids += word.ids
             spans += word.spans
@@ -393,14 +406,21 @@ class TextEncoder:
 
     def words_with_spans(self, text: str) -> list[Word]:
         """Return the words of a text with their token ids and the span of each token in it."""
+        # the words, and where each stands in the standardised text
         standard, spans = character_spans(text)
+        split = []
+        for start, part in split_parts(standard):
+            split += [(word.text, start + word.idx) for word in part]
+
+        # of each its tokens, and where they stand in the text as it was given
         words = []
-        split = [(word.text, start + word.idx) for start, part in split_parts(standard) for word in part]
         for word, where in split:
             # of each letter in lower case, where it may be longer
             sources = []
             for i, character in enumerate(word, where):
                 sources += [spans[i]] * len(character.lower())
+
+            # each token takes the spans of its letters
             lower = word.lower()
             ids, tokens = self._pieces(lower)
             of_tokens = []
@@ -449,7 +469,8 @@ def _make_room(cache: dict) -> None:
 def _read_encoder(path: Path) -> dict[str, int]:
     encoder = read_json(path)
     ids = list(encoder.values()) if isinstance(encoder, dict) else []
-    if not ids or not all(isinstance(i, int) for i in ids) or sorted(ids) != list(range(len(ids))):
+    are_numbers = len(ids) > 0 and all(isinstance(i, int) for i in ids)
+    if not are_numbers or sorted(ids) != list(range(len(ids))):
         raise InputError(
             f"{path}: not a vocabulary: a JSON object of n tokens with the ids 0 .. n - 1. Fetch it again."
         )
@@ -466,6 +487,8 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}). Fetch it again.") from None
+
+    # a merge a line
     merges = []
     for number, line in enumerate(lines, 2):
         if not line:

@@ -52,6 +52,8 @@ def open_model(folder: str | os.PathLike, return_probs: bool = True) -> tuple[LM
     """
     folder = open_folder(folder)
     sizes = read_sizes(folder)
+
+    # the tokenizer
     if is_hugging_face(folder):
         check_vocabulary(folder)
     encoder = TextEncoder(*vocabulary_files(folder))
@@ -60,6 +62,8 @@ def open_model(folder: str | os.PathLike, return_probs: bool = True) -> tuple[LM
             f"{encoder.files[0]} has {encoder.n_vocab} tokens, the weights are for {sizes.n_vocab}. "
             "Take both from one model."
         )
+
+    # the network, once its weights are known to be there
     check_bytes(folder, sizes)
     same = {name: getattr(sizes, name) for name in ("n_embd", "n_head", "n_layer", "afn")}
     cfg = dataclasses.replace(DEFAULT_CONFIG, **same)
@@ -75,7 +79,8 @@ def open_transformer(folder: Path) -> tuple[TransformerModel, TextEncoder, Folde
         model, encoder = run.model, run.encoder
     else:
         model, encoder = open_model(folder)
-    cfg, n_positions = model.cfg, model.transformer.n_ctx
+    cfg = model.cfg
+    n_positions = model.transformer.n_ctx
     sizes = FolderSizes(encoder.n_vocab, n_positions, cfg.n_embd, cfg.n_head, cfg.n_layer, cfg.afn)
     return model.transformer, encoder, sizes
 
@@ -96,10 +101,14 @@ def load_weights(model: TransformerModel, n_transfer: int, folder: Path) -> int:
     """
     if not is_run(folder):
         return load_openai_pretrained_model(model, model.n_ctx, N_SPECIAL, n_transfer, folder)
+
+    # of a run: the sizes must fit
     source, _, sizes = open_transformer(folder)
     n_transfer = min(n_transfer, sizes.n_layer, len(model.h))
     check_sizes(folder, sizes, model, model.n_ctx, N_SPECIAL, n_transfer)
     np.random.randn(N_SPECIAL, sizes.n_embd)  # what the other loader draws: the epochs' order is the same
+
+    # all embeddings but the last positions, and the first blocks
     words, positions = source.embed.weight.split([sizes.n_vocab + N_SPECIAL, source.n_ctx])
     with torch.no_grad():
         model.embed.weight.copy_(torch.cat([words, positions[: model.n_ctx]]))
@@ -111,8 +120,10 @@ def load_weights(model: TransformerModel, n_transfer: int, folder: Path) -> int:
 def copy_weights(source: TransformerModel, target: TransformerModel, n_vocab: int) -> None:
     """Copy the rows of tokens and positions, and the blocks; the rows of special tokens are left out."""
     table = source.embed.weight
+    tokens = table[:n_vocab]
+    positions = table[-source.n_ctx :]
     with torch.no_grad():
-        target.embed.weight.copy_(torch.cat([table[:n_vocab], table[-source.n_ctx :]]))
+        target.embed.weight.copy_(torch.cat([tokens, positions]))
         for value, parameter in zip(source.h.parameters(), target.h.parameters(), strict=True):
             parameter.copy_(value)
 
@@ -179,49 +190,68 @@ class SavedRun:
     def check(self, texts: tuple[str, ...], where: str) -> None:
         """Raise ValueError for an example with the wrong number of texts."""
         form = FORMS[self.record.form]
-        is_right = len(texts) >= form.n_texts + 2 if form.has_choices else len(texts) == form.n_texts
+        more = ""
+        is_right = len(texts) == form.n_texts
+        if form.has_choices:
+            more = " and two choices or more"
+            is_right = len(texts) >= form.n_texts + 2
         if not is_right:
-            more = " and two choices or more" if form.has_choices else ""
             raise ValueError(f"{where} has {len(texts)} texts; a {self.record.form} example takes {form.n_texts}{more}")
 
     def predict_chunk(self, examples: list[Example], n_batch: int) -> Iterator[Prediction]:
         """Yield the predictions of some examples, which are encoded together."""
         if not examples:
             return
-        # texts -> rows, cut as in training; then, if longer than any row there, to the network's number of positions
-        record, form = self.record, FORMS[self.record.form]
-        ids = iter(self.encoder.encode([text for example in examples for text in example.texts], verbose=False))
-        cut = [record.layout().cut_texts([next(ids) for _ in example.texts]) for example in examples]
-        layout = dataclasses.replace(record.layout(), cut="longest", n_ctx=record.n_ctx)
+        # texts -> token ids, cut as in training
+        record = self.record
+        form = FORMS[record.form]
+        layout = record.layout()
+        texts = [text for example in examples for text in example.texts]
+        ids = iter(self.encoder.encode(texts, verbose=False))
+        cut = [layout.cut_texts([next(ids) for _ in example.texts]) for example in examples]
+
+        # token ids -> rows; those longer than any row in training are cut to the network's number of positions
+        layout = dataclasses.replace(layout, cut="longest", n_ctx=record.n_ctx)
         rows = Rows(Encoded.of(cut), layout)
         lengths = rows.lengths()
         if lengths.max() > record.n_ctx:
             i = int(lengths.argmax())
+            start = " ".join(examples[i].texts)[:60]
             raise InputError(
                 f"{examples[i].where}: {lengths[i]} tokens without its context; the run has positions for "
-                f"{record.n_ctx}. Shorten it: {' '.join(examples[i].texts)[:60]!r} ..."
+                f"{record.n_ctx}. Shorten it: {start!r} ..."
             )
 
-        # rows -> probabilities -> labels by their names
+        # rows -> probabilities
         device = self.model.transformer.embed.weight.device
         logits = predict(self.model, rows, n_batch, Ranks(device=device))
-        known = record.labels
-        if record.scores is not None:
-            known = [f"{value:g}" for value in np.linspace(*record.scores, logits.size(1))]
         found = answers(logits, record.scores)
         probabilities = logits.softmax(1).tolist()
+
+        # the names of what they are of; of scores, each class stands for one
+        known = record.labels
+        if record.scores is not None:
+            scores = np.linspace(*record.scores, logits.size(1))
+            known = [f"{value:g}" for value in scores]
         for answer, example, texts, values in zip(found, examples, cut, probabilities, strict=True):
             n_out = len(example.texts) - form.n_texts if form.has_choices else len(values)
             names = known
             if n_out > len(known):  # more choices than in training
                 names = written_answers(np.arange(n_out), known, None)
+
+            # the label is named as those that it was trained on
             (label,) = written_answers([answer], names, record.scores)
             if record.integer_labels:
                 label = int(label)
                 names = [int(name) for name in names]
-            n_unknown = sum(text.count(0) for text in texts) if has_unknown(self.encoder) else 0
+            by_name = dict(zip(names[:n_out], values[:n_out], strict=True))
+
+            # what the network could not read
             n_tokens = sum(map(len, texts))
-            yield Prediction(label, dict(zip(names[:n_out], values[:n_out], strict=True)), n_tokens, n_unknown)
+            n_unknown = 0
+            if has_unknown(self.encoder):
+                n_unknown = sum(text.count(0) for text in texts)
+            yield Prediction(label, by_name, n_tokens, n_unknown)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Copy the run, without its checkpoints, to a folder that open_run can read.
@@ -231,9 +261,14 @@ class SavedRun:
         folder = Path(folder)
         make_output_folder(folder)
         names = ("settings.json", ENCODER_FILE, BPE_FILE, "best_params", "best_params.sha256")
+
+        # what is there already must be of this run
         for name in names:
-            if (folder / name).exists() and sha256(folder / name) != sha256(self.folder / name):
-                raise InputError(f"{folder / name} is of another run or model. Name another folder.")
+            there = folder / name
+            if there.exists() and sha256(there) != sha256(self.folder / name):
+                raise InputError(f"{there} is of another run or model. Name another folder.")
+
+        # all files or none; the settings, which make it a run, come last
         with replacing_all([folder / name for name in names]) as files:
             for target, name in zip(files, names, strict=True):
                 with open(self.folder / name, "rb") as source:
@@ -273,9 +308,8 @@ def open_run(folder: str | os.PathLike) -> SavedRun:
     try:
         clf_token = special_tokens(record.n_vocab).classify
         head = FORMS[record.form].head(record.n_out)
-        model = DoubleHeadModel(
-            record.config(), clf_token, head, record.n_vocab + N_SPECIAL + record.n_ctx, record.n_ctx
-        )
+        n_embeddings = record.n_vocab + N_SPECIAL + record.n_ctx
+        model = DoubleHeadModel(record.config(), clf_token, head, n_embeddings, record.n_ctx)
         load_parameters(folder / "best_params", model)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(

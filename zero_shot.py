@@ -42,7 +42,8 @@ def continuation_scores(
     for context, continuations in examples:
         continuations = [ids[: n_ctx - 1] for ids in continuations]
         room = n_ctx - max(map(len, continuations))
-        fitting.append((context[max(0, len(context) - room) :], continuations))
+        first = max(0, len(context) - room)
+        fitting.append((context[first:], continuations))
 
     # a row for each continuation
     rows = []
@@ -54,8 +55,9 @@ def continuation_scores(
 
     # the sum or mean over the tokens of each continuation that another token precedes
     ends = np.cumsum([len(of_example) for of_example in rows])
+    of_examples = np.split(logs, ends[:-1])
     found = []
-    for (context, continuations), of_example in zip(fitting, np.split(logs, ends[:-1]), strict=True):
+    for (context, continuations), of_example in zip(fitting, of_examples, strict=True):
         first = max(1, len(context))
         scores = []
         for ids, of_row in zip(continuations, of_example, strict=True):
@@ -100,7 +102,10 @@ def good_label(heuristic: str, task: Task, names: tuple[str, str] | None) -> int
     Raises InputError where they do not say it.
     """
     labels = [label.lower() for label in task.labels]
-    for pair in KNOWN_LABELS if names is None else [tuple(name.strip().lower() for name in names)]:
+    pairs = KNOWN_LABELS
+    if names is not None:
+        pairs = [[name.strip().lower() for name in names]]
+    for pair in pairs:
         if sorted(pair) == sorted(labels):
             return labels.index(pair[1])
     shown = ",".join(task.labels)
@@ -114,9 +119,12 @@ def heuristic_scores(model: nn.Module, encoder: TextEncoder, rows: Rows, heurist
     "negative" and "positive", with "very" appended to the text; acceptability: the mean log-probability of the tokens
     of the text but its first.
     """
+    # what stands in every example
     if heuristic == "sentiment":
         very, *sentiments = _encode_words(encoder, ["very", "negative", "positive"])
     n_texts = FORMS[rows.layout.form].n_texts  # before the choices
+
+    # some examples at a time
     scores = []
     with progress_bar(len(rows), "zero-shot", "examples", Ranks()) as bar:
         for start in range(0, len(rows), N_BATCH):
@@ -124,11 +132,15 @@ def heuristic_scores(model: nn.Module, encoder: TextEncoder, rows: Rows, heurist
             for i in rows.which[start : start + N_BATCH]:
                 texts = rows.encoded.texts(int(i))  # token ids, uncut
                 if heuristic == "choice":
-                    batch.append((sum(texts[:n_texts], []), texts[n_texts:]))
+                    context = sum(texts[:n_texts], [])
+                    continuations = texts[n_texts:]
                 elif heuristic == "sentiment":
-                    batch.append(([*texts[0], *very], sentiments))
+                    context = [*texts[0], *very]
+                    continuations = sentiments
                 else:
-                    batch.append((texts[0][:1], [texts[0][1:]]))
+                    context = texts[0][:1]
+                    continuations = [texts[0][1:]]
+                batch.append((context, continuations))
             scores += continuation_scores(model, batch, encoder.n_vocab, mean=heuristic != "sentiment")
             bar.update(len(batch))
     return scores
@@ -138,7 +150,8 @@ def _encode_words(encoder: TextEncoder, words: list[str]) -> list[list[int]]:
     """Return the token ids of the words of the sentiment heuristic. Raises InputError where letters are unknown."""
     found = encoder.encode(words, verbose=False)
     for ids, word in zip(found, words, strict=True):
-        if word + "</w>" != "".join(encoder.decoder[i] for i in ids):
+        known = "".join(encoder.decoder[i] for i in ids)
+        if known != word + "</w>":
             raise InputError(f"the vocabulary lacks letters of {word!r}, which the sentiment heuristic needs.")
     return found
 
@@ -159,6 +172,8 @@ def fit_threshold(scores: np.ndarray, labels: np.ndarray) -> float:
     correlation = covariance / np.sqrt(np.maximum(variance, 1))
     is_step = np.append(True, values[1:] > values[:-1])  # equal scores are on one side
     best = int(np.where(is_step, correlation, -math.inf).argmax())
+
+    # between the two scores around the best place
     if best == 0:
         return -math.inf
     return float(values[best - 1 : best + 1].mean())
@@ -181,10 +196,13 @@ def zero_shot(
 
     Raises InputError for a task that the heuristic does not fit, and for labels whose meaning is not known.
     """
+    # which of the two labels a high score means
     check_heuristic(heuristic, splits.task)
     good = 1
     if heuristic != "choice":
         good = good_label(heuristic, splits.task, label_names)
+
+    # train comes first: the threshold is fitted there
     found = {}
     for name in ("train", "valid", "test"):
         rows = getattr(splits, name)
@@ -231,8 +249,9 @@ def zero_shot_on(
         label_names: as of zero_shot.
     """
     splits = read_splits(task, folder, encoder, Limits(n_valid, seed, model.transformer.n_ctx))
+    found = zero_shot(model, encoder, splits, heuristic, label_names)
     lines = []
-    for name, (n_examples, metrics) in zero_shot(model, encoder, splits, heuristic, label_names).items():
+    for name, (n_examples, metrics) in found.items():
         figures = [f"{METRICS[metric].title} {value:.2f} %" for metric, value in metrics.items()]
         heading = f"{task.title}, {name}, {n_examples:,} examples, zero-shot {heuristic}"
         lines.append(f"{heading}: {', '.join(figures)}")
@@ -265,6 +284,7 @@ def parse_probes(text: str | None) -> list[tuple[str, str, Path]]:
         return []
     probes = []
     for probe in text.split(","):
+        # three parts, the first two of them known names
         parts = probe.split(":", 2)
         is_whole = len(parts) == 3 and all(parts)
         if not is_whole or parts[0] not in HEURISTICS or parts[1] not in dataset_names():
@@ -272,6 +292,8 @@ def parse_probes(text: str | None) -> list[tuple[str, str, Path]]:
                 f"--probe {probe!r} is not HEURISTIC:DATASET:FOLDER, such as choice:rocstories:demo/data; "
                 f"heuristics: {', '.join(HEURISTICS)}"
             )
+
+        # none of it twice
         heuristic, dataset, folder = parts
         if (heuristic, dataset) in [known[:2] for known in probes]:
             raise ValueError(f"two probes are {heuristic}:{dataset}: their figures would have the same name")
@@ -302,6 +324,7 @@ def read_probes(text: str | None, encoder: TextEncoder, n_ctx: int, n_examples: 
         if splits.train.labels is None or splits.valid.labels is None:
             raise InputError(f"{folder}: an example has no label, which a probe needs. Fix the line or remove it.")
         train = splits.train.first(n_examples) if heuristic == "acceptability" else None  # for its threshold
-        splits = replace(splits, train=train, valid=splits.valid.first(n_examples), test=None)
+        valid = splits.valid.first(n_examples)
+        splits = replace(splits, train=train, valid=valid, test=None)
         probes.append(Probe(f"{heuristic}_{dataset}", heuristic, splits))
     return probes

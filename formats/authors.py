@@ -32,13 +32,17 @@ def check_bytes(folder: Path, sizes: FolderSizes) -> None:
 
     To be called before a network of these sizes is built, which may not fit into memory. Reads no weights.
     """
+    # the shards tell how many values they hold
     if not is_hugging_face(folder):
-        _check_count(folder, sizes, sum(len(_open_shard(folder / name)) for name in SHARDS))
+        n_found = sum(len(_open_shard(folder / name)) for name in SHARDS)
+        _check_count(folder, sizes, n_found)
         return
+
+    # of Hugging Face's files the size does, roughly: a number has a byte or more
     paths = weights_files(folder)
     for path in paths:
         refuse_special(path)
-    n_bytes = sum(path.stat().st_size for path in paths)  # a number has one or more
+    n_bytes = sum(path.stat().st_size for path in paths)
     if n_bytes < sizes.n_values():
         read_tensors(folder)  # a damaged file says so itself
         raise InputError(
@@ -88,6 +92,8 @@ def load_openai_pretrained_model(
     """
     if n_transfer < 0:
         return 0
+
+    # the sizes of the weights, and what -1 stands for
     folder = open_folder(path)
     sizes = read_sizes(folder)
     if n_embd not in (-1, sizes.n_embd):
@@ -98,10 +104,13 @@ def load_openai_pretrained_model(
         n_special = len(model.embed.weight) - sizes.n_vocab - n_ctx
     n_transfer = min(n_transfer, sizes.n_layer, len(model.h))
     check_sizes(folder, sizes, model, n_ctx, n_special, n_transfer)
+
+    # the arrays in the folder's order; the model has the tokens first
     with torch.no_grad():
         tokens, special, positions = model.embed.weight.split([sizes.n_vocab, n_special, n_ctx])
         _copy_arrays(folder, sizes, [positions, tokens, *model.h[:n_transfer].parameters()])
-        special.copy_(torch.from_numpy(np.random.randn(*special.shape) * 0.02))
+        drawn = np.random.randn(*special.shape) * 0.02
+        special.copy_(torch.from_numpy(drawn))
     return n_transfer
 
 
@@ -109,6 +118,7 @@ def check_sizes(
     folder: Path, sizes: FolderSizes, model: nn.Module, n_ctx: int, n_special: int, n_transfer: int
 ) -> None:
     """Raise InputError unless the weights of a folder fit into a model."""
+    # features and heads
     n_embeddings, n_embd = model.embed.weight.shape
     if n_embd != sizes.n_embd:
         raise InputError(f"{folder}: the weights have n_embd {sizes.n_embd}, the model {n_embd}. Make the two agree.")
@@ -117,6 +127,8 @@ def check_sizes(
             f"{folder}: the weights are for {sizes.n_head} heads, the model has {model.h[0].attn.n_head}. "
             "Make the two agree; a hparams.json beside the weights may say n_head, else it is 12."
         )
+
+    # the rows of the embedding matrix
     if n_ctx > sizes.n_positions:
         raise InputError(f"{folder}: the weights hold {sizes.n_positions} positions, n_ctx asks {n_ctx}. Lower n_ctx.")
     if n_special < 0 or sizes.n_vocab + n_special + n_ctx != n_embeddings:
@@ -133,7 +145,8 @@ def _copy_arrays(folder: Path, sizes: FolderSizes, tensors: list[Tensor]) -> Non
         arrays = authors_arrays(folder, found, sizes.shapes())
         unused = sorted(found.keys() - set(array_names(sizes.n_layer)))
         if unused:
-            print(f"{weights_file(folder)}: not of the transformer, left out: {', '.join(unused)}", file=sys.stderr)
+            shown = ", ".join(unused)
+            print(f"{weights_file(folder)}: not of the transformer, left out: {shown}", file=sys.stderr)
         for tensor, array in zip(tensors, arrays[: len(tensors)], strict=True):
             tensor.copy_(array[: len(tensor)])
     else:
@@ -144,12 +157,14 @@ def _copy_arrays(folder: Path, sizes: FolderSizes, tensors: list[Tensor]) -> Non
 def _copy_shards(folder: Path, sizes: FolderSizes, tensors: list[Tensor]) -> None:
     """Copy the first arrays of the shards into tensors."""
     # the arrays follow each other across the shards: each tensor is filled from where its array starts
-    array_starts = np.cumsum([0, *map(math.prod, sizes.shapes())])
+    n_values = [math.prod(shape) for shape in sizes.shapes()]
+    array_starts = np.cumsum([0, *n_values])
     shard_start = 0
     for name in SHARDS:
         values = torch.from_numpy(_open_shard(folder / name))  # one shard in memory at a time
         shard_end = shard_start + len(values)
         for tensor, array_start in zip(tensors, array_starts[: len(tensors)], strict=True):
+            # what of the array is in this shard
             start = max(array_start, shard_start)
             end = min(array_start + tensor.numel(), shard_end)
             if start < end:
@@ -168,8 +183,8 @@ def _check_shards(folder: Path, sizes: FolderSizes) -> None:
         with np.errstate(over="ignore", invalid="ignore"):
             is_suspect = not np.isfinite(np.dot(values, values))
         if is_suspect:
-            (wrong,) = np.nonzero(~np.isfinite(values))
-            if len(wrong):  # else finite values with squares that are not
+            wrong = np.flatnonzero(~np.isfinite(values))
+            if len(wrong) > 0:  # else finite values with squares that are not
                 at = wrong[0]
                 raise InputError(f"{folder / name}: value {at:,} is {values[at]}, no finite number. Fetch it again.")
     _check_count(folder, sizes, n_found)
@@ -185,6 +200,8 @@ def _open_shard(path: Path) -> np.ndarray:
     except Exception as error:  # whatever a header that anybody may have written leads to
         why = str(error).split("\n")[0] or type(error).__name__
         raise InputError(f"{path} is not a valid array of numbers ({why}). Fetch it again.") from None
+
+    # an array that is none of the authors' shards
     if values.dtype != np.float32 or values.ndim != 1:
         raise InputError(f"{path} holds {values.dtype} {list(values.shape)}, not a list of float32. Fetch it again.")
     return values
@@ -206,22 +223,32 @@ def save_openai_model(model: nn.Module, n_vocab: int, path: str | os.PathLike, a
     """
     folder = Path(path)
     table = model.embed.weight
-    sizes = FolderSizes(n_vocab, model.n_ctx, table.size(1), model.h[0].attn.n_head, len(model.h), afn)
+    n_head = model.h[0].attn.n_head
+    sizes = FolderSizes(n_vocab, model.n_ctx, table.size(1), n_head, len(model.h), afn)
 
     # what no shape tells; the authors have twelve heads and gelu
-    hparams: dict[str, Any] = {"n_head": sizes.n_head}
+    hparams: dict[str, Any] = {"n_head": n_head}
     if afn != "gelu":
         hparams["afn"] = afn
-    written, gone = [SHAPES_FILE, HPARAMS_FILE, *SHARDS], []
-    if hparams == {"n_head": 12}:
-        written, gone = [SHAPES_FILE, *SHARDS], [folder / HPARAMS_FILE]
+    has_hparams = hparams != {"n_head": 12}
+    written = [SHAPES_FILE, *SHARDS]
+    gone = []
+    if has_hparams:
+        written.append(HPARAMS_FILE)
+    else:
+        gone.append(folder / HPARAMS_FILE)
 
-    # the arrays one after another, cut into ten files; a folder without its shapes is no model
-    arrays = [table[-model.n_ctx :], table[:n_vocab], *model.h.parameters()]
+    # the arrays one after another, cut into as many parts as there are shards
+    positions = table[-model.n_ctx :]
+    tokens = table[:n_vocab]
+    arrays = [positions, tokens, *model.h.parameters()]
     values = np.concatenate([array.detach().cpu().float().flatten().numpy() for array in arrays])
+    parts = np.array_split(values, len(SHARDS))
+
+    # the shapes first: a folder without them is no model
     with replacing_all([folder / name for name in written], gone) as files:
         files[0].write(json.dumps(sizes.shapes()).encode())
-        if not gone:
-            files[1].write(json.dumps(hparams).encode())
-        for file, part in zip(files[-len(SHARDS) :], np.array_split(values, len(SHARDS)), strict=True):
+        for file, part in zip(files[1 : 1 + len(SHARDS)], parts, strict=True):
             np.save(file, part)
+        if has_hparams:
+            files[-1].write(json.dumps(hparams).encode())

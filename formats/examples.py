@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from formats.files import InputError, text_lines
+from formats.files import WHERE_TO_GET_IT, InputError, text_lines
 
 READERS_VERSION = 3  # raise it when a reader finds other examples in the same file: cached ones are then read anew
 
@@ -42,7 +42,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str, str]]:
         with open(path, "rb") as file:
             yield from text_lines(file)
     except FileNotFoundError:
-        raise InputError(f"{path} is missing. See 'The paper's result' in README.md for where to get it.") from None
+        raise InputError(f"{path} is missing. {WHERE_TO_GET_IT}") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}).") from None
 
@@ -116,9 +116,13 @@ def table(
         quoted: True: comma-separated and quoted; False: tab-separated and not quoted, like GLUE's files.
     """
     path = folder / file
+
     # a line is kept, with empty texts, where predictions are numbered by line: in a test set without labels
-    columns = texts if label is None else (*texts, label)
-    n_kept = len(texts) if label is None else 0
+    columns = texts
+    n_kept = len(texts)
+    if label is not None:
+        columns = (*texts, label)
+        n_kept = 0
     lines = read_csv(path) if quoted else read_tsv(path)
     separator = "comma" if quoted else "tab"
     for i, (number, fields, why) in enumerate(lines):
@@ -132,6 +136,7 @@ def table(
             if header:
                 continue
 
+        # the others are examples, or bad
         where = f"{path}, line {number}"
         if why:
             yield Bad(where, why, n_kept)
@@ -142,7 +147,8 @@ def table(
             yield Bad(where, why, n_kept)
         else:
             chosen = tuple([fields[i] for i in text_indices])
-            yield Example(chosen, None if label is None else fields[indices[-1]], where)
+            answer = None if label is None else fields[indices[-1]]
+            yield Example(chosen, answer, where)
 
 
 def scored_table(folder: Path, file: str, texts: tuple[Column, ...], label: Column) -> Iterator[Example | Bad]:
@@ -193,9 +199,11 @@ def json_example(
         return Bad(where, "not a JSON object. Fix the line or remove it.")
 
     # it has every field
-    for name in texts if choices is None else (*texts, choices):
+    fields = texts if choices is None else (*texts, choices)
+    for name in fields:
         if name not in value:
-            return Bad(where, f"no field {name!r} among {', '.join(value)}. Fix the line, or use --columns.")
+            known = ", ".join(value)
+            return Bad(where, f"no field {name!r} among {known}. Fix the line, or use --columns.")
 
     # and texts in them
     found = [value[name] for name in texts]
@@ -210,7 +218,9 @@ def json_example(
     answer = None if label is None else value.get(label)
     if isinstance(answer, dict | list):
         return Bad(where, f"{label!r} is neither a text nor a number. Fix the line.")
-    return Example(tuple(found), None if answer is None else str(answer), where)
+    if answer is not None:
+        answer = str(answer)
+    return Example(tuple(found), answer, where)
 
 
 # --- readers of one data set -----------------------------------------------------------------------------------------
@@ -222,15 +232,20 @@ def cloze(folder: Path, file: str, labelled: bool = True) -> Iterator[Example | 
     for number, fields, _ in read_csv(path):
         where = f"{path}, line {number}"
         last = fields[-1].strip()
-        if number == 1:  # the names of the columns
+
+        # the names of the columns
+        if number == 1:
             if labelled and last.isdigit():
                 yield Bad(where, "a story where the line of column names should be. Put one before it.")
             continue
+
+        # a story
         why = _wrong_with_story(fields, labelled)
         if why:
             yield Bad(where, why)
         else:
-            yield Example((" ".join(fields[1:5]), fields[5], fields[6]), last if labelled else None, where)
+            texts = (" ".join(fields[1:5]), fields[5], fields[6])
+            yield Example(texts, last if labelled else None, where)
 
 
 def _wrong_with_story(fields: list[str], labelled: bool) -> str:
@@ -255,7 +270,9 @@ def paraphrases(folder: Path, file: str, ids_file: str, listed: bool) -> Iterato
         ids_file: pairs of ids, a line each.
         listed: True: the pairs on that list; False: all others.
     """
-    ids = {tuple(fields[:2]) for _, fields, _ in read_tsv(folder / ids_file)}
+    ids = set()
+    for _, fields, _ in read_tsv(folder / ids_file):
+        ids.add(tuple(fields[:2]))
     for example in table(folder, file, (1, 2, 3, 4), 0):
         if isinstance(example, Bad):
             yield example
@@ -270,7 +287,8 @@ def race(folder: Path, file: str) -> Iterator[Example | Bad]:
         raise InputError(f"{folder / file} holds no .txt files. The data folder is the one with train, dev and test.")
     for path in paths:
         try:
-            yield from _questions(json.loads(path.read_text(encoding="utf-8-sig")), path)
+            value = json.loads(path.read_text(encoding="utf-8-sig"))
+            yield from _questions(value, path)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             yield Bad(str(path), f"not an article with questions, options and answers ({error!r}). Fetch it again.")
 
@@ -281,8 +299,9 @@ def _questions(value: dict[str, Any], path: Path) -> Iterator[Example | Bad]:
     for i, (question, options, answer) in enumerate(columns, 1):
         where = f"{path}, question {i}"
         texts = (value["article"], question, *options)
+        is_whole = len(texts) == 6 and all(isinstance(text, str) for text in texts)
         # a text in the place of a list would be four letters
-        if len(texts) != 6 or isinstance(options, str) or not all(isinstance(text, str) for text in texts):
+        if not is_whole or isinstance(options, str):
             yield Bad(where, "not an article, a question and four options. Fetch it again.")
         elif answer not in ("A", "B", "C", "D"):
             yield Bad(where, f"the answer {answer!r} is none of A, B, C, D. Fetch it again.")

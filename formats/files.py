@@ -52,6 +52,7 @@ def decoded(content: bytes, n_before: int = 0) -> tuple[str, str]:
     Args:
         n_before: bytes that stand before these; a byte-order mark is one only at the beginning.
     """
+    # the text, and the first byte that is not of it
     text = ""
     why = ""
     try:
@@ -63,6 +64,8 @@ def decoded(content: bytes, n_before: int = 0) -> tuple[str, str]:
             return "", "not UTF-16, though its byte-order mark says so. Convert it to UTF-8."
         why = f"not UTF-8 (byte {n_before + error.start:,}). If it is Latin-1, convert it: "
         why += "iconv -f latin1 -t utf-8 OLD > NEW"
+
+    # a NUL byte tells more of what is wrong
     nul = content.find(b"\0")
     if nul >= 0:
         why = f"a NUL byte (byte {n_before + nul:,}): the file is UTF-16, or damaged. "
@@ -84,6 +87,8 @@ def text_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, str, str]]:
             yield number, raw.decode("ascii"), ""
             n_before += len(raw)
             continue
+
+        # UTF-16 is read as a whole
         if number == 1 and is_utf16(raw):
             # here a newline byte may be a part of another character
             whole, why = decoded(raw + b"".join(lines))
@@ -92,6 +97,8 @@ def text_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, str, str]]:
             for numbered in enumerate(io.StringIO(whole, newline="\n"), 1):
                 yield *numbered, ""
             return
+
+        # any other line
         text, why = decoded(raw, n_before)
         yield number, text, why
         n_before += len(raw)
@@ -174,10 +181,13 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """
     refuse_folders([path])
     try:
+        # nothing can take the place of a device
         if _is_written_into(path):
             with open(path, "wb") as file:
                 yield file
             return
+
+        # of a link, the file that it names
         target = Path(os.path.realpath(path))
         part = _part_of(target)
         try:
@@ -205,6 +215,8 @@ def replacing_all(paths: Sequence[Path], gone: Iterable[Path] = ()) -> Iterator[
     with ExitStack() as stack:
         files = [stack.enter_context(replacing(path)) for path in paths]
         yield files
+
+        # all are complete before anything changes; leaving the stack replaces them, the last one first
         for file in files:
             _to_disk(file)
         for path in (paths[0], *gone):
@@ -260,18 +272,21 @@ def _part_of(path: Path) -> Path:
     with suppress(OSError):  # a folder that may not be listed
         for name in os.listdir(path.parent):
             number = name.removeprefix(ours).removesuffix(".part")
-            if name == f"{ours}{number}.part" and number.isdecimal() and not _is_written(path.parent / name, number):
+            is_part = name == f"{ours}{number}.part" and number.isdecimal()
+            if is_part and not _is_written(path.parent / name, number):
                 _remove(path.parent / name)
     return path.with_name(f"{ours}{os.getpid()}.part")
 
 
 def _is_written(part: Path, number: str) -> bool:
     """Return whether a part may be written still, by the process of that number."""
+    # the process is alive
     with suppress(OSError, OverflowError):
         os.kill(int(number), 0)
         return True
     if part.is_dir():
         return False
+
     # the number may be that of a process in another container, which has a lock on the file
     with suppress(OSError), open(part, "r+b") as file:
         return not _lock(file.fileno())

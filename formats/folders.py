@@ -47,15 +47,19 @@ class FolderSizes:
     def shapes(self) -> list[list[int]]:
         """Return the shapes of the arrays in the authors' order: positions, tokens, then twelve a block."""
         c = self.n_embd
+        embeddings = [[self.n_positions, c], [self.n_vocab, c]]
         attn = [[1, c, 3 * c], [3 * c], [1, c, c], [c]]
         mlp = [[1, c, 4 * c], [4 * c], [1, 4 * c, c], [c]]
         ln = [[c], [c]]
-        return [[self.n_positions, c], [self.n_vocab, c]] + (attn + ln + mlp + ln) * self.n_layer
+        block = attn + ln + mlp + ln
+        return embeddings + block * self.n_layer
 
     def n_values(self) -> int:
         """Return how many numbers the arrays hold."""
         c = self.n_embd
-        return (self.n_positions + self.n_vocab) * c + self.n_layer * (12 * c * c + 13 * c)
+        n_embeddings = (self.n_positions + self.n_vocab) * c
+        n_block = 12 * c * c + 13 * c
+        return n_embeddings + self.n_layer * n_block
 
 
 # --- what a folder holds ---------------------------------------------------------------------------------------------
@@ -103,7 +107,10 @@ def read_sizes(folder: str | os.PathLike) -> FolderSizes:
     if is_hugging_face(folder):
         config = read_config(folder)
         names = ("n_positions", "n_embd", "n_head", "n_layer", "afn")
-        return FolderSizes(n_tokens(folder, config), **{name: config[name] for name in names})
+        same = {name: config[name] for name in names}
+        return FolderSizes(n_tokens(folder, config), **same)
+
+    # the authors' format
     shapes = read_json(folder / SHAPES_FILE)
     hparams = {}
     if (folder / HPARAMS_FILE).exists():
@@ -120,6 +127,7 @@ def read_sizes(folder: str | os.PathLike) -> FolderSizes:
 
 def _sizes_of(shapes: Any, hparams: Any) -> FolderSizes:
     """Return the sizes that JSON values tell. Raises one of several errors when they are not of this network."""
+    # as the first shapes tell them
     n_positions, n_embd = shapes[0]
     n_vocab, _ = shapes[1]
     n_layer = (len(shapes) - 2) // 12
@@ -128,9 +136,12 @@ def _sizes_of(shapes: Any, hparams: Any) -> FolderSizes:
         if type(size) is not int or size < 1:  # 2.0 and True are equal to whole numbers
             raise ValueError("no size")
     sizes = FolderSizes(n_vocab, n_positions, n_embd, n_head, n_layer, hparams.get("afn", "gelu"))
-    fits = sizes.shapes() == shapes and n_embd % n_head == 0 and sizes.afn in list(ACTIVATIONS.values())
-    if not fits:
+
+    # all others follow from these
+    if sizes.shapes() != shapes or n_embd % n_head != 0:
         raise ValueError("other shapes")
+    if sizes.afn not in list(ACTIVATIONS.values()):  # a list, as what JSON holds may have no hash
+        raise ValueError("no activation of this network")
     return sizes
 
 
@@ -139,10 +150,11 @@ def _sizes_of(shapes: Any, hparams: Any) -> FolderSizes:
 
 def is_hugging_face(folder: Path) -> bool:
     """Return whether a folder holds a Hugging Face model; one in the authors' format goes first."""
-    if (folder / "params_shapes.json").exists():
+    if (folder / SHAPES_FILE).exists():
         return False
     indices = [name + INDEX for name in WEIGHTS_FILES]
-    return any((folder / name).exists() for name in (CONFIG_FILE, *WEIGHTS_FILES, *indices))
+    names = [CONFIG_FILE, *WEIGHTS_FILES, *indices]
+    return any((folder / name).exists() for name in names)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -154,10 +166,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = read_json(path)
     if not isinstance(config, dict):
         raise InputError(f"{path} is not an object of settings. Fetch it again.")
-    if config.get("model_type") != "openai-gpt":
-        raise InputError(
-            f"{path}: model_type is {config.get('model_type')!r}, not 'openai-gpt'. Name a folder of that architecture."
-        )
+
+    # the architecture
+    model_type = config.get("model_type")
+    if model_type != "openai-gpt":
+        raise InputError(f"{path}: model_type is {model_type!r}, not 'openai-gpt'. Name a folder of that architecture.")
     config = DEFAULT_SIZES | {"afn": "gelu", "layer_norm_epsilon": EPSILON} | config
 
     # sizes
@@ -182,6 +195,8 @@ def n_tokens(folder: Path, config: Mapping[str, Any]) -> int:
     if not file.exists():
         return config["vocab_size"]
     vocabulary = read_json(file)
+
+    # the file that the user has, of which this one may be made
     path = folder / (VOCAB_FILE if file.parent == folder else TOKENIZER_FILE)
     if not isinstance(vocabulary, dict):
         raise InputError(f"{path} is not an object of tokens and their ids. Fetch it again.")
@@ -219,13 +234,16 @@ def _vocabulary_in(path: Path, _digest: str) -> tuple[Path, Path]:
     try:
         vocabulary = tokenizer["model"]["vocab"]
         merges = []
-        for merge in tokenizer["model"]["merges"]:  # a pair, and in older files its tokens with a space between them
+        for merge in tokenizer["model"]["merges"]:
+            # a pair, and in older files its tokens with a space between them
             left, right = merge.split(" ") if isinstance(merge, str) else merge
             if left + right not in vocabulary:
                 raise ValueError(f"the merge {left!r} {right!r} makes no token")
             merges.append(f"{left} {right}\n")
         if sorted(vocabulary.values()) != list(range(len(vocabulary))):
             raise ValueError("the ids are not 0 .. n - 1")
+
+        # the unknown token is 0 here
         unknown = [token["id"] for token in tokenizer.get("added_tokens", []) if token["content"] == "<unk>"]
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputError(f"{path} holds no vocabulary with byte-pair merges ({error}). Fetch it again.") from None
@@ -257,10 +275,11 @@ def weights_files(folder: Path) -> list[Path]:
 
     # the index says in which file of the folder each tensor is
     index = read_json(path)
-    names = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(names, dict) or not names or any(str(name) != Path(str(name)).name for name in names.values()):
+    files = index.get("weight_map") if isinstance(index, dict) else None
+    names = {str(name) for name in files.values()} if isinstance(files, dict) else set()
+    if not names or any(name != Path(name).name for name in names):
         raise InputError(f"{path} does not say which files hold the weights. Fetch it again.")
-    paths = [folder / name for name in sorted({str(name) for name in names.values()})]
+    paths = [folder / name for name in sorted(names)]
     for part in paths:
         if not part.exists():
             raise InputError(f"{part} is missing, which {path.name} names. Fetch it.")

@@ -42,9 +42,11 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         # a view may claim any size: it has more numbers than the file
         if not _is_plain(name, tensor) or tensor.nbytes > tensor.untyped_storage().nbytes():
             raise InputError(f"{path}: {name!r} is not a tensor of numbers. Fetch it again.")
+
+        # the causal mask and the numbers of the positions are no weights
         name = _name_of_today(name)
         if name.endswith((".attn.bias", ".attn.masked_bias", "position_ids")):
-            continue  # the causal mask and the numbers of the positions are no weights
+            continue
         if not tensor.is_floating_point() or not tensor.isfinite().all():
             raise InputError(f"{path}: {name} holds values that are not finite numbers. Fetch it again.")
         tensors[name] = tensor
@@ -129,6 +131,8 @@ def authors_arrays(folder: Path, tensors: Mapping[str, Tensor], shapes: Sequence
             raise InputError(f"{path}: {name} is missing. Take weights and config.json from one model.")
         expected = list(shape[-2:])  # the authors' matrices have a third axis, of size 1
         found = list(tensors[name].shape)
+
+        # added tokens stand behind those of the vocabulary
         if name == "tokens_embed.weight" and found[1:] == expected[1:]:
             expected[0] = max(expected[0], found[0])
         if found != expected:
@@ -171,8 +175,11 @@ def write_hugging_face(
         file.write(save(tensors, {"format": "pt"}))
 
     # the tokenizer
-    for source, name in zip(vocabulary, (VOCAB_FILE, MERGES_FILE), strict=True):
-        copy_file(Path(source), folder / name)
+    encoder_path, bpe_path = vocabulary
+    copy_file(Path(encoder_path), folder / VOCAB_FILE)
+    copy_file(Path(bpe_path), folder / MERGES_FILE)
+
+    # and which of its tokens are special
     vocab_size = len(table) - n_positions
     special = SPECIAL_TOKENS if vocab_size == n_vocab + len(SPECIAL_TOKENS) else ()
     if read_json(folder / VOCAB_FILE).get("<unk>") == 0:  # else no tokenizer of theirs gives unknown tokens our id
@@ -207,8 +214,8 @@ def tokenizer_config(n_vocab: int, n_positions: int, special: Sequence[str]) -> 
     }
     if special:
         config["bos_token"], config["sep_token"], config["cls_token"] = special
-        config["added_tokens_decoder"] = {
-            str(n_vocab + i): {"content": token, "special": True, "normalized": False}
-            for i, token in enumerate(special)
-        }
+        added = {}
+        for i, token in enumerate(special, n_vocab):
+            added[str(i)] = {"content": token, "special": True, "normalized": False}
+        config["added_tokens_decoder"] = added
     return config

@@ -12,7 +12,6 @@ import string
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,8 +33,9 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".txt")
 def parse_columns(text: str | None) -> dict[str, str]:
     """Return field -> column of `text=review,label=stars`. Raises ValueError for anything else."""
     pairs = [pair.split("=", 1) for pair in (text or "").split(",") if pair]
-    if any(len(pair) != 2 or not all(pair) for pair in pairs):
-        raise ValueError(f"--columns {text!r} is not like text=review,label=stars")
+    for pair in pairs:
+        if len(pair) != 2 or not all(pair):
+            raise ValueError(f"--columns {text!r} is not like text=review,label=stars")
     columns = {name.strip(): column.strip() for name, column in pairs}
     if len(columns) < len(pairs):
         raise ValueError(f"--columns {text!r} names a field twice")
@@ -53,9 +53,12 @@ class OwnData:
 
     def __post_init__(self):
         """Raise InputError for a column of a field that the form does not have: nothing would be read from it."""
-        known = [*FIELDS[self.form], "label", "id", *(["choices", "choice_1"] if self.has_choices else [])]
+        known = [*FIELDS[self.form], "label", "id"]
+        if self.has_choices:
+            known += ["choices", "choice_1"]
         for name in self.columns:
-            if name not in known and not (self.has_choices and re.fullmatch(r"choice_[1-9]\d*", name)):
+            is_choice = self.has_choices and re.fullmatch(r"choice_[1-9]\d*", name)
+            if name not in known and not is_choice:
                 raise InputError(f"--columns: {name!r} is no field of {self.form}, which has {', '.join(known)}.")
 
     @cached_property
@@ -88,12 +91,16 @@ def own_examples(folder: Path, file: str, own: OwnData, labelled: bool | None) -
         labelled: True: each example must have a label; False: it may have one; None: labels are not read.
     """
     path = folder / file
+
+    # its kind: by its name, and fastText's by how it begins
     if path.suffix.lower() in (".json", ".jsonl"):
         found = json_records(path, own.encoding)
     elif is_fasttext(path, own.encoding):
         found = fasttext_records(path, own.encoding)
     else:
         found = table_records(path, own, bool(labelled))
+
+    # its records as examples
     for where, record in found:
         if isinstance(record, Bad):
             yield record
@@ -120,6 +127,8 @@ def own_example(record: dict[str, Any], where: str, own: OwnData, labelled: bool
         if isinstance(choices, str):
             return Bad(where, choices)
         found += choices
+
+    # all of them are texts that hold something
     texts = tuple([value if isinstance(value, str) else as_text(value) for value in found])
     if None in texts:
         return Bad(where, "a field that should be a text is a list or an object. Fix the line, or use --columns.")
@@ -155,8 +164,10 @@ def label_of(
     if label is None:
         return Bad(where, f"{column!r} is neither a text nor a number. Fix the line.")
     label = label.strip()
+    if not label and labelled:
+        return Bad(where, "no label. Fix the line or remove it.")
     if not label:
-        return Bad(where, "no label. Fix the line or remove it.") if labelled else None
+        return None
     if not label.isprintable():
         return Bad(where, f"the label {reprlib.repr(label)} holds a tab, a newline or the like. Fix the line.")
     if not own.has_choices:
@@ -165,18 +176,23 @@ def label_of(
     # of choices it is a number
     if label == "-1" and not labelled:  # what hubs write for an unknown one
         return None
-    right = right_choice(label, texts[len(FIELDS[own.form]) :], own.first_choice)
+    choices = texts[len(FIELDS[own.form]) :]
+    right = right_choice(label, choices, own.first_choice)
     return Bad(where, right) if isinstance(right, str) else str(right)
 
 
 def value_at(value: Any, column: str) -> Any:
     """Return what stands in a column: a field, or `question.stem` of a field in a field; in lists, of each item."""
-    if isinstance(value, dict):
-        if column in value:
-            return value[column]
-        first, dot, rest = column.partition(".")
-        return value_at(value[first], rest) if dot and first in value else None
-    return [value_at(item, column) for item in value] if isinstance(value, list) else None
+    if isinstance(value, list):
+        return [value_at(item, column) for item in value]
+    if not isinstance(value, dict):
+        return None
+    if column in value:
+        return value[column]
+    first, dot, rest = column.partition(".")
+    if dot and first in value:
+        return value_at(value[first], rest)
+    return None
 
 
 def as_text(value: Any) -> str | None:
@@ -190,13 +206,20 @@ def as_text(value: Any) -> str | None:
 
 def choices_of(record: dict[str, Any], own: OwnData) -> list | str:
     """Return the choices of a record, from a list or from columns choice_1, choice_2, ..., or what is wrong."""
+    # a list, or an object that names each
     column = own.column("choices")
     found = value_at(record, column)
     if isinstance(found, dict):
         found = list(found.values())
+
+    # without one: columns, numbered without a gap
     if found is None and "choices" not in own.columns:
-        names = [own.column(f"choice_{i + 1}") for i in range(len(record))]
-        taken = list(takewhile(lambda name: name in record, names))
+        taken = []
+        for i in range(len(record)):
+            name = own.column(f"choice_{i + 1}")
+            if name not in record:
+                break
+            taken.append(name)
         for name in record.keys() | own.columns.keys():
             if re.fullmatch(r"choice_\d+", name) and own.column(name) not in taken:
                 return f"{own.column(name)!r} cannot be read: choices are numbered 1, 2, 3, ... without a gap."
@@ -212,7 +235,7 @@ def right_choice(label: str, choices: tuple[str, ...], first_choice: int) -> int
 
     A number is the number of a choice, also where a choice is that number. Else it is a letter or a choice's text.
     """
-    n = len(choices)
+    # which choices it may mean
     value = as_number(label)
     found = set()
     if value is not None:
@@ -222,14 +245,19 @@ def right_choice(label: str, choices: tuple[str, ...], first_choice: int) -> int
             found.add(1 + choices.index(label))
         if len(label) == 1 and label in string.ascii_letters:
             found.add(1 + string.ascii_uppercase.find(label.upper()))
-    found = [int(number) for number in found if number in range(1, n + 1)]
+    found = [int(number) for number in found if number in range(1, len(choices) + 1)]
     if len(found) == 1:
         return found[0]
+
+    # two, or none
+    shown = reprlib.repr(label)
     if found:
-        return f"the label {reprlib.repr(label)} may be the letter of a choice or the text of another. Give its number."
-    last = first_choice + n - 1
-    why = f"the label {reprlib.repr(label)} is neither a number from {first_choice} to {last} nor one of the choices."
-    return why + (" If choices are counted from 0: --first_choice 0" if value == 0 else "")
+        return f"the label {shown} may be the letter of a choice or the text of another. Give its number."
+    last = first_choice + len(choices) - 1
+    why = f"the label {shown} is neither a number from {first_choice} to {last} nor one of the choices."
+    if value == 0:
+        why += " If choices are counted from 0: --first_choice 0"
+    return why
 
 
 # --- lines, JSON, fastText -------------------------------------------------------------------------------------------
@@ -254,6 +282,7 @@ def encoding_of(path: Path, encoding: str | None) -> str:
 
 def own_lines(path: Path, encoding: str | None) -> Iterator[tuple[int, str, str]]:
     """Yield what numbered_lines does, of a file in any encoding: the one given, or UTF-16 by its mark, or UTF-8."""
+    # UTF-8 has its own reader; what it advises is put in terms of --encoding
     encoding = encoding_of(path, encoding)
     if encoding == "utf-8-sig":
         for number, line, why in numbered_lines(path):
@@ -263,12 +292,16 @@ def own_lines(path: Path, encoding: str | None) -> Iterator[tuple[int, str, str]
                     why = "a NUL byte. If it is UTF-16 without its mark, use --encoding utf-16-le"
             yield number, line, why
         return
+
+    # in another, what cannot be decoded ends the file
     number = 0
     try:
         with open(path, encoding=encoding, newline="\n") as file:
             for number, line in enumerate(file, 1):
+                if number == 1:
+                    line = line.removeprefix("\ufeff")
                 why = "a NUL character. Is it another encoding? Use --encoding." if "\0" in line else ""
-                yield number, line.removeprefix("\ufeff") if number == 1 else line, why
+                yield number, line, why
     except UnicodeError as error:
         raise InputError(f"{path}, line {number + 1}: not {encoding} ({error}). Name another --encoding.") from None
     except OSError as error:
@@ -277,11 +310,17 @@ def own_lines(path: Path, encoding: str | None) -> Iterator[tuple[int, str, str]
 
 def json_records(path: Path, encoding: str | None) -> Iterator[tuple[str, dict | Bad]]:
     """Yield place and object of each line that holds one; .json may also hold a list, or objects over several lines."""
+    # where the first line holds no object, they do not stand on lines
     if path.suffix.lower() == ".json":
-        first = next((line for _, line, _ in own_lines(path, encoding) if line.strip()), "")
+        first = ""
+        for _, first, _ in own_lines(path, encoding):
+            if first.strip():
+                break
         if isinstance(json_record(first, ""), Bad):
             yield from json_items(path, encoding)
             return
+
+    # an object a line
     for number, line, why in own_lines(path, encoding):
         where = f"{path}, line {number}"
         if why:
@@ -292,6 +331,7 @@ def json_records(path: Path, encoding: str | None) -> Iterator[tuple[str, dict |
 
 def json_items(path: Path, encoding: str | None) -> Iterator[tuple[str, dict | Bad]]:
     """Yield place and object of each item of a list, or of objects that follow each other."""
+    # all values of the file, lists of them opened
     text = "".join(_text_lines(path, encoding)).strip()
     items = []
     end = 0
@@ -302,9 +342,14 @@ def json_items(path: Path, encoding: str | None) -> Iterator[tuple[str, dict | B
             end = SPACE.match(text, end).end()
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}, item {len(items) + 1}: not JSON ({error}). Fix it or remove it.") from None
+
+    # those that are objects
     for i, item in enumerate(items, 1):
         where = f"{path}, item {i}"
-        yield where, item if isinstance(item, dict) else Bad(where, "not a JSON object. Fix it or remove it.")
+        if isinstance(item, dict):
+            yield where, item
+        else:
+            yield where, Bad(where, "not a JSON object. Fix it or remove it.")
 
 
 def json_record(line: str, where: str) -> dict | Bad:
@@ -313,7 +358,9 @@ def json_record(line: str, where: str) -> dict | Bad:
         value = DECODER.decode(line)
     except (ValueError, RecursionError) as error:
         return Bad(where, f"not JSON ({error}). Fix the line or remove it.")
-    return value if isinstance(value, dict) else Bad(where, "not a JSON object. Fix the line or remove it.")
+    if not isinstance(value, dict):
+        return Bad(where, "not a JSON object. Fix the line or remove it.")
+    return value
 
 
 def _nothing(name: str) -> None:
@@ -337,8 +384,9 @@ FASTTEXT = "__label__"
 
 def is_fasttext(path: Path, encoding: str | None) -> bool:
     """Return whether a file begins with a label of fastText's."""
-    first = next(own_lines(path, encoding), (0, "", ""))
-    return first[1].startswith(FASTTEXT)
+    for _, line, _ in own_lines(path, encoding):
+        return line.startswith(FASTTEXT)
+    return False
 
 
 def fasttext_records(path: Path, encoding: str | None) -> Iterator[tuple[str, dict | Bad]]:
@@ -444,6 +492,8 @@ def table_records(path: Path, own: OwnData, labelled: bool) -> Iterator[tuple[st
 def check_names(path: Path, names: list[str], needed: list[str], dialect: Dialect, own: OwnData) -> int:
     """Return how many fields a line needs. Raises InputError for a column that is missing, or there twice."""
     start = f"{path}, line {1 + dialect.n_before}"
+
+    # none is missing
     for name in needed:
         if name not in names:
             shown = ", ".join(names)[:100]
@@ -454,8 +504,11 @@ def check_names(path: Path, names: list[str], needed: list[str], dialect: Dialec
             if not dialect.has_names:
                 remedy = "Without a line of names --columns gives every field a number, from 0."
             raise InputError(f"{start}: no column {name!r} among {shown}. {remedy}")
+
+    # none that is read is there twice
+    read = [*needed, own.column("label"), own.column("id")]
     for name in names:
-        is_read = name in needed or name in (own.column("label"), own.column("id")) or name.startswith("choice_")
+        is_read = name in read or name.startswith("choice_")
         if is_read and names.count(name) > 1:
             raise InputError(f"{start}: two columns {name!r}. Rename one of them.")
     return 1 + max(names.index(name) for name in needed)
@@ -475,8 +528,9 @@ def find_dialect(path: Path, encoding: str | None, needed: list[str]) -> Dialect
         return None
     numbers = {name for name in needed if name.isdigit()}
     if re.fullmatch(r"sep=.\s*", first):
-        has_names = numbers <= set(split_line(next(lines, ""), first[4]))
-        return find_quote(path, encoding, Dialect(first[4], '"', has_names, 1))
+        separator = first[4]
+        names = split_line(next(lines, ""), separator)
+        return find_quote(path, encoding, Dialect(separator, '"', numbers <= set(names), 1))
 
     # which separators show the columns
     of_suffix = "," if path.suffix.lower() == ".csv" else "\t"
@@ -487,18 +541,22 @@ def find_dialect(path: Path, encoding: str | None, needed: list[str]) -> Dialect
         if fitting:
             return find_quote(path, encoding, Dialect(fitting[0], '"', True))
         # none does: the one that shows most columns is meant
-        return Dialect(max(separators, key=lambda separator: len(fields[separator])), '"', True)
+        counts = [len(fields[separator]) for separator in separators]
+        most = separators[counts.index(max(counts))]
+        return Dialect(most, '"', True)
 
     # by numbers: the one with which all lines have the same number of fields
     n_needed = 1 + max(map(int, numbers))
     fitting = []
     for separator in separators:
-        if len(fields[separator]) >= n_needed or '"' in first:
-            dialect = find_quote(path, encoding, Dialect(separator, '"', False))
-            if scan(path, encoding, dialect).n_fields >= n_needed:
-                fitting.append(dialect)
-                if separator == of_suffix:
-                    break
+        # a quoted field may go on in the next line
+        if len(fields[separator]) < n_needed and '"' not in first:
+            continue
+        dialect = find_quote(path, encoding, Dialect(separator, '"', False))
+        if scan(path, encoding, dialect).n_fields >= n_needed:
+            fitting.append(dialect)
+            if separator == of_suffix:
+                break
     if len(fitting) > 1:
         shown = " or ".join(SEPARATORS[dialect.separator] for dialect in fitting)
         raise InputError(f"{path} may be separated by {shown}. Put a line such as sep={fitting[0].separator} first.")
@@ -529,17 +587,21 @@ def scan(path: Path, encoding: str | None, dialect: Dialect) -> Scan:
             has_newlines = has_newlines or any("\n" in text for text in fields)
     except csv.Error:
         return Scan(-1, has_newlines)
-    return Scan(counts.pop() if len(counts) == 1 else 0, has_newlines)
+    n_fields = counts.pop() if len(counts) == 1 else 0
+    return Scan(n_fields, has_newlines)
 
 
 def quotes_at_starts(path: Path, separator: str) -> list[str]:
     """Return which quotes some field begins with; without one, all ways to read the file are one."""
     # in bytes, as that is fast; UTF-16 and UTF-32 may have NUL bytes before a character
-    starts = [(end + n * "\0").encode() for end in ("\n", "\r", separator) for n in (0, 1, 3)]
+    starts = []
+    for end in ("\n", "\r", separator):
+        starts += [(end + n * "\0").encode() for n in (0, 1, 3)]
     found = set()
     last = b""
     with open(path, "rb") as file:
         while block := file.read(2**20):
+            # what stands before a quote at the start of a block is in the block before
             for quote in (b'"', b"'"):
                 is_first = not last and quote in block[:8]  # a byte-order mark may stand before it
                 if is_first or (quote in block and any(start + quote in last + block for start in starts)):
@@ -555,7 +617,11 @@ def find_quote(path: Path, encoding: str | None, dialect: Dialect) -> Dialect:
     quotes = quotes_at_starts(path, dialect.separator)
     if not quotes:
         return dialect._replace(quote=None)
-    found = {quote: scan(path, encoding, dialect._replace(quote=quote)) for quote in (*quotes, None)}
+
+    # what each way of reading the file finds
+    found = {}
+    for quote in (*quotes, None):
+        found[quote] = scan(path, encoding, dialect._replace(quote=quote))
 
     # all lines have the same number of fields: the fewest, as a quote that is not seen as one does not hold a separator
     fitting = [quote for quote in found if found[quote].n_fields > 0]

@@ -78,8 +78,11 @@ def cut(files: Iterable[Path], field: str | None = None) -> list[Shard]:
     """Cut files into shards of about SHARD_BYTES; a larger gzip file is a shard."""
     shards: list[Shard] = []
     for path in files:
+        # a gzip file is read from its beginning only
         size = path.stat().st_size
         step = max(size, 1) if is_gzip(path) else SHARD_BYTES
+
+        # a range goes into the last shard while there is room in it
         for start in range(0, size, step):
             end = min(start + step, size)
             if not shards or shards[-1].n_bytes() + end - start > SHARD_BYTES:
@@ -108,11 +111,13 @@ def document_lines(lines_of: ByteRange) -> Iterator[str]:
                 n_lines += 1
                 if is_utf16(line):
                     raise ValueError("UTF-16. Convert the file: iconv -f utf-16 -t utf-8")
-                yield document_of(line.decode(codec), field, is_first=start == 0 and n_lines == 1)
+                is_first = start == 0 and n_lines == 1
+                yield document_of(line.decode(codec), field, is_first)
                 codec = "utf-8"
     except ValueError as error:
         why = "not UTF-8. Convert the file: iconv -t utf-8" if isinstance(error, UnicodeDecodeError) else error
-        raise InputError(f"{path}, line {_lines_before(path, start) + n_lines}: {why}") from None
+        number = _lines_before(path, start) + n_lines
+        raise InputError(f"{path}, line {number}: {why}") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path} is not a whole .gz file ({error}). Compress or fetch it again.") from None
     except OSError as error:
@@ -123,11 +128,15 @@ def document_of(line: str, field: str | None, is_first: bool) -> str:
     """Return the text of a line, or of a field of the object in it. Raises ValueError where there is none."""
     if "\0" in line:
         raise ValueError("a NUL byte, which no text in UTF-8 holds. Leave the file out, or convert it.")
+
+    # a text, if it does not look like JSON
     begin = line.strip()
     if field is None or not begin:
         if is_first and (begin in ("[", "{") or begin.startswith(('{"', "[{", '["'))):
             raise ValueError("JSON, which is no text. --field NAME reads that field of the object in each line.")
         return line
+
+    # an object
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
@@ -157,7 +166,10 @@ def make_parts(shards: list[Shard], folder: Path, vocabulary: Vocabulary | None,
     """
     # which are missing
     paths = _part_paths(shards, folder, vocabulary)
-    missing = [(shard, path) for shard, path in zip(shards, paths, strict=True) if not path.exists()]
+    missing = []
+    for shard, path in zip(shards, paths, strict=True):
+        if not path.exists():
+            missing.append((shard, path))
     n_bytes = sum(shard.n_bytes() for shard, _ in missing)
 
     # each is made by one process
@@ -178,6 +190,7 @@ def _part_paths(shards: list[Shard], folder: Path, vocabulary: Vocabulary | None
     digests = [sha256(path) for path in vocabulary or ()]
     paths = []
     for number, ranges in shards:
+        # a digest of which bytes of which files, and when these were changed
         texts = []
         for path, start, end, field in ranges:
             state = path.stat()
@@ -210,7 +223,7 @@ def count_words(lines: Iterable[str]) -> Counter[str]:
 def tokenized(lines: Iterable[str], vocabulary: Vocabulary) -> Iterator[np.ndarray]:
     """Yield the tokens of some lines at a time; each line that has any ends with the newline token."""
     encoder = TextEncoder(*vocabulary)
-    newline = encoder.encoder.get("\n</w>", 0)
+    newline = encoder.encoder.get("\n</w>", 0)  # 0: the unknown token
     dtype = token_type(encoder.n_vocab)
     for batch in _in_batches(lines):
         tokens: list[int] = []
@@ -223,13 +236,15 @@ def tokenized(lines: Iterable[str], vocabulary: Vocabulary) -> Iterator[np.ndarr
 
 def _in_batches(lines: Iterable[str]) -> Iterator[list[str]]:
     """Yield lines in lists of about BATCH_CHARACTERS."""
-    batch, size = [], 0
+    batch = []
+    size = 0
     for line in lines:
         batch.append(line)
         size += len(line)
         if size >= BATCH_CHARACTERS:
             yield batch
-            batch, size = [], 0
+            batch = []
+            size = 0
     yield batch
 
 
@@ -258,6 +273,7 @@ def prepare(
     Raises:
         InputError: for what is wrong with the text, and when a process was killed.
     """
+    # files -> shards
     names = list(names)
     files = find_files(names)
     shards = cut(files, field)
@@ -274,6 +290,8 @@ def prepare(
         if not any(word.strip() for word in counts):
             corpus = " and ".join(map(str, names))
             raise InputError(f"{corpus} holds no words. --corpus names a text file to learn from.")
+
+        # learnt beside the parts, so that a run that is stopped between the two files can tell whose the first is
         learn_vocabulary(counts, n_merges, *learnt)
         check_none_of_another(vocabulary, learnt)
         for source, target in zip(learnt, vocabulary, strict=True):
@@ -291,16 +309,19 @@ def prepare(
                 with open(part, "rb") as content:
                     shutil.copyfileobj(content, file)
         write_json(folder / "tokens.json", made_from | {"sha256": sha256(tokens)})
+
+    # all is done: the parts are not needed
     shutil.rmtree(parts_folder, ignore_errors=True)
 
 
 def check_none_of_another(vocabulary: Vocabulary, learnt: Vocabulary) -> None:
     """Raise InputError when one of the two files of a vocabulary is there, unless it was learnt from this corpus."""
     for path, copied_from in zip(vocabulary, learnt, strict=True):
-        if path.exists() and not (copied_from.exists() and sha256(path) == sha256(copied_from)):
+        is_copy = path.exists() and copied_from.exists() and sha256(path) == sha256(copied_from)
+        if path.exists() and not is_copy:
+            names = " or ".join(file.name for file in vocabulary)
             raise InputError(
-                f"{path} is there without the other file of its vocabulary, {' or '.join(p.name for p in vocabulary)}. "
-                "Add that one or move this away."
+                f"{path} is there without the other file of its vocabulary, {names}. Add that one or move this away."
             )
 
 
@@ -312,13 +333,18 @@ def _corpus_sha256(files: list[Path]) -> str:
 
 def _is_made(folder: Path, made_from: dict[str, str]) -> bool:
     """Return whether `tokens.bin` was made from this corpus and vocabulary, and is undamaged."""
+    # the record fits what is asked for
     tokens = folder / "tokens.bin"
     try:
         record = json.loads((folder / "tokens.json").read_text())
     except (OSError, ValueError):
         return False
-    if not tokens.exists() or not isinstance(record, dict) or not made_from.items() <= record.items():
+    if not tokens.exists() or not isinstance(record, dict):
         return False
+    if not made_from.items() <= record.items():
+        return False
+
+    # and the tokens fit the record
     is_whole = record.get("sha256") == sha256(tokens)
     if not is_whole:
         print(f"{tokens} is damaged: tokenizing again")
@@ -332,6 +358,11 @@ def token_type(n_vocab: int) -> type:
 
 def open_tokens(folder: Path, n_vocab: int) -> tuple[np.ndarray, str]:
     """Return what `prepare` has written: the ids, memory-mapped, and the digest of the corpus."""
-    path, dtype = folder / "tokens.bin", token_type(n_vocab)
-    tokens = np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
-    return tokens, read_json(folder / "tokens.json")["corpus"]
+    path = folder / "tokens.bin"
+    dtype = token_type(n_vocab)
+    if path.stat().st_size > 0:
+        tokens = np.memmap(path, dtype, "r")
+    else:
+        tokens = np.empty(0, dtype)  # nothing cannot be mapped
+    record = read_json(folder / "tokens.json")
+    return tokens, record["corpus"]

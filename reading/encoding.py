@@ -71,7 +71,8 @@ class Encoded:
     def of(cls, examples: Sequence[Sequence[Sequence[int]]]) -> "Encoded":
         """Return an Encoded in memory of these examples, each a sequence of texts, each a sequence of ids."""
         texts = list(chain.from_iterable(examples))
-        ids = np.array(list(chain.from_iterable(texts)), np.int32)
+        all_ids = list(chain.from_iterable(texts))
+        ids = np.array(all_ids, np.int32)
         return cls(ids, _ends(texts), _ends(examples), int(ids.max(initial=0)))
 
 
@@ -82,14 +83,17 @@ def _ends(items: Sequence) -> np.ndarray:
 
 def _bounds(ends: np.ndarray, i: int) -> tuple[int, int]:
     """Return where item i starts and ends."""
-    return int(ends[i - 1]) if i > 0 else 0, int(ends[i])
+    start = int(ends[i - 1]) if i > 0 else 0
+    return start, int(ends[i])
 
 
 def describe_unknown(ids: Sequence[np.ndarray], encoder: TextEncoder) -> list[str]:
     """Return in words how many of some token ids are that of the unknown token; above a tenth with a warning."""
     if not has_unknown(encoder):
         return []
-    share = 1 - sum(map(np.count_nonzero, ids)) / max(1, sum(map(len, ids)))
+    n_tokens = sum(map(len, ids))
+    n_known = sum(map(np.count_nonzero, ids))
+    share = 1 - n_known / max(1, n_tokens)
     lines = [f"unknown  {share:.2%} of the tokens are not in the vocabulary"]
     if share > MANY_UNKNOWN:
         lines.append(f"warning  {READ_AS_ONE}")
@@ -128,10 +132,13 @@ class SplitFiles:
         if self.max_examples is None:
             yield from self.examples(source, bad)
             return
+
+        # the source is read twice: to choose by the labels, and to yield what was chosen
         labels = np.array([str(example.label) for example in self.examples(source, [])])
         chosen = set(range(len(labels)))
         if len(labels) > self.max_examples:
-            _, drawn = hold_out(labels, self.max_examples, self.seed, True, self.folder / source.files[0])
+            path = self.folder / source.files[0]
+            _, drawn = hold_out(labels, self.max_examples, self.seed, True, path)
             chosen = set(drawn.tolist())
         for i, example in enumerate(self.examples(source, bad)):
             if i in chosen:
@@ -145,6 +152,8 @@ class SplitFiles:
         """
         for found in source.read(self.folder):
             where = found.where.removeprefix(f"{self.folder}{os.sep}")
+
+            # an example whose label is allowed, or unknown
             if isinstance(found, Example):
                 if not self.labels or found.label is None or found.label in self.labels:
                     yield found._replace(where=where)
@@ -157,6 +166,8 @@ class SplitFiles:
                     known += ", ..."
                 why = f"the label {reprlib.repr(found.label)} is not one of {known}. Fix the line or remove it."
                 found = Bad(found.where, why)
+
+            # a line that cannot be used
             if self.strict:
                 raise InputError(f"{found.where}: {found.why}")
             bad.append(f"{where}: {found.why}")
@@ -165,10 +176,13 @@ class SplitFiles:
 
     def key(self, encoder: TextEncoder) -> str:
         """Return the digest of all that decides what is encoded, and how."""
+        # the files, and how they are read
         sources = []
         for source in self.present():
             files = {name: _digests(self.folder / name) for name in source.files}
             sources.append([source.read.func.__qualname__, repr(source.read.keywords), files])
+
+        # the tokenizer, and what chooses examples
         vocabulary = [sha256(Path(file)) for file in encoder.files]
         versions = [text_utils.VERSION, READERS_VERSION, version("ftfy"), version("spacy")]
         labels = list(self.labels) if self.labels else None
@@ -189,13 +203,7 @@ def _digests(path: Path) -> dict[str, str]:
 
 KEPT_CACHES = 8  # of a data folder: those used last
 EXAMPLES_PER_STEP = 1000  # encoded at a time
-ARRAYS = (
-    "ids",
-    "n_ids",
-    "n_texts",
-    "n_bytes",
-    "codes",
-)  # int32: all ids; ids of a text; texts, bytes, code of an example
+ARRAYS = ("ids", "n_ids", "n_texts", "n_bytes", "codes")  # int32: all ids; ids of a text; the others of an example
 FILES = [*ARRAYS, "records.jsonl", "index.json"]
 
 
@@ -206,6 +214,7 @@ def encode_cached(split: SplitFiles, encoder: TextEncoder) -> Encoded:
 
     Raises InputError: a file is missing, or with `strict` a line cannot be read, or a source has no example at all.
     """
+    # one that was made before
     path = split.folder / f"encoded_{split.key(encoder)}"
     found = _read(path)
     if found is not None:
@@ -214,13 +223,15 @@ def encode_cached(split: SplitFiles, encoder: TextEncoder) -> Encoded:
         print(f"{path} is damaged: encoding again")
         shutil.rmtree(path, ignore_errors=True)
 
-    # what is encoded stays readable when its files are renamed or removed: they are memory-mapped
+    # a new one; it stays readable when its files are renamed or removed: they are memory-mapped
     try:
         found = _make_cache(path, split, encoder)
         _remove_old(split.folder)
         return found
     except OSError as error:
         _say_no_cache(split.folder, error.strerror)
+
+    # none where the data is, but one that is gone with this process
     try:
         with tempfile.TemporaryDirectory() as temporary:
             _write(Path(temporary), split, encoder)
@@ -256,9 +267,12 @@ def _say_no_cache(folder: Path, why: str) -> None:
 def _remove_old(folder: Path) -> None:
     """Remove the caches that were used longest ago, and what killed processes have left behind."""
     with suppress(FileNotFoundError):  # another process may do the same
-        caches = folder.glob("encoded_" + 16 * "?")
-        for path in sorted(caches, key=lambda path: path.stat().st_mtime)[:-KEPT_CACHES]:
+        caches = list(folder.glob("encoded_" + 16 * "?"))
+        caches.sort(key=lambda path: path.stat().st_mtime)
+        for path in caches[:-KEPT_CACHES]:
             shutil.rmtree(path, ignore_errors=True)
+
+        # those that no process can be at work on still
         for path in folder.glob("encoded_*.part"):
             if path.stat().st_mtime < time.time() - 24 * 3600:
                 shutil.rmtree(path, ignore_errors=True)
@@ -267,11 +281,14 @@ def _remove_old(folder: Path) -> None:
 def _read(path: Path) -> Encoded | None:
     """Return what _write wrote, or None where it is missing or damaged."""
     try:
-        if json.loads((path / "digests.json").read_text()) != digests(path / name for name in FILES):
+        known = json.loads((path / "digests.json").read_text())
+        if known != digests(path / name for name in FILES):
             return None
         index = json.loads((path / "index.json").read_text())
         n_ids, n_texts, n_bytes, codes = (np.fromfile(path / name, np.int32) for name in ARRAYS[1:])
-        ids = np.memmap(path / "ids", np.int32, "r") if n_ids.any() else np.zeros(0, np.int32)  # nothing: not mapped
+        ids = np.zeros(0, np.int32)
+        if n_ids.any():  # else nothing, which cannot be mapped
+            ids = np.memmap(path / "ids", np.int32, "r")
         records = np.memmap(path / "records.jsonl", np.uint8, "r")
     except (OSError, ValueError, InputError):
         return None
@@ -294,7 +311,8 @@ def _read(path: Path) -> Encoded | None:
 
 def _write(path: Path, split: SplitFiles, encoder: TextEncoder) -> None:
     """Read and tokenize the examples of a split, and write the files of a cache into a folder."""
-    codes = {label: i for i, label in enumerate(split.labels or ())}  # label -> its number
+    # the numbers of the labels; those that the split does not fix are in the order of their first appearance
+    codes = {label: i for i, label in enumerate(split.labels or ())}
     largest_id = 0
     parts = []
     bad = []
@@ -313,8 +331,9 @@ def _write(path: Path, split: SplitFiles, encoder: TextEncoder) -> None:
                 records = [json.dumps(example).encode() + b"\n" for example in step]
                 for example in step:
                     if example.label is not None:
-                        codes.setdefault(example.label, len(codes))  # in the order of their first appearance
+                        codes.setdefault(example.label, len(codes))
 
+                # appended to the files
                 all_ids = list(chain.from_iterable(ids))
                 largest_id = max([largest_id, *all_ids])
                 arrays = {
@@ -330,11 +349,13 @@ def _write(path: Path, split: SplitFiles, encoder: TextEncoder) -> None:
                 n += len(step)
                 bar.update(len(step))
             if n == 0:
-                raise InputError(
-                    f"{split.folder / source.files[0]} holds no examples. Is it another file that is meant?"
-                )
+                path_read = split.folder / source.files[0]
+                raise InputError(f"{path_read} holds no examples. Is it another file that is meant?")
             parts.append((source.part, n))
+
+        # what is known at the end
         index = {"names": list(codes), "parts": parts, "largest_id": largest_id}
         index |= {"n_bad": len(bad), "first_bad": bad[0] if bad else ""}
         files["index.json"].write(json.dumps(index).encode())
-    (path / "digests.json").write_text(json.dumps(digests(path / name for name in FILES)))
+    of_files = digests(path / name for name in FILES)
+    (path / "digests.json").write_text(json.dumps(of_files))

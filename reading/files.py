@@ -16,10 +16,14 @@ def find_files(names: Iterable[str | os.PathLike]) -> list[Path]:
     """
     found: list[Path] = []
     for name in map(str, names):
-        files = [file for path in _paths_of(name) for file in _files_of(path)]
+        files = []
+        for path in _paths_of(name):
+            files += _files_of(path)
         if not files:
             raise InputError(f"{name} holds no files. --corpus names text files, folders or globs.")
         found += files
+
+    # each can be opened: better known now than after hours
     for path in found:
         refuse_special(path)
         try:
@@ -44,8 +48,12 @@ def _files_of(path: Path) -> list[Path]:
     """Return the files of a folder that are not hidden, or the file itself."""
     if not path.is_dir():
         return [path]
-    below = sorted(file for file in path.rglob("*") if file.is_file())
-    return [file for file in below if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    found = []
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        is_hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+        if not is_hidden:
+            found.append(file)
+    return found
 
 
 def unreadable(path: Path, error: OSError) -> InputError:

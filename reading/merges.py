@@ -32,13 +32,20 @@ def learn_vocabulary(counts: Mapping[str, int], n_merges: int, encoder_path: Pat
     for word, n in counts.items():
         for part in word.split():  # a newline holds none
             parts[part] += n
+
+    # every character, within a word and at its end, and what merges make of them
     characters = sorted(set("".join(parts)))
-    alphabet = ["<unk>", *characters, *(character + "</w>" for character in characters)]
+    last_characters = [character + "</w>" for character in characters]
+    alphabet = ["<unk>", *characters, *last_characters]
     tokens, merges = learn_merges(parts, alphabet, n_merges)
     tokens.append("\n</w>")
+
+    # the two files
     write_json(encoder_path, {token: i for i, token in enumerate(tokens)})
+    lines = ["#version: 0.2"]
+    lines += [f"{left} {right}" for left, right in merges]
     with replacing(bpe_path) as file:
-        file.write("\n".join(["#version: 0.2", *map(" ".join, merges), ""]).encode())
+        file.write("".join(line + "\n" for line in lines).encode())
 
 
 def learn_merges(
@@ -51,7 +58,10 @@ def learn_merges(
     """
     tokens = list(alphabet)
     ids = {token: i for i, token in enumerate(alphabet)}
-    words = [[*(ids[character] for character in word[:-1]), ids[word[-1] + "</w>"]] for word in counts]
+    words = []
+    for word in counts:
+        symbols = [*word[:-1], word[-1] + "</w>"]
+        words.append([ids[symbol] for symbol in symbols])
     repeats = list(counts.values())
 
     # how often each pair is found, and in which words

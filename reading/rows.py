@@ -83,13 +83,25 @@ class Form:
     has_choices: bool = False
 
 
+def classification_head(n_out: int) -> tuple[str, int]:
+    return "classification", n_out
+
+
+def similarity_head(n_out: int) -> tuple[str, int]:
+    return "similarity", n_out
+
+
+def choice_head(n_out: int) -> str:
+    return "multiple_choice"  # whose single output scores any number of choices
+
+
 FORMS = {
-    "classification": Form(classification_rows, 1, 2, lambda n_out: ("classification", n_out)),
-    "regression": Form(classification_rows, 1, 2, lambda n_out: ("classification", n_out)),
-    "entailment": Form(entailment_rows, 2, 3, lambda n_out: ("classification", n_out)),
-    "similarity": Form(similarity_rows, 2, 3, lambda n_out: ("similarity", n_out)),
-    "multiple_choice": Form(multiple_choice_rows, 1, 3, lambda n_out: "multiple_choice", has_choices=True),
-    "reading": Form(reading_rows, 2, 3, lambda n_out: "multiple_choice", has_choices=True),
+    "classification": Form(classification_rows, 1, 2, classification_head),
+    "regression": Form(classification_rows, 1, 2, classification_head),
+    "entailment": Form(entailment_rows, 2, 3, classification_head),
+    "similarity": Form(similarity_rows, 2, 3, similarity_head),
+    "multiple_choice": Form(multiple_choice_rows, 1, 3, choice_head, has_choices=True),
+    "reading": Form(reading_rows, 2, 3, choice_head, has_choices=True),
 }
 
 
@@ -113,15 +125,24 @@ def cut_longest(lengths: Sequence[int], form: str, n_ctx: int) -> list[int]:
     """
     room = n_ctx - FORMS[form].n_special
     first, *others = lengths
+
+    # with choices: the context gets the room that the question and the longest choice leave
     if FORMS[form].has_choices:
         n_questions = FORMS[form].n_texts - 1
-        room -= sum(others[:n_questions]) + max(others[n_questions:])
+        room -= sum(others[:n_questions])
+        room -= max(others[n_questions:])
         return [min(first, max(0, room)), *others]
+
+    # one text gets all of the room
     if not others:
         return [min(first, room)]
+
+    # of two, the second gets what the first leaves, and half of the room at least
     (second,) = others
-    n_second = min(second, max(room // 2, room - first))
-    return [min(first, room - n_second), n_second]
+    room_of_second = max(room // 2, room - first)
+    n_second = min(second, room_of_second)
+    n_first = min(first, room - n_second)
+    return [n_first, n_second]
 
 
 CUTS = {"halves": cut_halves, "longest": cut_longest}
@@ -132,7 +153,8 @@ CUTS = {"halves": cut_halves, "longest": cut_longest}
 
 def with_positions(ids: np.ndarray, first_position: int) -> np.ndarray:
     """Return ids (..., T) with position ids, which count up from first_position: (..., T, 2)."""
-    positions = np.broadcast_to(np.arange(first_position, first_position + ids.shape[-1]), ids.shape)
+    positions = np.arange(first_position, first_position + ids.shape[-1])
+    positions = np.broadcast_to(positions, ids.shape)
     return np.stack([ids.astype(np.int64), positions], -1)
 
 
@@ -143,8 +165,10 @@ def pad_rows(examples: Sequence[list[list[int]]], n_vocab: int, n_tokens: int) -
 
     Raises ValueError for a row longer than n_tokens.
     """
-    ids = np.zeros((len(examples), len(examples[0]), n_tokens), dtype=np.int64)
-    m = np.zeros(ids.shape, dtype=np.float32)
+    # all is padding at first
+    shape = (len(examples), len(examples[0]), n_tokens)
+    ids = np.zeros(shape, dtype=np.int64)
+    m = np.zeros(shape, dtype=np.float32)
     for i, rows in enumerate(examples):
         for k, row in enumerate(rows):
             if len(row) > n_tokens:
@@ -177,11 +201,14 @@ def transform_roc(
             "transform_roc needs n_vocab, n_ctx and max_len as arguments, as it sees no names of its caller's: "
             "transform_roc(X1, X2, X3, n_vocab, n_ctx, max_len)"
         )
+    special = special_tokens(n_vocab)
     examples = []
     for i, texts in enumerate(zip(stories, first, second, strict=True)):
-        if max(map(max, filter(None, texts)), default=0) >= n_vocab:
-            raise ValueError(f"example {i}: a token id of {n_vocab} or more is a special token, which ends a row")
-        examples.append(multiple_choice_rows([text[:max_len] for text in texts], special_tokens(n_vocab)))
+        for text in texts:
+            if max(text, default=0) >= n_vocab:
+                raise ValueError(f"example {i}: a token id of {n_vocab} or more is a special token, which ends a row")
+        cut = [text[:max_len] for text in texts]
+        examples.append(multiple_choice_rows(cut, special))
     return pad_rows(examples, n_vocab, n_ctx)
 
 
@@ -190,11 +217,17 @@ N_CLASSES_OF_SCORE = 6  # as the authors' utils.py:25-36
 
 def soft_labels(scores: np.ndarray, low: float, high: float) -> np.ndarray:
     """Return scores as weights of six classes (B, 6): with the range 0 to 5, 3.6 is 0.4 of class 3 and 0.6 of 4."""
-    at = np.clip((scores - low) / (high - low), 0, 1) * (N_CLASSES_OF_SCORE - 1)
-    below = np.minimum(np.floor(at).astype(int), N_CLASSES_OF_SCORE - 2)
+    # where each score lies among the classes, and the class below it; the highest score lies above the last but one
+    fraction = np.clip((scores - low) / (high - low), 0, 1)
+    at = fraction * (N_CLASSES_OF_SCORE - 1)
+    below = np.floor(at).astype(int)
+    below = np.minimum(below, N_CLASSES_OF_SCORE - 2)
+
+    # the nearer of the two classes around it weighs more
+    examples = np.arange(len(scores))
     weights = np.zeros((len(scores), N_CLASSES_OF_SCORE), np.float32)
-    weights[np.arange(len(scores)), below] = 1 - (at - below)
-    weights[np.arange(len(scores)), below + 1] = at - below
+    weights[examples, below] = 1 - (at - below)
+    weights[examples, below + 1] = at - below
     return weights
 
 
@@ -219,25 +252,37 @@ class Sequences:
     def __init__(self, tokens: np.ndarray, n_ctx: int, newline: int | None = None):
         self.tokens = tokens
         if newline is None:
-            self.starts = np.arange(len(tokens) // n_ctx) * n_ctx
-            self.lengths = np.broadcast_to(n_ctx, len(self.starts))
+            # windows, all of one length; what is left at the end is no whole one
+            n_windows = len(tokens) // n_ctx
+            self.starts = np.arange(n_windows) * n_ctx
+            self.lengths = np.broadcast_to(n_ctx, n_windows)
         else:
-            starts, lengths = cut_documents(document_ends(tokens, newline), n_ctx)
+            ends = document_ends(tokens, newline)
+            starts, lengths = cut_documents(ends, n_ctx)
             predicts = lengths > 1
-            self.starts, self.lengths = starts[predicts], lengths[predicts]
+            self.starts = starts[predicts]
+            self.lengths = lengths[predicts]
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def packed(self, which: np.ndarray, first_position: int) -> Packing:
         """Return some sequences as the model's input; each begins at the first position."""
-        starts, lengths = self.starts[which], self.lengths[which]
+        starts = self.starts[which]
+        lengths = self.lengths[which]
+
+        # of different lengths: each is an example of one row
         if lengths.min() < lengths.max():
-            ends = starts + lengths
-            rows = [self.tokens[start:end].tolist() for start, end in zip(starts, ends, strict=True)]
-            return Packing.of_rows([[row] for row in rows], first_position)
-        ids = self.tokens[starts[:, None] + np.arange(lengths[0])]  # (B, T)
-        return Packing.full(torch.from_numpy(with_positions(ids, first_position)))
+            examples = []
+            for start, end in zip(starts, starts + lengths, strict=True):
+                row = self.tokens[start:end].tolist()
+                examples.append([row])
+            return Packing.of_rows(examples, first_position)
+
+        # of one length: they are the rows of a matrix
+        places = starts[:, None] + np.arange(lengths[0])  # (B, T)
+        x = with_positions(self.tokens[places], first_position)
+        return Packing.full(torch.from_numpy(x))
 
 
 SEARCHED = 2**24  # tokens at a time, so that memory does not grow with the corpus
@@ -247,7 +292,8 @@ def document_ends(tokens: np.ndarray, newline: int) -> np.ndarray:
     """Return where each document ends, after its newline token; what follows the last one is left out."""
     found = [np.empty(0, np.int64)]
     for start in range(0, len(tokens), SEARCHED):
-        found.append(start + np.flatnonzero(tokens[start : start + SEARCHED] == newline))
+        is_newline = tokens[start : start + SEARCHED] == newline
+        found.append(start + np.flatnonzero(is_newline))
     return np.concatenate(found) + 1
 
 
@@ -261,8 +307,10 @@ def cut_documents(ends: np.ndarray, n_ctx: int) -> tuple[np.ndarray, np.ndarray]
         starts.append(start)
         start = start + n_ctx
         goes_on = start < end
-        start, end = start[goes_on], end[goes_on]
-    starts = np.sort(np.concatenate([np.empty(0, np.int64), *starts]))
+        start = start[goes_on]
+        end = end[goes_on]
+    starts = np.concatenate([np.empty(0, np.int64), *starts])
+    starts = np.sort(starts)
 
     # each ends where the next begins
     return starts, np.diff(starts, append=ends[-1:])
@@ -282,14 +330,19 @@ class Layout:
 
     def length(self, n_tokens: Sequence[int], is_cut: bool = True) -> int:
         """Return the number of tokens of the longest row of an example, given those of each of its texts."""
+        if is_cut:
+            n_tokens = CUTS[self.cut](n_tokens, self.form, self.n_ctx)
+
+        # every row holds the first texts, and one of the choices if there are any
         form = FORMS[self.form]
-        kept = CUTS[self.cut](n_tokens, self.form, self.n_ctx) if is_cut else n_tokens
-        longest_choice = max(kept[form.n_texts :], default=0)
-        return sum(kept[: form.n_texts]) + longest_choice + form.n_special
+        common = sum(n_tokens[: form.n_texts])
+        longest_choice = max(n_tokens[form.n_texts :], default=0)
+        return common + longest_choice + form.n_special
 
     def cut_texts(self, texts: Sequence[Ids]) -> list[Ids]:
         """Return the token ids of an example's texts, cut so that its rows fit."""
-        kept = CUTS[self.cut]([len(text) for text in texts], self.form, self.n_ctx)
+        lengths = [len(text) for text in texts]
+        kept = CUTS[self.cut](lengths, self.form, self.n_ctx)
         return [text[:n] for text, n in zip(texts, kept, strict=True)]
 
     def rows(self, texts: Sequence[Ids]) -> list[list[int]]:
@@ -348,10 +401,14 @@ class Rows:
     def lengths(self, is_cut: bool = True) -> np.ndarray:
         """Return the number of tokens of each example's longest row (N,), after (or before) it is cut."""
         if is_cut not in self.known_lengths:
+            # tokens of each text, and where the texts of each example stand; in lists, which are faster item by item
             n_tokens = np.diff(self.encoded.text_ends, prepend=0).tolist()
             ends = self.encoded.example_ends.tolist()
             starts = [0, *ends[:-1]]
-            found = [self.layout.length(n_tokens[starts[i] : ends[i]], is_cut) for i in self.which.tolist()]
+            found = []
+            for i in self.which.tolist():
+                of_texts = n_tokens[starts[i] : ends[i]]
+                found.append(self.layout.length(of_texts, is_cut))
             self.known_lengths[is_cut] = np.array(found, dtype=int)
         return self.known_lengths[is_cut]
 
@@ -371,7 +428,8 @@ class Rows:
         n_ids = np.diff(encoded.text_ends, prepend=0)
         for i in self.which.tolist():
             if has_unknown[i]:
-                key = tuple(" ".join(text.lower().split()) for text in encoded.example(i).texts)
+                texts = encoded.example(i).texts
+                key = tuple(" ".join(text.lower().split()) for text in texts)
             else:
                 tokens = ids[ends[i] : ends[i + 1]].tobytes()
                 lengths = n_ids[text_ends[i] : text_ends[i + 1]].tobytes()

@@ -78,23 +78,32 @@ def read_splits(task: Task, data_dir: Path, encoder: TextEncoder, limits: Limits
     for name, split in encoded.items():
         rows[name], why = make_rows(task, folder, split, encoder, limits.n_ctx, name == "test")
         parts[name] = split.parts
+
+        # examples that their labels left out count as bad lines
         if why:
-            n_bad = len(split) - len(rows[name])
-            parts[name] = (("", len(rows[name])),)
-            encoded[name] = replace(split, n_bad=split.n_bad + n_bad, first_bad=split.first_bad or why)
+            n_good = len(rows[name])
+            n_bad = split.n_bad + len(split) - n_good
+            parts[name] = (("", n_good),)
+            encoded[name] = replace(split, n_bad=n_bad, first_bad=split.first_bad or why)
 
     # without files for validation, some examples of train are held out
     if "valid" not in rows:
-        train, valid = held_out(task, rows["train"].labels, limits, train_file)
-        rows["valid"] = rows["train"].chosen(valid)
-        rows["train"] = rows["train"].chosen(train)
+        everything = rows["train"]
+        train, valid = held_out(task, everything.labels, limits, train_file)
+        rows["valid"] = everything.chosen(valid)
+        rows["train"] = everything.chosen(train)
         parts["valid"] = (("", len(valid)),)
 
     # what the files lack
     for name, split in encoded.items():
         notes += notes_on(getattr(task, name), folder, split, limits.max_examples)
     notes += notes_on_labels(task, rows.get("test"))
-    read = [folder / name for source in task.sources() for name in source.files]
+
+    # the files that were read, without the optional ones that are missing
+    read = []
+    for source in task.sources():
+        paths = [folder / name for name in source.files]
+        read += [path for path in paths if path.is_file()]
     return Splits(
         task=task,
         train=rows["train"],
@@ -103,7 +112,7 @@ def read_splits(task: Task, data_dir: Path, encoder: TextEncoder, limits: Limits
         valid_parts=parts["valid"],
         test_parts=parts.get("test", ()),
         notes=tuple(notes),
-        files=tuple(path for path in read if path.is_file()),
+        files=tuple(read),
     )
 
 
@@ -117,8 +126,9 @@ def with_labels(task: Task, train: Encoded, path: Path) -> Task:
     if form.has_choices:
         n_texts = np.diff(train.example_ends, prepend=0)
         n_choices = int(n_texts.max()) - form.n_texts
+        labels = tuple(str(i + 1) for i in range(n_choices))
         shown = tuple(str(i + task.first_choice) for i in range(n_choices))
-        return replace(task, labels=tuple(str(i + 1) for i in range(n_choices)), shown=shown)
+        return replace(task, labels=labels, shown=shown)
 
     # of a regression they are scores, and more than two different numbers are scores of similarity
     numbers = {as_number(name) for name in train.names}
@@ -142,9 +152,13 @@ def with_labels(task: Task, train: Encoded, path: Path) -> Task:
         raise InputError(
             f"{path}: every label is {reprlib.repr(names[0])}: there is nothing to learn. Give two labels or more."
         )
+
+    # a label that only the first line has may be the name of its column
     notes = task.notes
-    if len(train) >= 10 and np.count_nonzero(train.codes == train.codes[0]) == 1:
-        notes += (f"{path}: only the first line has the label {reprlib.repr(train.names[0])}: is it a line of names?",)
+    has_first_label = train.codes == train.codes[0]
+    if len(train) >= 10 and np.count_nonzero(has_first_label) == 1:
+        first = reprlib.repr(train.names[0])
+        notes += (f"{path}: only the first line has the label {first}: is it a line of names?",)
     return replace(task, labels=tuple(sorted(names)), metrics=("acc", "macro_f1"), notes=notes)
 
 
@@ -157,8 +171,9 @@ def without_placeholders(task: Task, folder: Path, test: Encoded) -> tuple[Encod
 
     # labels that train does not have; of scores, one below the lowest
     if task.scores:
+        lowest = task.scores[0]
         numbers = {name: as_number(name) for name in test.names}
-        unknown = [name for name, number in numbers.items() if number is None or number < task.scores[0]]
+        unknown = [name for name, number in numbers.items() if number is None or number < lowest]
     else:
         unknown = [name for name in test.names if name not in task.labels]
     if FORMS[task.form].has_choices or not unknown:
@@ -167,9 +182,8 @@ def without_placeholders(task: Task, folder: Path, test: Encoded) -> tuple[Encod
     # a single one stands for an unknown label
     if len(test.names) == 1 and not n_unlabelled:
         removed = replace(test, codes=np.full(len(test), -1))
-        return removed, [
-            f"{path}: every label is {reprlib.repr(unknown[0])}, which is none of train's: taken for no label"
-        ]
+        shown = reprlib.repr(unknown[0])
+        return removed, [f"{path}: every label is {shown}, which is none of train's: taken for no label"]
     return test, []
 
 
@@ -182,12 +196,18 @@ def make_rows(
     """
     # a label must be one of train's, though not in test, or a score
     layout = Layout(task.form, task.cut, encoder.n_vocab, n_ctx)
-    rows = Rows(encoded, layout, label_values(task, encoded), task.scores)
+    labels = label_values(task, encoded)
+    rows = Rows(encoded, layout, labels, task.scores)
     why = ""
     is_good = good_labels(task, rows, is_test)
     if not is_good.all():
-        _, label, where, _ = rows.example(int(is_good.argmin()))
-        known = "a number, as the others are" if task.scores else f"one of {', '.join(task.labels[:10])[:100]}"
+        first_bad = int(is_good.argmin())
+        _, label, where, _ = rows.example(first_bad)
+        if task.scores:
+            known = "a number, as the others are"
+        else:
+            shown = ", ".join(task.labels[:10])
+            known = f"one of {shown[:100]}"
         why = f"{where}: the label {reprlib.repr(label)} is not {known}. Fix the line or remove it."
         if task.strict or not is_good.any():
             raise InputError(f"{folder}/{why}")
@@ -197,9 +217,10 @@ def make_rows(
     lengths = rows.lengths()
     if lengths.max() > n_ctx:
         i = int(lengths.argmax())
+        where = rows.example(i).where
         raise InputError(
-            f"{folder}/{rows.example(i).where}: {lengths[i]} tokens without its context, which is all that may be "
-            f"cut; n_ctx is {n_ctx}. Shorten it or raise n_ctx."
+            f"{folder}/{where}: {lengths[i]} tokens without its context, which is all that may be cut; n_ctx is "
+            f"{n_ctx}. Shorten it or raise n_ctx."
         )
     return rows, why
 
@@ -208,6 +229,8 @@ def good_labels(task: Task, rows: Rows, is_test: bool) -> np.ndarray:
     """Return which examples have a label that can be used (N,), or none."""
     if rows.labels is not None and task.scores:
         return np.isfinite(rows.labels)
+
+    # a class of test that train lacks is kept: it counts as wrong
     if rows.labels is None or rows.has_choices() or is_test:
         return np.ones(len(rows), bool)
     return rows.labels < len(task.labels)
@@ -223,16 +246,19 @@ def label_values(task: Task, encoded: Encoded) -> np.ndarray | None:
 
     # scores are numbers
     if task.scores:
-        return np.array([as_number(name) for name in encoded.names], float)[encoded.codes]
+        numbers = [as_number(name) for name in encoded.names]
+        return np.array(numbers, float)[encoded.codes]
 
     # choices are numbered from 1, and there may be more of them than in train
     if FORMS[task.form].has_choices:
         values = [int(name) - 1 for name in encoded.names]
-    else:
-        numbers = [as_number(label) for label in task.labels]
-        key_of = str if None in numbers else as_number  # 1 and 1.0 are one class where all are numbers
-        known = {key_of(label): i for i, label in enumerate(task.labels)}
-        values = [known.get(key_of(name), len(task.labels)) for name in encoded.names]
+        return np.array(values)[encoded.codes]
+
+    # classes; 1 and 1.0 are one where all are numbers
+    numbers = [as_number(label) for label in task.labels]
+    key_of = str if None in numbers else as_number
+    known = {key_of(label): i for i, label in enumerate(task.labels)}
+    values = [known.get(key_of(name), len(task.labels)) for name in encoded.names]
     return np.array(values)[encoded.codes]
 
 
@@ -241,7 +267,10 @@ def held_out(task: Task, labels: np.ndarray, limits: Limits, path: Path) -> tupl
     # the authors' split of Story Cloze is not by label
     if task.split_seed is not None:
         return hold_out(labels, limits.n_valid, task.split_seed, False, path)
-    n_valid = min(limits.n_valid, max(1, len(labels) // 10))
+
+    # of others at most a tenth, the same share of each label
+    tenth = max(1, len(labels) // 10)
+    n_valid = min(limits.n_valid, tenth)
     return hold_out(labels, n_valid, limits.seed, not task.scores, path)
 
 
@@ -250,6 +279,8 @@ def notes_on(sources: tuple[Source, ...], folder: Path, split: Encoded, max_exam
     notes = []
     if split.n_bad:
         notes.append(f"{split.n_bad} lines could not be used; the first: {folder}/{split.first_bad}")
+
+    # a part of each file has no published number
     if max_examples is not None:
         return notes
     published = {source.part: source for source in sources if source.n_examples is not None}
@@ -266,7 +297,9 @@ def notes_on_labels(task: Task, test: Rows | None) -> list[str]:
     if test is None or test.labels is None or task.scores or test.has_choices():
         return []
     n = np.count_nonzero(test.labels == len(task.labels))
-    return [f"{n:,} test examples have a label that train lacks: each counts as wrong"] if n > 0 else []
+    if n == 0:
+        return []
+    return [f"{n:,} test examples have a label that train lacks: each counts as wrong"]
 
 
 # --- the summary before training -------------------------------------------------------------------------------------
@@ -274,18 +307,26 @@ def notes_on_labels(task: Task, test: Rows | None) -> list[str]:
 
 def majority(splits: Splits) -> float:
     """Return the accuracy on valid of always predicting the label that is most frequent there."""
-    return float(np.bincount(splits.valid.labels.astype(int)).max() / len(splits.valid))
+    counts = np.bincount(splits.valid.labels.astype(int))
+    return float(counts.max() / len(splits.valid))
 
 
 def describe(splits: Splits, encoder: TextEncoder) -> list[str]:
     """Return lines on labels, lengths and cut examples, and three examples as the network reads them."""
+    lines = [describe_labels(splits)]
+
+    # how long the examples are
     lengths = np.concatenate([rows.lengths(is_cut=False) for rows in splits.all()])
     after_cut = np.concatenate([rows.lengths() for rows in splits.all()])
     n_cut = np.count_nonzero(after_cut < lengths)
     median = int(np.median(lengths))
-    lines = [describe_labels(splits)]
     lines.append(f"lengths  {median} tokens in the median, {lengths.max()} at most; {n_cut:,} examples are cut")
-    lines += describe_unknown(list({id(rows.encoded): rows.encoded.ids for rows in splits.all()}.values()), encoder)
+
+    # how much of them the vocabulary lacks; train and a held-out valid are of one Encoded, which counts once
+    different = {id(rows.encoded): rows.encoded.ids for rows in splits.all()}
+    lines += describe_unknown(list(different.values()), encoder)
+
+    # what may be wrong, and what the network sees
     lines += [f"note     {note}" for note in splits.notes]
     lines += describe_repeated(splits)
     for i in range(min(3, len(splits.train))):
@@ -308,10 +349,13 @@ def describe_repeated(splits: Splits) -> list[str]:
 
 def describe_labels(splits: Splits) -> str:
     """Return how frequent each label of train is, or the range of the scores."""
-    task, labels = splits.task, splits.train.labels
+    task = splits.task
+    labels = splits.train.labels
     if task.scores:
         low, high = task.scores
         return f"scores   {low:g} to {high:g}, mean {labels.mean():.3f}"
+
+    # ten labels at most
     names = task.shown_labels()
     counts = np.bincount(labels, minlength=len(names))
     shown = [f"{name[:40]} {n:,}" for name, n in zip(names, counts, strict=True)]
@@ -322,11 +366,13 @@ def describe_labels(splits: Splits) -> str:
 
 def describe_example(splits: Splits, i: int, encoder: TextEncoder) -> list[str]:
     """Return the label of an example of train and its rows, the special tokens by their names."""
-    task, train = splits.task, splits.train
+    task = splits.task
+    train = splits.train
     label = train.labels[i]
     shown = f"{label:g}" if task.scores else task.shown_labels()[label]
     lines = [f"example  label {shown}"]
 
+    # its rows, a line each
     special = special_tokens(train.layout.n_vocab)
     names = {
         special.start: " _start_ ",

@@ -85,6 +85,13 @@ class Task:
         return all(source.is_in(folder) for source in self.train + self.valid)
 
 
+def _source(
+    read: Callable, file: str, n_examples: int | None = None, part: str = "", optional: bool = False, **settings
+) -> tuple[Source]:
+    """Return the one file of a split, or of a part of it, with the settings of its reader."""
+    return (Source((file,), partial(read, file=file, **settings), n_examples, part, optional),)
+
+
 # --- Story Cloze Test ------------------------------------------------------------------------------------------------
 
 ROCSTORIES_VALID = "cloze_test_val__spring2016 - cloze_test_ALL_val.csv"
@@ -124,9 +131,11 @@ def hold_out(
         raise InputError(
             f"{path}: holding out {n_valid} of its {len(labels)} examples leaves none to train on. Hold out fewer."
         )
+
     # by label only if each has an example for either side
     _, counts = np.unique(labels, return_counts=True)
-    is_enough = counts.min() > 1 and len(counts) <= min(n_valid, len(labels) - n_valid)
+    n_smaller = min(n_valid, len(labels) - n_valid)
+    is_enough = counts.min() > 1 and len(counts) <= n_smaller
     by_label = labels if stratified and is_enough else None
     return train_test_split(np.arange(len(labels)), test_size=n_valid, random_state=seed, stratify=by_label)
 
@@ -142,7 +151,9 @@ def own_task(data_dir: Path, own: OwnData) -> Task:
     # the tables in the folder, whatever the case of their names
     files = []
     if data_dir.is_dir():
-        files = sorted(path for path in data_dir.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+        for path in sorted(data_dir.iterdir()):
+            if path.suffix.lower() in SUFFIXES and path.is_file():
+                files.append(path)
 
     # which of them are used
     sources = {}
@@ -150,8 +161,9 @@ def own_task(data_dir: Path, own: OwnData) -> Task:
         found = [path.name for path in files if path.stem.lower() in names]
         if len(found) > 1:
             raise InputError(f"{data_dir} holds {' and '.join(found)}. Keep one of them.")
-        settings = {"own": own, "labelled": split != "test"}
-        sources[split] = tuple(Source((file,), partial(own_examples, file=file, **settings)) for file in found)
+        sources[split] = ()
+        for file in found:
+            sources[split] = _source(own_examples, file, own=own, labelled=split != "test")
     if not sources["train"]:
         names = ", ".join("train" + suffix for suffix in SUFFIXES)
         raise InputError(f"{data_dir} holds none of {names}. Name the folder that does.")
@@ -166,13 +178,6 @@ def own_task(data_dir: Path, own: OwnData) -> Task:
 
 
 # --- the records -----------------------------------------------------------------------------------------------------
-
-
-def _source(
-    read: Callable, file: str, n_examples: int | None = None, part: str = "", optional: bool = False, **settings
-) -> tuple[Source]:
-    """Return the one file of a split, or of a part of it, with the settings of its reader."""
-    return (Source((file,), partial(read, file=file, **settings), n_examples, part, optional),)
 
 
 def _named(name: str) -> dict:

@@ -44,6 +44,7 @@ def in_processes(
     Raises:
         InputError: of a job, or because a worker was killed. Any other exception of a job arrives with its traceback.
     """
+    # no worker is needed
     if n_workers < 2:
         for job in jobs:
             yield job, function(job)
@@ -88,6 +89,7 @@ def _inherited_by_workers() -> Iterator[None]:
 
     The terminal sends SIGINT to all processes; the caller, which gets it too, ends its workers.
     """
+    # what this process has, to be set again at the end
     n_threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
