@@ -83,11 +83,12 @@ def split_parts(text: str) -> Iterator[tuple[int, "Doc"]]:
     while start < len(text):
         boundary = BOUNDARY.search(text, start + PART)
         end = len(text) if boundary is None else boundary.start()
-        yield start, _english().tokenizer(text[start:end])
+        nlp = _english()
+        yield start, nlp.tokenizer(text[start:end])
         start = end + 1
 
         # spaCy remembers every word that it has seen
-        if len(_english().vocab.strings) > CACHED_WORDS:
+        if len(nlp.vocab.strings) > CACHED_WORDS:
             _english.cache_clear()
 
 
