@@ -240,11 +240,11 @@ class Transcript:
     Args:
         encoder: the tokenizer.
         prompt: token ids before the first one, which decide what is attached to what.
-        stops: texts in lower case.
+        stops: texts; the case of letters does not matter, empty ones are left out.
     """
 
     def __init__(self, encoder: TextEncoder, prompt: Sequence[int], stops: Sequence[str]):
-        self.stops = stops
+        self.stops = [stop.lower() for stop in stops if stop]
         self.words = Detokenizer(encoder)
         for token in prompt:
             self.words.add(token)
@@ -319,7 +319,6 @@ def stream_text(
     # tokens -> text, of each sample by itself
     how |= dict(n_samples=n_samples, n_allowed=encoder.n_vocab, stop_ids=ends)
     steps = generate(model, [*start, *ids], n_tokens, **how)
-    stops = [stop.lower() for stop in stops if stop]
     transcripts = [Transcript(encoder, ids, stops) for _ in range(n_samples)]
     return _show(steps, transcripts, n_tokens)
 
@@ -388,7 +387,6 @@ def generate_texts(
     tokens_of = generate_batch(model, rows, n_tokens, **how)
 
     # tokens -> text, up to a stop text
-    stops = [stop.lower() for stop in stops if stop]
     found = []
     for ids, tokens in zip(ids_of, tokens_of, strict=True):
         transcript = Transcript(encoder, ids, stops)

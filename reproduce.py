@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 
 import running.figures
@@ -42,6 +41,7 @@ from reading.workers import in_processes, n_cores
 from running.command import exit_code
 from running.metrics import METRICS
 from running.predictions import read_predictions
+from running.processes import Ranks
 from running.settings import WHAT, FineTuningFlags, ReproduceFlags, parse
 from running.training import Plan
 from text_utils import TextEncoder
@@ -558,7 +558,7 @@ def measure_update(settings: FineTuningFlags) -> tuple[int, float]:
     encoder = TextEncoder(settings.encoder_path, settings.bpe_path)
     splits = train.read_task(settings, encoder)
     plan = Plan(len(splits.train), settings.n_batch, settings.accumulate, 1, settings.n_iter)
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    device = Ranks().device
     model, _ = train.build_network(settings, splits, encoder.n_vocab)
     model.to(device)
     losses = PackedLosses(model, settings.lm_coef)
@@ -610,8 +610,7 @@ def reproduce(settings: ReproduceFlags) -> None:
     # one run at a time keeps a GPU busy
     n_workers = settings.workers
     if n_workers is None:
-        has_gpu = torch.accelerator.current_accelerator(check_available=True) is not None
-        n_workers = 1 if has_gpu else n_cores()
+        n_workers = n_cores() if Ranks().device.type == "cpu" else 1
     fine_tune_missing(results, jobs, n_workers)
     report(results, out)
 

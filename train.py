@@ -26,7 +26,7 @@ from torch import Tensor
 from analysis import analyse
 from formats.authors import check_bytes
 from formats.files import InputError, copy_file, digests, make_output_folder, refuse_folders
-from formats.folders import BPE_FILE, ENCODER_FILE, is_model, is_run
+from formats.folders import BPE_FILE, ENCODER_FILE, RUN_FILES, is_model, is_run
 from loss import PackedLosses
 from model_pytorch import DoubleHeadModel
 from opt import OpenAIAdam
@@ -232,7 +232,7 @@ def build_network(settings: FineTuningFlags, splits: Splits, n_vocab: int) -> tu
     if loads or is_model(model_dir) or is_run(model_dir):
         sizes = folder_sizes(model_dir)
 
-    # weights that are loaded fit the vocabulary, and are what they were when published
+    # weights that are loaded fit the vocabulary, and are as many as their sizes ask for
     if loads and n_vocab != sizes.n_vocab:
         raise InputError(
             f"{settings.encoder_path} has {n_vocab} tokens, the weights in {model_dir} are for {sizes.n_vocab}. "
@@ -410,7 +410,9 @@ def write_results(settings: FineTuningFlags, splits: Splits, predicted: dict[str
     if splits.test is not None:
         _, logits = predicted["test"]
         found = answers(logits, splits.task.scores)
-        ids = [splits.test.example(i).id for i in range(len(splits.test))]
+        ids = []
+        if settings.dataset == "own":  # no official example has one
+            ids = [splits.test.example(i).id for i in range(len(splits.test))]
         write_submission(Path(settings.submission_dir), splits.task, splits.test_parts, found, ids)
 
 
@@ -427,8 +429,7 @@ def output_files(settings: FineTuningFlags, task: Task) -> list[Path]:
 
     # the run's folder
     folder = Path(settings.save_dir) / settings.desc
-    names = ("settings.json", ENCODER_FILE, BPE_FILE, "best_params", "best_params.sha256")
-    written += [folder / name for name in names]
+    written += [folder / name for name in RUN_FILES]
 
     # what is handed in
     if settings.submit:

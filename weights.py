@@ -17,6 +17,7 @@ from formats.files import InputError, make_output_folder, replacing_all, sha256
 from formats.folders import (
     BPE_FILE,
     ENCODER_FILE,
+    RUN_FILES,
     FolderSizes,
     check_vocabulary,
     is_hugging_face,
@@ -260,17 +261,16 @@ class SavedRun:
         """
         folder = Path(folder)
         make_output_folder(folder)
-        names = ("settings.json", ENCODER_FILE, BPE_FILE, "best_params", "best_params.sha256")
 
         # what is there already must be of this run
-        for name in names:
+        for name in RUN_FILES:
             there = folder / name
             if there.exists() and sha256(there) != sha256(self.folder / name):
                 raise InputError(f"{there} is of another run or model. Name another folder.")
 
         # all files or none; the settings, which make it a run, come last
-        with replacing_all([folder / name for name in names]) as files:
-            for target, name in zip(files, names, strict=True):
+        with replacing_all([folder / name for name in RUN_FILES]) as files:
+            for target, name in zip(files, RUN_FILES, strict=True):
                 with open(self.folder / name, "rb") as source:
                     shutil.copyfileobj(source, target)
 

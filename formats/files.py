@@ -104,14 +104,9 @@ def text_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, str, str]]:
         n_before += len(raw)
 
 
-def is_regular(path: str | os.PathLike) -> bool:
-    """Return whether a path is an ordinary file, or a link to one: no folder, device or pipe."""
-    return os.path.isfile(path)
-
-
 def refuse_special(path: str | os.PathLike) -> None:
     """Raise InputError for a folder, a device or a pipe, which may give no end of bytes or none for ever."""
-    if os.path.exists(path) and not is_regular(path):
+    if os.path.exists(path) and not os.path.isfile(path):
         raise InputError(f"{path} is no ordinary file. Name one; what comes from a pipe, write to a file first.")
 
 
@@ -164,7 +159,7 @@ def refuse_folders(paths: Iterable[Path]) -> None:
 
 def refuse_inputs(path: Path, inputs: Iterable[str | os.PathLike | int]) -> None:
     """Raise InputError when a file to be written is one of those that are read: paths, or descriptors."""
-    if not is_regular(path):
+    if not os.path.isfile(path):
         return
     for given in inputs:
         with suppress(OSError):  # an input that is missing
@@ -260,7 +255,7 @@ def making_folder(path: Path) -> Iterator[Path]:
 
 def _is_written_into(path: Path) -> bool:
     """Return whether a path is a device or a pipe, or names an open file as /dev/stdout does."""
-    is_special = path.exists() and not is_regular(path)
+    is_special = path.exists() and not os.path.isfile(path)
     names_open_file = path.is_symlink() and path.absolute().parts[1] in ("dev", "proc")
     return is_special or names_open_file
 

@@ -21,6 +21,9 @@ SHAPES_FILE = "params_shapes.json"
 HPARAMS_FILE = "hparams.json"  # what no shape tells; absent beside the authors' own weights
 SHARDS = [f"params_{i}.npy" for i in range(10)]
 
+# those of a run of train.py, which can be opened with them alone; the first makes it one
+RUN_FILES = ("settings.json", ENCODER_FILE, BPE_FILE, "best_params", "best_params.sha256")
+
 # Hugging Face's files
 CONFIG_FILE, VOCAB_FILE, MERGES_FILE = "config.json", "vocab.json", "merges.txt"
 TOKENIZER_FILE = "tokenizer.json"

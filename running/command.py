@@ -6,8 +6,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 from formats.files import InputError, reason
 
@@ -31,42 +31,66 @@ def exit_code(program: str, action: Callable[[], None], when_stopped: str) -> in
     What the system or a parser raises on what the user gave is of the second kind; a fault of ours stays a traceback.
     """
     use_utf8()
-    # a signal stops this process, and no other
-    process = os.getpid()
 
     def terminate(number: int, _frame) -> None:
-        if os.getpid() != process:  # a worker, forked by a library, ends as it would without this handler
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
         signal.signal(number, signal.SIG_IGN)  # `timeout` sends it twice
         raise Interrupted(number)
 
+    # the action, and how it ended
+    with handled(STOPPING, terminate):
+        if getattr(signal.getsignal(signal.SIGINT), "__name__", "") == "stop_while_starting" and in_main_thread():
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            action()
+            flush_output()
+        except KeyboardInterrupt as stop:
+            say(f"{program}: stopped; {when_stopped}")
+            return 128 + getattr(stop, "number", signal.SIGINT)
+        except Exception as error:
+            tell(program, error)
+            return 2
+    return 0
+
+
+def in_main_thread() -> bool:
+    """Return whether this is the thread that may handle signals."""
+    return threading.current_thread() is threading.main_thread()
+
+
+@contextmanager
+def handled(numbers: Iterable[int], handler: Callable) -> Iterator[None]:
+    """Let a handler take signals within the `with`; those that are ignored, as nohup asks, stay so, but for Ctrl-C.
+
+    They are of this process: a child that a library forks meanwhile ends by them as it would without.
+    """
+    process = os.getpid()
+
+    def in_this_process(number: int, frame) -> None:
+        if os.getpid() == process:
+            handler(number, frame)
+        else:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
     # the handlers that there were come back at the end
     earlier = {}
-    if threading.current_thread() is threading.main_thread():  # only it may handle signals
-        for number in STOPPING:
-            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks
-                earlier[number] = signal.signal(number, terminate)
-        if getattr(signal.getsignal(signal.SIGINT), "__name__", "") == "stop_while_starting":
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    # the action, and how it ended
+    if in_main_thread():
+        for number in numbers:
+            if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+                earlier[number] = signal.signal(number, in_this_process)
     try:
-        action()
-        flush_output()
-    except KeyboardInterrupt as stop:
-        say(f"{program}: stopped; {when_stopped}")
-        return 128 + getattr(stop, "number", signal.SIGINT)
-    except Exception as error:
-        problem = what_the_user_can_fix(error)
-        if problem is None:
-            raise
-        say(f"{program}: error: {problem}")
-        return 2
+        yield
     finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
-    return 0
+        for number, before in earlier.items():
+            signal.signal(number, before)
+
+
+def tell(program: str, error: Exception) -> None:
+    """Print in one line what the user can fix. Raises the error itself if it is a fault of ours."""
+    problem = what_the_user_can_fix(error)
+    if problem is None:
+        raise error
+    say(f"{program}: error: {problem}")
 
 
 def use_utf8() -> None:

@@ -8,7 +8,6 @@ import random
 import resource
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from formats.files import InputError
-from running.command import STOPPING, Interrupted
+from running.command import STOPPING, Interrupted, handled
 
 # --- ranks -----------------------------------------------------------------------------------------------------------
 
@@ -171,14 +170,9 @@ def signals_wait(ranks: Ranks) -> Iterator[None]:
     A second one some seconds later does not wait: it raises Interrupted wherever the process is.
     """
     since = 0.0
-    process = os.getpid()
 
     def ask(number: int, _frame) -> None:
         nonlocal since
-        if os.getpid() != process:  # a child that was forked meanwhile: the signal ends it
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-            return
         # the first signal waits; another one soon after it is its echo
         if not ranks.asked_to_stop:
             ranks.asked_to_stop = number
@@ -186,18 +180,8 @@ def signals_wait(ranks: Ranks) -> Iterator[None]:
         elif time.monotonic() > since + PATIENCE:
             raise Interrupted(number)
 
-    # the handlers that there were come back at the end
-    earlier = {}
-    if threading.current_thread() is threading.main_thread():  # only it may handle signals
-        for number in (*STOPPING, signal.SIGINT):
-            if number != signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN:
-                continue  # as nohup asks
-            earlier[number] = signal.signal(number, ask)
-    try:
+    with handled((*STOPPING, signal.SIGINT), ask):
         yield
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
 
 
 # --- random numbers --------------------------------------------------------------------------------------------------

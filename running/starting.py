@@ -47,13 +47,10 @@ def answer_at_once(flags: str) -> None:
     if os.environ.get("RANK", "0") != "0":  # of the processes of torchrun the first answers
         return
     from running import settings  # here: after Ctrl-C is dealt with
-    from running.command import say, what_the_user_can_fix
+    from running.command import tell
 
     try:
         settings.parse(getattr(settings, flags), None).refuse_missing()
     except Exception as error:
-        problem = what_the_user_can_fix(error)
-        if problem is None:
-            raise
-        say(f"{os.path.basename(sys.argv[0])}: error: {problem}")
+        tell(os.path.basename(sys.argv[0]), error)
         sys.exit(2)

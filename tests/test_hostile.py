@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_data, write_model
+from helpers import refused
 
 import analysis
 import convert
@@ -66,14 +67,7 @@ def assert_refused(command: tuple, capsys) -> None:
     """Run a command, which is to end with code 2 and one line, and to change no file."""
     main, flags = command
     before = contents(Path("."))
-    capsys.readouterr()
-    try:
-        code = main(flags.split("|"))
-    except SystemExit as stop:  # of a flag
-        code = stop.code
-    err = capsys.readouterr().err.replace("\r", "\n")
-    lines = [line for line in err.split("\n") if "error: " in line]
-    assert code == 2 and len(lines) == 1 and err.rstrip().endswith(lines[0]) and len(lines[0]) < 1000, err
+    assert len(refused(main, flags.split("|"), capsys)) < 1000
     after = contents(Path("."))
     assert {name: after.get(name) for name in before} == before
     assert not [name for name in after if name.endswith(".part")]
@@ -219,15 +213,19 @@ OF_A_MODEL = {
     "pretrain": (pretrain.main, "--corpus|text.txt|--model_dir|new|--init_from|model|--lr_warmup|0|--n_iter|1"),
     "verify": (verify.main, "--model_dir|model"),
 }
-MODEL_CASES = [
-    pytest.param(command, file, damage, id=f"{command}-{file}-{name}")
-    for command in OF_A_MODEL
-    for file, damages in MODEL.items()
-    for name, damage in damages.items()
-]
 
 
-@pytest.mark.parametrize("command, file, damage", MODEL_CASES)
+def cases(commands: dict[str, tuple], damages_of: dict[str, dict[str, Damage]]) -> list:
+    """Return each command with each damage of each file."""
+    return [
+        pytest.param(command, file, damage, id=f"{command}-{file}-{name}")
+        for command in commands
+        for file, damages in damages_of.items()
+        for name, damage in damages.items()
+    ]
+
+
+@pytest.mark.parametrize("command, file, damage", cases(OF_A_MODEL, MODEL))
 def test_a_hostile_file_in_a_model_folder_is_refused(world, capsys, command, file, damage):
     damage(world / "model" / file)
     assert_refused(OF_A_MODEL[command], capsys)
@@ -266,15 +264,9 @@ OF_A_RUN = {
     "generate": (generate.main, "--run|save/own|--prompt|the|--n_tokens|2"),
     "convert": (convert.main, "to_hf|save/own|out"),
 }
-RUN_CASES = [
-    pytest.param(command, file, damage, id=f"{command}-{file}-{name}")
-    for command in OF_A_RUN
-    for file, damages in RUN.items()
-    for name, damage in damages.items()
-]
 
 
-@pytest.mark.parametrize("command, file, damage", RUN_CASES)
+@pytest.mark.parametrize("command, file, damage", cases(OF_A_RUN, RUN))
 def test_a_hostile_file_in_a_run_is_refused(world, capsys, command, file, damage):
     damage(world / "save/own" / file)
     assert_refused(OF_A_RUN[command], capsys)
