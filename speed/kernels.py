@@ -43,13 +43,24 @@ class _Dropout(torch.autograd.Function):
     @staticmethod
     def sample(x: Tensor, n_dropped: int, scale: float | None = None) -> tuple[Tensor, Tensor]:
         """Return x where a new mask is 1, rescaled if asked, and 0 elsewhere; and the mask. Both are of x's shape."""
-        out, mask = torch.empty(x.shape, dtype=x.dtype), torch.empty(x.shape, dtype=torch.int8)
+        out = torch.empty(x.shape, dtype=x.dtype)
+        mask = torch.empty(x.shape, dtype=torch.int8)
         for out_chunk, mask_chunk, x_chunk in _Dropout.chunks(out, mask, x):
-            seed = int(torch.randint(2**63 - 1, ()))  # SFC64, seeded by torch: 1.5 times faster than torch's own
-            bits = torch.from_numpy(np.random.SFC64(seed).random_raw(math.ceil(len(x_chunk) / 4)).view(np.int16))
-            mask_chunk.copy_(bits[: len(x_chunk)].ge_(n_dropped - 2**15))
+            bits = _Dropout.random_bits(len(x_chunk))
+            is_kept = bits.ge_(n_dropped - 2**15)
+            mask_chunk.copy_(is_kept)
             _Dropout.mask_chunk(out_chunk, mask_chunk, x_chunk, scale)
         return out, mask
+
+    @staticmethod
+    def random_bits(n: int) -> Tensor:
+        """Return n random numbers of 16 bits, from -2**15 up."""
+        # SFC64, seeded by torch: 1.5 times faster than torch's own
+        seed = int(torch.randint(2**63 - 1, ()))
+        n_words = math.ceil(n / 4)
+        words = np.random.SFC64(seed).random_raw(n_words)
+        bits = torch.from_numpy(words.view(np.int16))
+        return bits[:n]
 
     @staticmethod
     def apply_mask(x: Tensor, mask: Tensor, scale: float | None = None) -> Tensor:
@@ -69,7 +80,8 @@ class _Dropout(torch.autograd.Function):
     @staticmethod
     def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Return the elements of tensors of one size, chunk by chunk."""
-        return zip(*(t.reshape(-1).split(_Dropout.CHUNK) for t in tensors), strict=True)
+        chunks = [t.reshape(-1).split(_Dropout.CHUNK) for t in tensors]
+        return zip(*chunks, strict=True)
 
 
 class Dropout(nn.Dropout):
@@ -98,19 +110,25 @@ LARGE = 256  # rows and columns of the matrices that oneDNN multiplies; smaller 
 
 def uses_onednn(a: Tensor, b: Tensor) -> bool:
     """Return whether `product` asks oneDNN: for large float32 matrices on a CPU with AVX512."""
-    if is_recorded() or not a.dtype == b.dtype == torch.float32 or a.device.type != "cpu":
+    if is_recorded() or a.device.type != "cpu":
         return False
-    has_onednn = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return has_onednn and min(*a.shape, b.size(1)) >= LARGE
+    if a.dtype != torch.float32 or b.dtype != torch.float32:
+        return False
+    if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    return min(*a.shape, b.size(1)) >= LARGE
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return plain_product, of large float32 matrices by oneDNN: torch's own is MKL's, without AVX512 on AMD's CPUs."""
     # buys 40 % of an update of 4 x 512 tokens in fp32 (one core of an AMD EPYC); bf16 products are oneDNN's in any case
     if uses_onednn(a, b):
-        bias = None if bias is None else bias.to_mkldnn()
+        if bias is not None:
+            bias = bias.to_mkldnn()
         return F.linear(a.to_mkldnn(), b.T.to_mkldnn(), bias).to_dense()
-    return a @ b if bias is None else torch.addmm(bias, a, b)
+    if bias is None:
+        return a @ b
+    return torch.addmm(bias, a, b)
 
 
 # --- activation and linear map ---------------------------------------------------------------------------------------
@@ -118,7 +136,9 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def plain_activated_linear(u: Tensor, w: Tensor, b: Tensor, act: Callable[[Tensor], Tensor] | None) -> Tensor:
     """Return act(u) @ w + b, or u @ w + b: (N, in), (in, out), (out,) -> (N, out)."""
-    return torch.addmm(b, u if act is None else act(u), w)
+    if act is not None:
+        u = act(u)
+    return torch.addmm(b, u, w)
 
 
 class _ActivatedLinear(torch.autograd.Function):
@@ -126,7 +146,9 @@ class _ActivatedLinear(torch.autograd.Function):
     def forward(ctx, u: Tensor, w: Tensor, b: Tensor, act: Callable[[Tensor], Tensor] | None) -> Tensor:
         ctx.act = act
         ctx.save_for_backward(u, w)
-        return product(u if act is None else act(u), w, b)
+        if act is not None:
+            u = act(u)
+        return product(u, w, b)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -134,21 +156,28 @@ class _ActivatedLinear(torch.autograd.Function):
         u, w = ctx.saved_tensors
         grad_u = product(grad, w.T)
         if ctx.act is not None:
+            # the activation once more, and through it
+            u = u.detach().requires_grad_()
             with torch.enable_grad():
-                a = ctx.act(v := u.detach().requires_grad_())
-            (grad_u,) = torch.autograd.grad(a, v, grad_u)
-            u = a.detach()
-        return grad_u, product(u.T, grad), grad.sum(0), None
+                activated = ctx.act(u)
+            (grad_u,) = torch.autograd.grad(activated, u, grad_u)
+            u = activated.detach()
+        grad_w = product(u.T, grad)
+        grad_b = grad.sum(0)
+        return grad_u, grad_w, grad_b, None
 
 
 def activated_linear(u: Tensor, w: Tensor, b: Tensor, act: Callable[[Tensor], Tensor] | None) -> Tensor:
     """Return plain_activated_linear; backward recomputes act(u) instead of storing it."""
     # buys 0.9 of 8.1 GiB at batch 64 in fp32, where an update takes 1 % longer (one core of an AMD EPYC, batch 8)
     is_autocast = torch.is_autocast_enabled(u.device.type)  # then storing act(u) takes only 16 bits
-    has_use = uses_onednn(u, w) or (act is not None and torch.is_grad_enabled())
-    if is_autocast or is_recorded() or u.dtype != w.dtype or not has_use:
+    if is_autocast or is_recorded() or u.dtype != w.dtype:
         return plain_activated_linear(u, w, b, act)
-    return _ActivatedLinear.apply(u, w, b, act)
+
+    # it is of use for oneDNN's product, and where act(u) would be stored
+    if uses_onednn(u, w) or (act is not None and torch.is_grad_enabled()):
+        return _ActivatedLinear.apply(u, w, b, act)
+    return plain_activated_linear(u, w, b, act)
 
 
 # --- attention -------------------------------------------------------------------------------------------------------
@@ -156,7 +185,10 @@ def activated_linear(u: Tensor, w: Tensor, b: Tensor, act: Callable[[Tensor], Te
 
 def causal_mask(q: Tensor, k: Tensor) -> Tensor:
     """Return a mask (L, L or more), True where a slot of q attends to one of k; the last slots of both are the same."""
-    return torch.ones(q.size(2), k.size(2), dtype=torch.bool, device=q.device).tril(k.size(2) - q.size(2))
+    n_queries = q.size(2)
+    n_keys = k.size(2)
+    everything = torch.ones(n_queries, n_keys, dtype=torch.bool, device=q.device)
+    return everything.tril(n_keys - n_queries)
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pdrop: float) -> Tensor:
@@ -188,15 +220,19 @@ class _Attention(torch.autograd.Function):
         kept = []
         for rows, seen in _Attention.blocks(q, k, block):
             # scores of the slots that a query attends to; a causal block attends to all slots before its own
-            scores = q[:, :, rows] @ k[:, :, seen].transpose(-2, -1)  # (H, S, block, seen)
-            attends = causal_mask(q[:, :, rows], q[:, :, rows]) if mask is None else mask
-            minus_inf = torch.zeros(attends.shape, dtype=scores.dtype).masked_fill_(~attends, -math.inf)
+            queries = q[:, :, rows]
+            keys = k[:, :, seen]
+            scores = queries @ keys.transpose(-2, -1)  # (H, S, block, seen)
+            attends = causal_mask(queries, queries) if mask is None else mask
+            minus_inf = torch.zeros(attends.shape, dtype=scores.dtype)
+            minus_inf.masked_fill_(~attends, -math.inf)
             scores[..., -attends.size(-1) :] += minus_inf
 
             # dropout of the weights; their rescaling is left to the smaller output
             weights = scores.softmax(-1)
             dropped, dropout_mask = _Dropout.sample(weights, n_dropped)
-            out[:, :, rows] = (dropped @ v[:, :, seen]).mul_(ctx.scale)
+            mixed = dropped @ v[:, :, seen]
+            out[:, :, rows] = mixed.mul_(ctx.scale)
             kept += [weights, dropped, dropout_mask]
         ctx.save_for_backward(q, k, v, *kept)
         return out
@@ -209,23 +245,29 @@ class _Attention(torch.autograd.Function):
         grad_q = torch.empty_like(q)
         grad_k_t = grad_v = None
         for rows, seen in reversed(_Attention.blocks(q, k, ctx.block)):
+            # what forward kept last comes first
+            dropout_mask = kept.pop()
+            dropped = kept.pop()
+            weights = kept.pop()
+
             # through the dropout and the softmax
-            dropout_mask, dropped, weights = kept.pop(), kept.pop(), kept.pop()
-            grad_dropped = grad[:, :, rows] @ v[:, :, seen].transpose(-2, -1)
+            grad_out = grad[:, :, rows]
+            grad_dropped = grad_out @ v[:, :, seen].transpose(-2, -1)
             grad_weights = _Dropout.apply_mask(grad_dropped, dropout_mask)
             grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
 
             # to queries, keys and values; the last block, the first one here, attends to all of k and v
             grad_q[:, :, rows] = grad_scores @ k[:, :, seen]
             of_k_t = q[:, :, rows].transpose(-2, -1) @ grad_scores  # (H, S, D, seen)
-            of_v = dropped.transpose(-2, -1) @ grad[:, :, rows]  # (H, S, seen, D)
+            of_v = dropped.transpose(-2, -1) @ grad_out  # (H, S, seen, D)
             if grad_v is None:
                 grad_k_t = of_k_t
                 grad_v = of_v
             else:
                 grad_k_t[..., seen] += of_k_t
                 grad_v[:, :, seen] += of_v
-        return grad_q.div_(math.sqrt(q.size(-1))), grad_k_t.transpose(-2, -1), grad_v, None, None, None
+        grad_q.div_(math.sqrt(q.size(-1)))
+        return grad_q, grad_k_t.transpose(-2, -1), grad_v, None, None, None
 
     @staticmethod
     def blocks(q: Tensor, k: Tensor, block: int) -> list[tuple[slice, slice]]:
@@ -270,8 +312,9 @@ def plain_row_losses(states: Tensor, table: Tensor, targets: Tensor, predictions
         predictions: index of the prediction at each position of a row (B*K, T-1); M where there is none.
         weights: of the positions (B*K, T-1), 0 where there is no prediction.
     """
-    losses = F.cross_entropy(at_least_float32(F.linear(states, table)), targets, reduction="none")  # (M,)
-    return (F.pad(losses, (0, 1))[predictions] * weights).sum(1)
+    logits = F.linear(states, table)
+    losses = F.cross_entropy(at_least_float32(logits), targets, reduction="none")  # (M,)
+    return _sums(losses, predictions, weights)
 
 
 class _RowLosses(torch.autograd.Function):
@@ -297,7 +340,7 @@ class _RowLosses(torch.autograd.Function):
             of_each = _prediction_weights(predictions, weights, len(targets))
         losses, *gradients = _cross_entropies(states, table, targets, of_each, ctx.dtype)
         ctx.save_for_backward(states, table, targets, predictions, weights, *gradients)
-        return (F.pad(losses, (0, 1))[predictions] * weights).sum(1)
+        return _sums(losses, predictions, weights)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -330,9 +373,17 @@ def row_losses(
     return _RowLosses.apply(states, table, targets, predictions, weights, alike)
 
 
+def _sums(losses: Tensor, predictions: Tensor, weights: Tensor) -> Tensor:
+    """Return for each row the weighted sum of its predictions' losses (B*K,); that of no prediction is 0."""
+    of_positions = F.pad(losses, (0, 1))[predictions]  # (B*K, T-1)
+    return (of_positions * weights).sum(1)
+
+
 def _prediction_weights(predictions: Tensor, weights: Tensor, n: int) -> Tensor:
     """Return the weight of each of n distinct predictions in the sum over all rows (n,)."""
-    return weights.new_zeros(n + 1).index_add_(0, predictions.flatten(), weights.flatten())[:n]
+    of_each = weights.new_zeros(n + 1)  # the last is of no prediction
+    of_each.index_add_(0, predictions.flatten(), weights.flatten())
+    return of_each[:n]
 
 
 @torch.autocast("cpu", enabled=False)
@@ -370,18 +421,24 @@ class _Chunk:
     def __init__(self, states: Tensor, targets: Tensor, blocks: tuple[Tensor, ...], dtype: torch.dtype):
         self.states = states  # (P, C)
         self.blocks = blocks  # (W, C) each
-        self.softmaxes, self.columns, self.is_here = [], [], []
+        self.softmaxes = []
+        self.columns = []
+        self.is_here = []
         self.target_logit = 0.0  # (P, 1)
         log_zs = []
+        width = len(blocks[0])
         for i, block in enumerate(blocks):
-            width = len(blocks[0])
-            column = (targets - i * width).clamp(0, len(block) - 1)[:, None]  # (P, 1)
-            is_here = (targets // width == i).to(dtype)[:, None]
+            # the softmax within the block, whose largest probability is exp(0) / sum
             logits = product(states, block.T)  # (P, W)
             softmax = logits.softmax(1, dtype=dtype)
-            self.target_logit = self.target_logit + at_least_float32(logits.gather(1, column)) * is_here
-            # the largest probability is exp(0) / sum
-            log_zs.append(logits.amax(1, keepdim=True) - softmax.amax(1, keepdim=True).log())
+            largest = softmax.amax(1, keepdim=True)
+            log_zs.append(logits.amax(1, keepdim=True) - largest.log())
+
+            # where the targets stand, if they are of this block, and their logits
+            column = (targets - i * width).clamp(0, len(block) - 1)[:, None]  # (P, 1)
+            is_here = (targets // width == i).to(dtype)[:, None]
+            logit = at_least_float32(logits.gather(1, column))
+            self.target_logit = self.target_logit + logit * is_here
             self.softmaxes.append(softmax)
             self.columns.append(column)
             self.is_here.append(is_here)
@@ -400,7 +457,10 @@ class _Chunk:
         for i, block in enumerate(self.blocks):
             grad_logits = self.softmaxes[i].mul_(scales[:, i : i + 1])
             grad_logits.scatter_add_(1, self.columns[i], -weights * self.is_here[i])
+
+            # to the states and the entries of the block
             grad_logits = grad_logits.to(block.dtype)
+            end = first + len(block)
             grad_states += product(grad_logits, block)
-            grad_table[first : first + len(block)] += product(grad_logits.T, self.states)
-            first += len(block)
+            grad_table[first:end] += product(grad_logits.T, self.states)
+            first = end

@@ -10,6 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# to which row of its sequence a slot belongs, where to none of the rows 0, 1, ...
+SHARED = -1  # to all of them
+FREE = -2  # to none
+
 
 @dataclass
 class Packing:
@@ -80,21 +84,26 @@ class Packing:
         groups = examples if share_context else [[row] for rows in examples for row in rows]
         lengths = [[len(row) for row in rows] for rows in groups]
         n_common = [common_prefix(rows) for rows in groups]
-        ids, positions = [], []
+
+        # the list of tokens; of what is common only that of the first row
+        ids = []
+        positions = []
         for rows, n in zip(groups, n_common, strict=True):
             for k, row in enumerate(rows):
-                start = n if k else 0
+                start = n if k > 0 else 0
                 ids += row[start:]
                 positions += range(first_position + start, first_position + len(row))
-        packing = cls._of_groups(torch.tensor([ids, positions]).T.contiguous(), lengths, n_common)
+        tokens = torch.tensor([ids, positions]).T
+        packing = cls._of_groups(tokens.contiguous(), lengths, n_common)
 
         # the last token of each row; examples may have different numbers of choices
-        n_choices = [len(rows) for rows in examples]
-        packing.read = torch.zeros(len(examples), max(n_choices), dtype=torch.long)
-        is_choice = torch.arange(max(n_choices)) < torch.tensor(n_choices)[:, None]
+        n_choices = torch.tensor([len(rows) for rows in examples])
+        most = int(n_choices.max())
+        is_choice = torch.arange(most) < n_choices[:, None]
         last = torch.tensor([length - 1 for of_rows in lengths for length in of_rows])
+        packing.read = torch.zeros(len(examples), most, dtype=torch.long)
         packing.read[is_choice] = packing.source_of(last)
-        if min(n_choices) < max(n_choices):
+        if not is_choice.all():
             packing.is_choice = is_choice
         return packing
 
@@ -113,13 +122,19 @@ class Packing:
         """
         check_channels(x)
         ids = x if x.dim() == 4 else x.unsqueeze(1)  # (B, K, T, 2)
-        real = torch.ones(ids.shape[:3], device=x.device) if m is None else m.reshape(ids.shape[:3])
+        real = torch.ones(ids.shape[:3], device=x.device)
+        if m is not None:
+            real = m.reshape(ids.shape[:3])
         n_real = real.sum(2).int()  # (B, K)
-        is_wrong = (real != (torch.arange(ids.size(2), device=x.device) < n_real[..., None])).flatten(0, 1).any(1)
+
+        # padding stands at the end
+        expected = torch.arange(ids.size(2), device=x.device) < n_real[..., None]
+        is_wrong = (real != expected).flatten(0, 1).any(1)  # (B*K,)
         if is_wrong.any():
+            row = int(is_wrong.int().argmax())
             raise ValueError(
-                f"row {int(is_wrong.int().argmax())} of the mask has a 0 before a 1: padding stands at the end of a "
-                "row. Move the tokens to its beginning"
+                f"row {row} of the mask has a 0 before a 1: padding stands at the end of a row. Move the tokens to its "
+                "beginning"
             )
 
         # rows that share their beginning stand in one sequence
@@ -132,7 +147,8 @@ class Packing:
         tokens = []
         for n, of_rows in zip(n_common, lengths, strict=True):
             for k, length in enumerate(of_rows):
-                tokens.append(rows[len(tokens), n if k else 0 : length])
+                start = n if k > 0 else 0
+                tokens.append(rows[len(tokens), start:length])
         packing = cls._of_groups(torch.cat(tokens), lengths, n_common, n_tokens=ids.size(2)).to(x.device)
         if clf_token is not None:
             packing.read = packing.source_of(first_of(ids[..., 0], clf_token))
@@ -148,50 +164,68 @@ class Packing:
             n_common: tokens that the rows of a sequence have in common; in the list they belong to its first row.
             n_tokens: width of the padded batch, at least that of its longest row.
         """
-        n_rows = max(len(of_rows) for of_rows in lengths)  # of a sequence
-        sizes = [sum(of_rows) - n * (len(of_rows) - 1) for n, of_rows in zip(n_common, lengths, strict=True)]
-        longest = max(length for of_rows in lengths for length in of_rows)
-        shape = (sum(map(len, lengths)), max(longest, n_tokens))
-        sequences = (len(lengths), max(sizes))
-        source = np.full(shape, len(tokens))
-        owner = np.full(sequences, n_rows)  # of each slot: its row in the sequence, -1: all rows, n_rows: none
-        slots, predictors, predicted = [], [], []
+        # how many slots each sequence takes: its tokens, of which the common ones stand there once
+        n_slots = []
+        for n, of_rows in zip(n_common, lengths, strict=True):
+            n_repeated = n * (len(of_rows) - 1)
+            n_slots.append(sum(of_rows) - n_repeated)
 
-        row, n_done = 0, 0
+        # the padded batch holds padding at first, and no slot belongs to a row
+        n_rows = sum(map(len, lengths))
+        longest = max(map(max, lengths))
+        shape = (n_rows, max(longest, n_tokens))
+        sequences = (len(lengths), max(n_slots))
+        source = np.full(shape, len(tokens))
+        owner = np.full(sequences, FREE)
+
+        # row by row: its tokens in the list are those that it shares with the first row, then its own
+        slots = []
+        predictors = []
+        predicted = []
+        row = 0
+        n_done = 0  # tokens of the list
         for s, of_rows in enumerate(lengths):
-            slots.append(np.arange(sizes[s]) + s * sequences[1])
             begin = n_done
             for k, length in enumerate(of_rows):
-                # in the list: the tokens that the row shares with the first one, then its own
-                n_shared = n_common[s] if k else 0
-                n_own = length - n_shared
-                index = np.concatenate([np.arange(begin, begin + n_shared), np.arange(n_done, n_done + n_own)])
+                n_shared = n_common[s] if k > 0 else 0
+                end = n_done + length - n_shared
+                index = np.concatenate([np.arange(begin, begin + n_shared), np.arange(n_done, end)])
                 source[row, :length] = index
-                owner[s, n_done - begin : n_done - begin + n_own] = k
+                owner[s, n_done - begin : end - begin] = k
+
                 # each token that is new in this row is predicted from the one before it, the first of a row from none
                 first = max(n_shared, 1)
                 predictors.append(index[first - 1 : -1])
                 predicted.append(index[first:])
                 row += 1
-                n_done += n_own
-            owner[s, : n_common[s]] = -1
+                n_done = end
+            owner[s, : n_common[s]] = SHARED
+            first_slot = s * sequences[1]
+            slots.append(np.arange(first_slot, first_slot + n_slots[s]))
 
-        # which of the predictions each row consists of: `number` is each token's among them, M for one that is none
-        predictors, predicted = torch.from_numpy(np.concatenate(predictors)), np.concatenate(predicted)
+        # the language model's predictions; each token's number among them is M for one that is none
+        predictors = np.concatenate(predictors)
+        predicted = np.concatenate(predicted)
         number = np.full(len(tokens) + 1, len(predicted))
         number[predicted] = np.arange(len(predicted))
-        packing = cls(tokens, shape, sequences, predictors=predictors)
-        packing.predictions = torch.from_numpy(number[source[:, 1:]])
-        packing.targets = tokens[torch.from_numpy(predicted).to(tokens.device), 0].long()
+        of_rows = number[source[:, 1:]]
+        packing = cls(tokens, shape, sequences)
+        packing.predictors = torch.from_numpy(predictors)
+        packing.predictions = torch.from_numpy(of_rows)
+        places = torch.from_numpy(predicted).to(tokens.device)
+        packing.targets = tokens[places, 0].long()
 
         # what is not simply in order
         if len(tokens) < sequences[0] * sequences[1]:
-            packing.slots = torch.from_numpy(np.concatenate(slots))
+            slots = np.concatenate(slots)
+            packing.slots = torch.from_numpy(slots)
         if len(tokens) < shape[0] * shape[1]:
             packing.source = torch.from_numpy(source)
-        if n_rows > 1:
+        if n_rows > len(lengths):
             owner = torch.from_numpy(owner)
-            attends = (owner[:, None, :] == -1) | (owner[:, None, :] == owner[:, :, None])
+            of_query = owner[:, :, None]
+            of_key = owner[:, None, :]
+            attends = (of_key == SHARED) | (of_key == of_query)
             packing.mask = attends.tril()
         return packing
 
