@@ -72,10 +72,12 @@ class _Dropout(torch.autograd.Function):
 
     @staticmethod
     def mask_chunk(out: Tensor, mask: Tensor, x: Tensor, scale: float | None) -> None:
-        """Write x under a mask to out."""
-        out.copy_(mask).mul_(x)
-        if scale is not None:
-            out.mul_(scale)
+        """Write x under a mask to out, rescaled if asked."""
+        out.copy_(mask)
+        if scale is None:
+            out.mul_(x)
+        else:
+            torch.addcmul(out.new_zeros(()), out, x, value=scale, out=out)  # in one pass
 
     @staticmethod
     def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -209,7 +211,7 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, pdrop:
 class _Attention(torch.autograd.Function):
     """Written out for dropout; a block of queries of a causal attention works on the keys up to its own last one."""
 
-    BLOCK = 128  # queries
+    BLOCK = 256  # queries
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, n_dropped: int, block: int) -> Tensor:
@@ -223,19 +225,16 @@ class _Attention(torch.autograd.Function):
             queries = q[:, :, rows]
             keys = k[:, :, seen]
             scores = queries @ keys.transpose(-2, -1)  # (H, S, block, seen)
-            attends = causal_mask(queries, queries) if mask is None else mask
-            minus_inf = torch.zeros(attends.shape, dtype=scores.dtype)
-            minus_inf.masked_fill_(~attends, -math.inf)
-            scores[..., -attends.size(-1) :] += minus_inf
+            minus_inf = _Attention.barred(queries, mask)
+            scores[..., -minus_inf.size(-1) :] += minus_inf
 
             # dropout of the weights; their rescaling is left to the smaller output
             weights = scores.softmax(-1)
             dropped, dropout_mask = _Dropout.sample(weights, n_dropped)
-            mixed = dropped @ v[:, :, seen]
-            out[:, :, rows] = mixed.mul_(ctx.scale)
+            out[:, :, rows] = dropped @ v[:, :, seen]
             kept += [weights, dropped, dropout_mask]
         ctx.save_for_backward(q, k, v, *kept)
-        return out
+        return out.mul_(ctx.scale)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -268,6 +267,17 @@ class _Attention(torch.autograd.Function):
                 grad_v[:, :, seen] += of_v
         grad_q.div_(math.sqrt(q.size(-1)))
         return grad_q, grad_k_t.transpose(-2, -1), grad_v, None, None, None
+
+    @staticmethod
+    def barred(queries: Tensor, mask: Tensor | None) -> Tensor:
+        """Return what is added to scores: minus infinity where a slot does not attend to another, and 0 elsewhere.
+
+        (S, L, L) as the mask; without one of the queries' own slots (L, L), where those before attend.
+        """
+        if mask is None:
+            n = queries.size(2)
+            return queries.new_full((n, n), -math.inf).triu_(1)
+        return queries.new_zeros(mask.shape).masked_fill_(~mask, -math.inf)
 
     @staticmethod
     def blocks(q: Tensor, k: Tensor, block: int) -> list[tuple[slice, slice]]:
