@@ -221,31 +221,48 @@ def read_figures(log_dir: Path) -> dict[str, dict[str, dict[str, float]]]:
 def printing_to(path: Path, name: str) -> Iterator[None]:
     """Let all that is printed go to a file.
 
-    Raises InputError, with the end of the file, for what the user can fix.
+    Raises InputError for what the user can fix.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(path, "w") as log, redirect_stdout(log), redirect_stderr(log):
             yield
-    except (InputError, SystemExit) as error:
-        # SystemExit is that of a wrong flag, which the log names; a line of a progress bar ends with "\r"
-        lines = path.read_text(errors="replace").replace("\r", "\n").splitlines()
-        tail = "".join(f"\n  {line}" for line in lines[-5:])
-        cause = str(error).rstrip(".")
-        message = f"{name} failed: {cause}. The other results are kept. The end of {path}:{tail}"
-        raise InputError(message) from None
+    except InputError as error:
+        raise InputError(f"{name} failed: {error}") from None
+    except SystemExit:
+        # that of a wrong flag, which the file's last line names
+        *_, last = path.read_text(errors="replace").splitlines() or [""]
+        raise InputError(f"{name} failed: {last}") from None
 
 
-def fine_tune_missing(results: "Results", jobs: list[Job], n_workers: int, function=fine_tune) -> None:
+def attempt(job: Job, function) -> dict[str, Any] | InputError:
+    """Return what a run reached, or why it failed: the others go on."""
+    try:
+        return function(job)
+    except InputError as error:
+        return error
+
+
+def fine_tune_missing(results: "Results", jobs: list[Job], n_workers: int, function=fine_tune) -> list[InputError]:
     """Make the runs that are missing, put what they reached into the results, and print a line for each.
+
+    Returns why runs failed, for what the user can fix.
 
     Args:
         function: what makes a run, with fine_tune's result.
     """
     missing = results.missing(jobs)
     n_done = len(jobs) - len(missing)
+    failures = []
     started = time.monotonic()
-    for n_new, (job, found) in enumerate(in_processes(function, missing, n_workers), start=1):
+    attempts = in_processes(partial(attempt, function=function), missing, n_workers)
+    for n_new, (job, found) in enumerate(attempts, start=1):
+        number = f"run {n_done + n_new} of {len(jobs)}"
+        if isinstance(found, InputError):
+            failures.append(found)
+            print(f"{number}: {found}", flush=True)
+            continue
+
         # each run is kept as soon as it is done
         results.runs.append({"task": job.task, "variant": job.variant, "seed": job.seed, **found})
         results.save()
@@ -258,7 +275,17 @@ def fine_tune_missing(results: "Results", jobs: list[Job], n_workers: int, funct
         # the runs that are left take as long as those before
         hours_each = (time.monotonic() - started) / n_new / 3600
         hours = hours_each * (len(missing) - n_new)
-        print(f"run {n_done + n_new} of {len(jobs)}: {job.name()}: {shown}; about {hours:.1f} h left", flush=True)
+        print(f"{number}: {job.name()}: {shown}; about {hours:.1f} h left", flush=True)
+    return failures
+
+
+def tell_failures(failures: list[InputError]) -> None:
+    """Raise InputError if runs failed."""
+    if failures:
+        raise InputError(
+            f"{len(failures)} runs failed, the others are kept. Mend the cause and run the command again: it makes "
+            f"those only. The first: {failures[0]}"
+        )
 
 
 # --- the results -----------------------------------------------------------------------------------------------------
@@ -603,6 +630,10 @@ def reproduce(settings: ReproduceFlags) -> None:
         return
     make_output_folder(out)
 
+    # a wrong flag of --flags ends the command before the first run
+    for job in jobs:
+        parse(FineTuningFlags, job.all_flags())
+
     # results of other weights or settings are not mixed with these
     weights = list(digests(weight_files(Path(settings.model_dir))).values())
     results.claim(weights=weights, max_examples=settings.max_examples, flags=settings.flags)
@@ -611,8 +642,10 @@ def reproduce(settings: ReproduceFlags) -> None:
     n_workers = settings.workers
     if n_workers is None:
         n_workers = n_cores() if Ranks().device.type == "cpu" else 1
-    fine_tune_missing(results, jobs, n_workers)
-    report(results, out)
+    failures = fine_tune_missing(results, jobs, n_workers)
+    if results.runs:
+        report(results, out)
+    tell_failures(failures)
 
 
 def main(argv: list[str] | None = None) -> int:

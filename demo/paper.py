@@ -44,6 +44,7 @@ from reproduce import (
     markdown,
     mean_and_spread,
     printing_to,
+    tell_failures,
 )
 from running.command import exit_code
 from running.processes import keep_freed_memory
@@ -450,8 +451,10 @@ def make_paper(args: argparse.Namespace) -> None:
     if not results.baselines:
         results.baselines.update(measure_baselines(work))
         results.save()
-    fine_tune_missing(results, jobs, args.workers, fine_tune_network)
-    report(results, args.figure)
+    failures = fine_tune_missing(results, jobs, args.workers, fine_tune_network)
+    if results.runs:
+        report(results, args.figure)
+    tell_failures(failures)
 
 
 def main(argv: list[str] | None = None) -> int:

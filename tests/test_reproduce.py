@@ -126,10 +126,21 @@ def test_a_stopped_command_goes_on_and_repeats_no_run(everything, capsys, monkey
     assert run("--report") == 0
 
 
-def test_a_failing_run_is_reported(everything, capsys):
-    assert run("--what", "table3", "--flags=--lr=none") == 2
-    error = capsys.readouterr().err
-    assert "rocstories, transformer with auxiliary LM, seed 1 failed" in error and "'none'" in error
+def test_a_failing_run_is_reported_and_the_others_are_made(everything, capsys):
+    (path,) = Path("data").glob("cloze_test_val*")
+    path.write_text(path.read_text().splitlines()[0])
+    assert run("--what", "table3") == 2
+    out, error = capsys.readouterr()
+    assert "run 1 of 2: rocstories, transformer with auxiliary LM, seed 1 failed: " in out and "run 2 of 2: race" in out
+    assert error.startswith("reproduce.py: error: 1 runs failed, the others are kept.") and str(path) in error
+    assert "| RACE middle | 62.9 | " in Path("out/tables.md").read_text()
+
+
+def test_a_wrong_flag_of_the_runs_ends_the_command_before_the_first(everything, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run("--what", "table3", "--flags=--lr=none")
+    assert "argument --lr: 'none' is not a number" in capsys.readouterr().err
+    assert not list(Path("out").glob("runs"))
 
 
 @pytest.mark.slow
