@@ -85,7 +85,7 @@ def read_run_log(path: Path) -> tuple[RunRecord, "pd.DataFrame"]:
         refuse_special(path)
         settings, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except FileNotFoundError:
-        raise InputError(f"{path} is missing: has the run of that --desc ended, and in that --log_dir?") from None
+        raise InputError(f"{path} is missing. Run train.py with --submit first, under that --desc.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not the log of a run ({error}). Run again.") from None
 

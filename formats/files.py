@@ -15,7 +15,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-WHERE_TO_GET_IT = "See 'The paper's result' in README.md for where to get it."
+# remedies for what is missing: an official file, and a run
+WHERE_TO_GET_IT = "See 'The paper's result' in README.md for where to get it; other data: 'The paper's data sets'."
+NAME_A_RUN = "Name the folder of a run, save/<desc>, which train.py writes."
 
 
 class InputError(Exception):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from formats.config import Config
-from formats.files import InputError, read_json, text_sha256
+from formats.files import NAME_A_RUN, InputError, read_json, text_sha256
 from formats.own import parse_columns
 from opt import SCHEDULES
 from reading.rows import CUTS, FORMS, Layout
@@ -89,7 +89,7 @@ class RunRecord:
     def read(cls, folder: Path) -> "RunRecord":
         """Return the record of a run, from its folder. Raises InputError."""
         path = folder / "settings.json"
-        return cls.of_json(read_json(path), path)
+        return cls.of_json(read_json(path, NAME_A_RUN), path)
 
     def config(self) -> Config:
         """Return the settings of the network."""

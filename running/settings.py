@@ -15,8 +15,17 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from formats.config import DEFAULT_CONFIG, Config
-from formats.files import WHERE_TO_GET_IT, InputError, find
-from formats.folders import BPE_FILE, ENCODER_FILE, FolderSizes, is_run, open_folder, read_sizes, vocabulary_files
+from formats.files import NAME_A_RUN, WHERE_TO_GET_IT, InputError, find
+from formats.folders import (
+    BPE_FILE,
+    ENCODER_FILE,
+    FolderSizes,
+    is_model,
+    is_run,
+    open_folder,
+    read_sizes,
+    vocabulary_files,
+)
 from formats.own import OWN_FIELDS, parse_columns
 from reading.files import find_files
 from reading.tasks import TASKS, Task, find_task
@@ -230,7 +239,7 @@ def refuse_missing_model(folder: str | Path) -> None:
     """Raise InputError when a folder holds neither a model nor a run."""
     folder = Path(folder)
     if is_run(folder):
-        refuse_missing_file(folder / "settings.json")
+        refuse_missing_file(folder / "settings.json", NAME_A_RUN)
     else:
         read_sizes(folder)
 
@@ -575,7 +584,8 @@ class PredictFlags(Flags):
             raise ValueError("official is for a file of the data set: give input, and no columns")
 
     def refuse_missing(self) -> None:
-        refuse_missing_file(Path(self.save_dir) / self.desc / "settings.json")
+        settings_file = Path(self.save_dir) / self.desc / "settings.json"
+        refuse_missing_file(settings_file, "Run train.py with that --desc first, or give the --save_dir of the run.")
         if self.input != "-":
             refuse_missing_file(self.input, "Name the file of the examples.")
 
@@ -654,7 +664,7 @@ class GenerateFlags(OwnFlags):
         if self.run is None:
             read_sizes(self.model_dir)
         else:
-            refuse_missing_file(Path(self.run) / "settings.json")
+            refuse_missing_file(Path(self.run) / "settings.json", NAME_A_RUN)
 
         # what is read for the job
         for path in (self.prompt_file, self.score):
@@ -677,6 +687,12 @@ class ConvertFlags(Flags):
 
     def refuse_missing(self) -> None:
         refuse_missing_file(self.src, "Name the folder of a model or a run.")
+        # what holds nothing to convert; of a Hugging Face folder convert.py says itself what it lacks
+        folder = Path(self.src)
+        if self.direction == "to_hf" and not is_run(folder) and not is_model(folder):
+            raise InputError(
+                f"{folder} holds no model and no run. Name the folder of one; train.py writes save/<desc>."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -695,7 +711,7 @@ class AnalysisFlags(Flags):
         return Path(self.log_dir) / f"{self.desc}.jsonl"
 
     def refuse_missing(self) -> None:
-        refuse_missing_file(self.log_path(), "Has the run of that --desc ended, and in that --log_dir?")
+        refuse_missing_file(self.log_path(), "Run train.py with that --desc and --submit first, or give its --log_dir.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,14 +3,16 @@
 import argparse
 import dataclasses
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import refused
+from helpers import ROOT, refused
 
 import pretrain
 import train
+from formats.files import InputError
 from model_pytorch import DEFAULT_CONFIG
 from running import settings
 from running.settings import FineTuningFlags, PreTrainingFlags, number, run_name
@@ -97,6 +99,25 @@ def test_the_flags_are_the_fields_with_their_defaults_and_each_has_a_help_text(c
     text = capsys.readouterr().out
     for field in dataclasses.fields(fields):
         assert f"--{field.name}" in text and field.metadata["help"]
+
+
+NO_RUN = [
+    (
+        "Predict",
+        ["--desc", "feelings"],
+        "save/feelings/settings.json is missing. Run train.py with that --desc first, ",
+    ),
+    ("Generate", ["--run", "gone", "--prompt", "a"], "gone/settings.json is missing. Name the folder of a run, "),
+    ("Analysis", ["--desc", "gone"], "log/gone.jsonl is missing. Run train.py with that --desc and --submit first, "),
+    ("Convert", ["to_hf", str(ROOT / "demo/data"), "new"], f"{ROOT}/demo/data holds no model and no run. Name the "),
+]
+
+
+@pytest.mark.parametrize("command, argv, message", NO_RUN, ids=[command for command, _, _ in NO_RUN])
+def test_what_is_missing_of_a_run_is_told_with_how_to_get_it(command, argv, message):
+    flags = settings.parse(getattr(settings, f"{command}Flags"), argv)
+    with pytest.raises(InputError, match=re.escape(message)):
+        flags.refuse_missing()
 
 
 def test_settings_do_not_change_once_made():

@@ -280,5 +280,5 @@ def test_a_damaged_run_is_an_error_that_names_the_file(run_dir, file, damage, me
 
 
 def test_a_model_folder_is_no_run(model_dir):
-    with pytest.raises(InputError, match="settings.json is missing"):
+    with pytest.raises(InputError, match="settings.json is missing. Name the folder of a run"):
         open_run(model_dir)
