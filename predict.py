@@ -178,7 +178,9 @@ def predict_input(settings: PredictFlags) -> None:
     n_unknown = 0
     with output as file:
         predictions = run.stream(examples, settings.n_batch)
-        for prediction in tqdm(predictions, unit=" examples", ncols=80, leave=False, file=sys.stderr):
+        # on a terminal a bar and answers would share a line
+        no_bar = settings.output == "-"
+        for prediction in tqdm(predictions, unit=" examples", ncols=80, leave=False, file=sys.stderr, disable=no_bar):
             name = names.popleft()
             if is_table and n_done == 0:
                 head = as_row(suffix, "id" if isinstance(name, str) else "index", "prediction")

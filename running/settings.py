@@ -7,6 +7,7 @@ Nothing is imported here that takes time: --help and a wrong flag are answered b
 import argparse
 import codecs
 import dataclasses
+import inspect
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -129,6 +130,7 @@ class Flags:
     """What all settings have in common: every value is checked, and paths of inputs are found, once, here."""
 
     ABOUT: ClassVar[str] = ""  # what the command does, for --help
+    TITLE: ClassVar[str] = ""  # of flags that several commands have, for --help
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -196,8 +198,17 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 def parse(settings: type[S], argv: list[str] | None) -> S:
     """Return the settings that the command line gives; a wrong flag ends the program with one line and exit code 2."""
     parser = argparse.ArgumentParser(description=settings.ABOUT, formatter_class=HelpFormatter, allow_abbrev=False)
-    for field in dataclasses.fields(settings):
-        add_flag(parser, field)
+    # the command's own flags, then a group for each class of flags that it shares with others
+    fields = {field.name: field for field in dataclasses.fields(settings)}
+    for kind in settings.__mro__:
+        names = [name for name in inspect.get_annotations(kind) if name in fields]
+        if not names:
+            continue
+        group = parser if kind is settings else parser.add_argument_group(kind.TITLE)
+        for name in names:
+            add_flag(group, fields.pop(name))  # a class may give a flag of its own another default
+
+    # the values given
     try:
         return settings(**vars(parser.parse_args(argv)))
     except ValueError as error:  # settings that contradict each other
@@ -206,8 +217,8 @@ def parse(settings: type[S], argv: list[str] | None) -> S:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
 
 
-def add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
-    """Add a dataclass field to a parser."""
+def add_flag(parser: argparse._ActionsContainer, field: dataclasses.Field) -> None:
+    """Add a dataclass field to a parser, or to a group of one."""
     # a switch
     help_text = field.metadata["help"]
     if field.default is False:
@@ -263,6 +274,8 @@ AFNS = ("relu", "swish", "gelu")  # the keys of model_pytorch.ACTIVATIONS
 class NetworkFlags(Flags):
     """The fields of `Config`; sizes left out are those of the model folder."""
 
+    TITLE: ClassVar[str] = "network"
+
     # its size
     n_embd: int | None = setting(None, f"features; default: the model folder's, else {DEFAULT_CONFIG.n_embd}", COUNT)
     n_head: int | None = setting(
@@ -297,6 +310,8 @@ class NetworkFlags(Flags):
 class OwnFlags(Flags):
     """How the user's own files are read (formats/own.py)."""
 
+    TITLE: ClassVar[str] = "own data"
+
     task: str | None = setting(None, "task form of --dataset own", choices=list(OWN_FIELDS))
     columns: str | None = setting(
         None,
@@ -318,6 +333,8 @@ class OwnFlags(Flags):
 @dataclass(frozen=True, kw_only=True)
 class AdamFlags(Flags):
     """The arguments of OpenAIAdam, except its schedule."""
+
+    TITLE: ClassVar[str] = "optimizer"
 
     # the step, and what keeps it small
     lr: float = setting(6.25e-5, "peak learning rate", NOT_NEGATIVE)
@@ -343,6 +360,8 @@ class RunFlags(Flags):
 
     All but accumulate, which makes updates larger, change results by rounding only.
     """
+
+    TITLE: ClassVar[str] = "where a run writes; memory, speed and long runs"
 
     # where it writes
     log_dir: str = setting("log/", "folder for <desc>.jsonl (log), predictions and pictures", free_on_resume=True)
@@ -371,27 +390,32 @@ SCHEDULES = ("warmup_cosine", "warmup_constant", "warmup_linear")  # the keys of
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuningFlags(RunFlags, NetworkFlags, AdamFlags, OwnFlags):
+class FineTuningFlags(OwnFlags, RunFlags, NetworkFlags, AdamFlags):
     """The flags of train.py; the defaults are the paper's and the authors' (FIDELITY 74)."""
 
     ABOUT: ClassVar[str] = "Fine-tune the transformer on a task, as the authors did."
 
-    # the task and its examples
+    # what everybody names: the task, its folder, the model, the run, and what is made of it
     dataset: str = setting("rocstories", "task to fine-tune on; own: your files in --data_dir", choices=dataset_names)
-    race: str = setting("all", "which part of --dataset race", choices=["middle", "high", "all"])
-    max_examples: int | None = setting(None, "use a random part of each file, at most this many examples", COUNT)
-    skip_bad: bool = setting(False, "leave out lines that cannot be read, and count them")
-    class_weights: str = setting("none", "balanced: rare labels weigh more in the loss", choices=["none", "balanced"])
-    # what it reads and writes
-    desc: str | None = setting(
-        None, "name of the run, in the names of its files; default: the dataset's name", run_name
-    )
     data_dir: str = setting("data/", "folder of the task's files", is_input=True)
     model_dir: str = setting(
         "model/",
         "folder of a pre-trained model, the authors' or Hugging Face's, or of a run to go on from",
         is_input=True,
     )
+    desc: str | None = setting(
+        None, "name of the run, in the names of its files; default: the dataset's name", run_name
+    )
+    submit: bool = setting(False, "predict the test set with the parameters best on valid", free_on_resume=True)
+    analysis: bool = setting(
+        False, "print valid and test results and draw the curves; needs --submit", free_on_resume=True
+    )
+    # which examples are read, and how they weigh
+    race: str = setting("all", "which part of --dataset race", choices=["middle", "high", "all"])
+    max_examples: int | None = setting(None, "use a random part of each file, at most this many examples", COUNT)
+    skip_bad: bool = setting(False, "leave out lines that cannot be read, and count them")
+    class_weights: str = setting("none", "balanced: rare labels weigh more in the loss", choices=["none", "balanced"])
+    # other files
     encoder_path: str | None = setting(
         None, f"vocabulary; default: {ENCODER_FILE} or vocab.json in --model_dir", is_input=True
     )
@@ -399,10 +423,6 @@ class FineTuningFlags(RunFlags, NetworkFlags, AdamFlags, OwnFlags):
         None, f"byte-pair merges; default: {BPE_FILE} or merges.txt in --model_dir", is_input=True
     )
     submission_dir: str = setting("submission/", "folder for the predictions to hand in", free_on_resume=True)
-    submit: bool = setting(False, "predict the test set with the parameters best on valid", free_on_resume=True)
-    analysis: bool = setting(
-        False, "print valid and test results and draw the curves; needs --submit", free_on_resume=True
-    )
     # the updates and their batches
     n_iter: int = setting(3, "epochs", COUNT)
     n_batch: int = setting(8, "examples per device and batch; an update in the paper has 32", COUNT)

@@ -153,8 +153,11 @@ def test_a_run_alone_suffices_also_when_moved(trained, tmp_path, model_dir, monk
     shutil.rmtree(model_dir)
     shutil.rmtree(tmp_path / "save")
     flags = ["--save_dir", "elsewhere", "--desc", "moved"]
+    capfd.readouterr()
     assert command(*flags, text='the cat was in\n{"text": "the red was in"}\n', monkeypatch=monkeypatch) == 0
-    first, second = (json.loads(line) for line in capfd.readouterr().out.splitlines()[-2:])
+    printed = capfd.readouterr()
+    first, second = (json.loads(line) for line in printed.out.splitlines())
+    assert printed.err == ""  # no bar, which a terminal shows among the answers
     assert set(first["probabilities"]) == set(second["probabilities"]) == {"cat", "hat", "red"}
     expected = open_run("elsewhere/moved").predict(["the cat was in"])[0]
     assert first["label"] == expected.label

@@ -101,6 +101,20 @@ def test_the_flags_are_the_fields_with_their_defaults_and_each_has_a_help_text(c
         assert f"--{field.name}" in text and field.metadata["help"]
 
 
+@COMMANDS
+def test_help_begins_with_what_everybody_names_and_has_a_group_for_what_commands_share(capsys, command, flags):
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    _, *groups = re.split(r"^(?=\S.*:$)", capsys.readouterr().out, flags=re.MULTILINE)
+    names = {group.split(":\n")[0]: re.findall(r"^  --(\w+)", group, re.MULTILINE) for group in groups}
+    first = ["dataset", "data_dir", "model_dir", "desc", "submit", "analysis"]
+    if command is pretrain:
+        first = ["corpus", "field", "model_dir", "init_from", "desc"]
+    assert names["options"][: len(first)] == first
+    assert "n_embd" in names["network"] and "b1" in names["optimizer"]
+    assert "log_dir" in names["where a run writes; memory, speed and long runs"]
+
+
 NO_RUN = [
     (
         "Predict",
