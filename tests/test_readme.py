@@ -16,6 +16,9 @@ from conftest import write_data
 from helpers import ROOT
 from test_house import COMMANDS, FILES, ROOMS
 
+from reproduce import wanted
+from running.settings import WHAT, FineTuningFlags, parse
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # --- commands and snippets -------------------------------------------------------------------------------------------
@@ -119,7 +122,8 @@ def test_every_command_and_snippet_runs_in_the_order_in_which_they_are_read(fold
             except (Exception, SystemExit) as error:
                 failed.append(f"{small}: {error}\n{capfd.readouterr().err[-300:]}")
     assert not failed, "\n".join(failed)
-    assert n_run > 8 and names
+    assert n_run > 8
+    assert f"(1, T, {names['logits'].size(-1)})" in README
     assert NOT_RUN.keys() | SMALL.keys() == used  # no rule is left over
 
 
@@ -150,6 +154,17 @@ def test_commands_are_taken_from_a_block():
 def test_commands_stand_in_blocks_that_are_run():
     rest = re.sub(r"^```(sh|python)\n.*?^```", "", README, flags=re.DOTALL | re.MULTILINE)
     assert re.findall(r"^[ $]*(?:python|make|torchrun|pip) .*", rest, re.MULTILINE) == []
+
+
+def test_the_command_of_the_papers_result_has_the_papers_batch():
+    (command,) = re.findall(r"^python train.py (--dataset rocstories .*)", README, re.MULTILINE)
+    flags = parse(FineTuningFlags, command.split())
+    assert flags.n_batch * flags.accumulate == 32
+
+
+def test_the_table_of_times_has_each_choice_with_its_number_of_runs():
+    table = re.findall(r"^\| (\w+)[^|]* \| (\d+) \| [^|]+ \| [^|]+ \|$", README, re.MULTILINE)
+    assert {what: int(n_runs) for what, n_runs in table} == {what: len(wanted([what], None)) for what in WHAT}
 
 
 def test_no_line_is_long():
