@@ -30,7 +30,7 @@ from running.inference import written_answers
 from running.metrics import METRICS, accuracy_by_length, calibration, confusion_matrix, error_by_length, intervals
 from running.predictions import PredictedExample, read_predictions
 from running.record import RunRecord
-from running.settings import AnalysisFlags, parse
+from running.settings import NO_LOG, AnalysisFlags, parse
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,7 +85,7 @@ def read_run_log(path: Path) -> tuple[RunRecord, "pd.DataFrame"]:
         refuse_special(path)
         settings, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except FileNotFoundError:
-        raise InputError(f"{path} is missing. Run train.py with --submit first, under that --desc.") from None
+        raise InputError(f"{path} is missing. {NO_LOG}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not the log of a run ({error}). Run again.") from None
 

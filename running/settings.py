@@ -715,6 +715,9 @@ class ConvertFlags(Flags):
             )
 
 
+NO_LOG = "Run train.py with that --desc and --submit first, or give its --log_dir."
+
+
 @dataclass(frozen=True, kw_only=True)
 class AnalysisFlags(Flags):
     """The flags of analysis.py."""
@@ -731,7 +734,7 @@ class AnalysisFlags(Flags):
         return Path(self.log_dir) / f"{self.desc}.jsonl"
 
     def refuse_missing(self) -> None:
-        refuse_missing_file(self.log_path(), "Run train.py with that --desc and --submit first, or give its --log_dir.")
+        refuse_missing_file(self.log_path(), NO_LOG)
 
 
 @dataclass(frozen=True, kw_only=True)
