@@ -23,7 +23,7 @@ import torch
 from formats.authors import save_openai_model
 from formats.files import InputError, copy_file, digests, make_output_folder, refuse_folders, sha256
 from formats.folders import BPE_FILE, ENCODER_FILE, HPARAMS_FILE, SHAPES_FILE, SHARDS, FolderSizes
-from loss import SequenceLosses, sequence_losses, token_mean
+from loss import TokenLoss, sequence_losses, token_mean
 from model_pytorch import LMModel, TransformerModel
 from opt import OpenAIAdam
 from reading.corpus import open_tokens, prepare
@@ -112,10 +112,9 @@ def pre_train(settings: PreTrainingFlags, ranks: Ranks, make_network=None) -> LM
     if ranks.is_first:
         announce(run, sequences, encoder, n_held_out)
 
-    # the losses of a batch; `alike` promises that all sequences predict equally many tokens
-    n_next = sequences.lengths - 1  # tokens that each sequence predicts
-    are_alike = n_next[:n_train].min() == n_next[:n_train].max()
-    losses = run.wrap(SequenceLosses(model, alike=are_alike))
+    # the loss of a batch, and how many tokens each sequence predicts
+    token_loss = run.wrap(TokenLoss(model))
+    n_next = sequences.lengths - 1
 
     with run:
         # what an adaptation starts from
@@ -135,8 +134,7 @@ def pre_train(settings: PreTrainingFlags, ranks: Ranks, make_network=None) -> LM
             for part in run.parts(examples):
                 packing = sequences.packed(part, encoder.n_vocab).to(ranks.device)
                 with run.autocast:
-                    loss = token_mean(losses(packing), packing.n_next())
-                    loss = run.weight(n_next, part) * loss / settings.accumulate
+                    loss = run.weight(n_next, part) * token_loss(packing) / settings.accumulate
                 loss.backward()
                 cost = cost + loss.detach()
 
