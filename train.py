@@ -79,7 +79,7 @@ def fine_tune(settings: FineTuningFlags, ranks: Ranks, make_network=None) -> Non
     encoder = TextEncoder(settings.encoder_path, settings.bpe_path)
     with ranks.first_alone():
         splits = read_task(settings, encoder)
-    check_splits(settings, splits)
+    check_class_weights(settings, splits)
     # an output that cannot be written is refused now, not after training
     refuse_folders(output_files(settings, splits.task))
     train = splits.train
@@ -207,11 +207,8 @@ def read_task(settings: FineTuningFlags, encoder: TextEncoder) -> Splits:
     return read_splits(task, Path(settings.data_dir), encoder, limits)
 
 
-def check_splits(settings: FineTuningFlags, splits: Splits) -> None:
-    """Raise InputError for missing labels, and for class weights where there are no classes."""
-    for name, rows in (("train", splits.train), ("validation", splits.valid)):
-        if rows.labels is None:
-            raise InputError(f"{settings.data_dir}: a {name} example has no label. Fix the line or remove it.")
+def check_class_weights(settings: FineTuningFlags, splits: Splits) -> None:
+    """Raise InputError for class weights where there are no classes."""
     has_classes = splits.task.scores is None and not splits.train.has_choices()
     if settings.class_weights == "balanced" and not has_classes:
         raise InputError("--class_weights balanced needs classes: leave it out for scores and multiple choice.")
