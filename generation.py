@@ -154,7 +154,7 @@ def _generate(
     new = torch.stack(first).to(table.device)  # (1, T): one for all samples; or (S, T)
     window = new.expand(n_samples, -1)  # (S, T)
     n_slots = min(n_ctx, n_first + n_steps)
-    caches = transformer.new_caches(n_samples, n_slots)
+    caches = new_caches(transformer, n_samples, n_slots)
 
     # the rows of the embedding matrix that can be sampled
     n_allowed = first_position if n_allowed is None else n_allowed
@@ -199,7 +199,40 @@ def _generate(
         has_occurred.scatter_(1, new, True)
         if window.size(1) > n_ctx:
             window = new = window[:, -max(1, n_ctx // 2) :]
-            caches = transformer.new_caches(n_samples, n_slots)
+            caches = new_caches(transformer, n_samples, n_slots)
+
+
+class KeyValueCache:
+    """The keys and values of a block's earlier tokens, for up to n_slots tokens in each of S sequences.
+
+    Without gradients; the tokens computed next attend to these too.
+    """
+
+    def __init__(self, like: Tensor, n_head: int, n_sequences: int, n_slots: int):
+        shape = (n_head, n_sequences, n_slots, like.size(-1) // n_head)
+        self.k = like.new_empty(shape)  # (H, S, n_slots, D)
+        self.v = like.new_empty(shape)
+        self.n_used = 0
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store keys and values (H, S, L, D) and return all so far.
+
+        In the first call they may be of one sequence, which all S share.
+        """
+        start = self.n_used
+        end = start + k.size(2)
+        self.k[:, :, start:end] = k
+        self.v[:, :, start:end] = v
+        self.n_used = end
+        if start == 0:
+            return k, v  # as they came: of one sequence where they are those of all
+        return self.k[:, :, :end], self.v[:, :, :end]
+
+
+def new_caches(transformer: TransformerModel, n_sequences: int, n_slots: int) -> list[KeyValueCache]:
+    """Return empty caches, one a block, for n_sequences of up to n_slots tokens each."""
+    table = transformer.embed.weight
+    return [KeyValueCache(table, block.attn.n_head, n_sequences, n_slots) for block in transformer.h]
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 Shape letters as in model_pytorch.py.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -55,30 +56,33 @@ class PackedLosses(nn.Module):
         return packed_losses(self.model, packing, y, self.lm_coef, alike=True)
 
 
-class SequenceLosses(nn.Module):
-    """sequence_losses of a network as a module, as DistributedDataParallel needs; alike as of lm_losses."""
+class TokenLoss(nn.Module):
+    """The mean next-token cross entropy (nats) of all tokens of sequences, as a module for DistributedDataParallel."""
 
-    def __init__(self, model: LMModel, alike: bool = False):
+    def __init__(self, model: LMModel):
         super().__init__()
         self.model = model
-        self.alike = alike
 
     def forward(self, packing: Packing) -> Tensor:
-        return sequence_losses(self.model, packing, self.alike)
+        # all next tokens weigh alike, as those of one row do
+        table = self.model.transformer.dropped_table()
+        h = self.model.transformer(packing, table)
+        states = h.index_select(0, packing.predictors)
+        n = len(states)
+        row = torch.arange(n, device=states.device).view(1, n)
+        weights = torch.full_like(row, 1 / n, dtype=torch.promote_types(h.dtype, torch.float32))
+        return row_losses(states, table, packing.targets, row, weights, alike=True).sum()
 
 
-def sequence_losses(model: LMModel, packing: Packing, alike: bool = False) -> Tensor:
+def sequence_losses(model: LMModel, packing: Packing) -> Tensor:
     """Return the mean next-token cross entropy (nats) of each sequence (B,)."""
     table = model.transformer.dropped_table()
-    return lm_losses(model.transformer(packing, table), table, packing, alike)
+    return lm_losses(model.transformer(packing, table), table, packing)
 
 
 def token_mean(losses: Tensor, n_next: Tensor) -> Tensor:
-    """Return the mean over all next tokens, given the mean of each sequence (B,) and its number of next tokens (B,).
-
-    With equal numbers it is the plain mean, to the bit.
-    """
-    return (losses * (n_next * len(n_next) / n_next.sum())).mean()
+    """Return the mean over all next tokens, given the mean of each sequence (B,) and its number of next tokens (B,)."""
+    return (losses * n_next).sum() / n_next.sum()
 
 
 def task_losses(logits: Tensor, y: Tensor) -> Tensor:

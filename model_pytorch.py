@@ -17,8 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from formats.authors import load_openai_pretrained_model  # noqa: F401  a public name of this file
 from formats.config import DEFAULT_CONFIG, Config  # noqa: F401  public names of this file
 from port import dotdict  # noqa: F401  a public name of this file
+from speed.device import is_recorded
 from speed.kernels import Dropout, activated_linear, attention
-from speed.packing import Packing, first_of, is_recorded
+from speed.packing import Packing, first_of
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ class LayerNorm(nn.Module):
 
 
 class Conv1D(nn.Module):
-    """A linear map (N, in) -> (N, out); its weights are [in, out], as in the authors' 1x1 convolution (TF:106-115)."""
+    """A linear map (N, nx) -> (N, nf); its weights are [nx, nf], as in the authors' 1x1 convolution (TF:106-115)."""
 
     def __init__(self, nf: int, nx: int):
         super().__init__()
@@ -58,30 +59,6 @@ class Conv1D(nn.Module):
     def forward(self, x: Tensor, act=None) -> Tensor:
         """Return x @ w + b, or act(x) @ w + b."""
         return activated_linear(x, self.w, self.b, act)
-
-
-class KeyValueCache:
-    """The keys and values of a block's earlier tokens, for up to n_slots tokens in each of S sequences.
-
-    Generation alone uses it, without gradients: the tokens computed next attend to these too.
-    """
-
-    def __init__(self, like: Tensor, n_head: int, n_sequences: int, n_slots: int):
-        shape = (n_head, n_sequences, n_slots, like.size(-1) // n_head)
-        self.k = like.new_empty(shape)  # (H, S, n_slots, D)
-        self.v = like.new_empty(shape)
-        self.n_used = 0
-
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys and values (H, S, L, D) and return all so far; the first may be of one sequence, for all S."""
-        start = self.n_used
-        end = start + k.size(2)
-        self.k[:, :, start:end] = k
-        self.v[:, :, start:end] = v
-        self.n_used = end
-        if start == 0:
-            return k, v  # as they came: of one sequence where they are those of all
-        return self.k[:, :, :end], self.v[:, :, :end]
 
 
 class Attention(nn.Module):
@@ -98,7 +75,7 @@ class Attention(nn.Module):
         self.resid_dropout = Dropout(cfg.resid_pdrop)
         self.register_load_state_dict_pre_hook(_remove_mask_buffer)
 
-    def forward(self, x: Tensor, packing: Packing, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, packing: Packing, cache=None) -> Tensor:
         # queries, keys and values of all heads, by one product
         q, k, v = packing.to_sequences(self.c_attn(x).unflatten(1, (3, self.n_head, -1)))  # (H, S, L, D)
         if cache is not None:
@@ -120,7 +97,7 @@ class MLP(nn.Module):
         self.dropout = Dropout(cfg.resid_pdrop)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.c_proj(self.c_fc(x), self.act))
+        return self.dropout(self.c_proj(self.c_fc(x), self.act))  # the activation comes before c_proj
 
 
 class Block(nn.Module):
@@ -134,7 +111,7 @@ class Block(nn.Module):
         self.mlp = MLP(cfg)
         self.ln_2 = LayerNorm(cfg.n_embd)
 
-    def forward(self, x: Tensor, packing: Packing, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, packing: Packing, cache=None) -> Tensor:
         n = self.ln_1(x + self.attn(x, packing, cache))
         return self.ln_2(n + self.mlp(n))
 
@@ -162,20 +139,14 @@ class TransformerModel(nn.Module):
         """Return the embedding matrix (V, C) after dropout: one mask, shared by the input and the LM head (TF:165)."""
         return self.drop(self.embed.weight)
 
-    def new_caches(self, n_sequences: int, n_slots: int) -> list[KeyValueCache]:
-        """Return empty caches, one a block, for n_sequences of up to n_slots tokens each."""
-        return [KeyValueCache(self.embed.weight, block.attn.n_head, n_sequences, n_slots) for block in self.h]
-
-    def forward(
-        self, x: Tensor | Packing, table: Tensor | None = None, caches: Sequence[KeyValueCache] | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor | Packing, table: Tensor | None = None, caches: Sequence | None = None) -> Tensor:
         """Return the hidden states (B*K, T, C) of x, or (N, C) of a packed batch.
 
         Args:
             x: token ids and position ids (..., T, 2), or a Packing of them. Further channels (token types, say) are
                 looked up in the table and added too.
             table: embedding matrix after dropout, from `dropped_table`, to share with the LM head; None: a new one.
-            caches: from `new_caches`; x, without padding, continues the sequences they hold and is added to them.
+            caches: generation.new_caches; x, without padding, continues the sequences they hold and is added to them.
 
         Raises ValueError when x has no position ids, or is longer than n_ctx.
         """
@@ -213,7 +184,7 @@ class LMHead(nn.Module):
     def __init__(self, model: TransformerModel, cfg, trunc_and_reshape: bool = True):
         super().__init__()
         vocab, n_embd = model.embed.weight.shape
-        self.decoder = nn.Linear(n_embd, vocab, bias=False, device="meta")
+        self.decoder = nn.Linear(n_embd, vocab, bias=False, device="meta")  # no memory for weights that are replaced
         self.decoder.weight = model.embed.weight  # tied
         self.trunc_and_reshape = trunc_and_reshape
 
@@ -322,17 +293,17 @@ class DoubleHeadModel(nn.Module):
         self.transformer = TransformerModel(cfg, vocab, n_ctx)
         self.lm_head = LMHead(self.transformer, cfg)
 
-        # the task head; a list is what JSON makes of a tuple
+        # the task head; a list, which JSON makes of a tuple, matches too
         match task_head_type:
             case "multiple_choice":
                 self.task_head = MultipleChoiceHead(clf_token, cfg)
             case "similarity":
                 self.task_head = SimilarityHead(clf_token, cfg)
-            case ("similarity", int(n_out)) | ["similarity", int(n_out)]:
+            case ("similarity", int(n_out)):
                 self.task_head = SimilarityHead(clf_token, cfg, n_out)
             case "inference":
                 self.task_head = ClfHead(clf_token, cfg, 3)
-            case ("classification", int(n_class)) | ["classification", int(n_class)]:
+            case ("classification", int(n_class)):
                 self.task_head = ClfHead(clf_token, cfg, n_class)
             case _:
                 raise ValueError(

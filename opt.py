@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from speed.packing import is_known
+from speed.device import is_known
 
 
 def warmup_cosine(x: float, warmup: float) -> float:

@@ -23,14 +23,14 @@ import torch
 from formats.authors import save_openai_model
 from formats.files import InputError, copy_file, digests, make_output_folder, refuse_folders, sha256
 from formats.folders import BPE_FILE, ENCODER_FILE, HPARAMS_FILE, SHAPES_FILE, SHARDS, FolderSizes
-from loss import SequenceLosses, sequence_losses, token_mean
+from loss import TokenLoss, sequence_losses, token_mean
 from model_pytorch import LMModel, TransformerModel
 from opt import OpenAIAdam
 from reading.corpus import open_tokens, prepare
 from reading.encoding import describe_unknown
 from reading.rows import Sequences
 from reading.workers import n_cores
-from running.checkpoint import only_writer
+from running.checkpoint import checkpoints, only_writer
 from running.command import exit_code
 from running.figures import draw_perplexity
 from running.processes import (
@@ -54,7 +54,7 @@ def pre_train(settings: PreTrainingFlags, ranks: Ranks, make_network=None) -> LM
     """Learn merges, tokenize, and train; return the language model.
 
     Args:
-        make_network: another network than build_network's, a function of its arguments.
+        make_network: what makes another network, called as build_network is.
 
     Raises InputError for what the user can fix.
     """
@@ -83,7 +83,7 @@ def pre_train(settings: PreTrainingFlags, ranks: Ranks, make_network=None) -> LM
     plan = Plan(n_train, settings.n_batch, settings.accumulate, ranks.size, settings.n_iter)
     check_plan(settings, plan, len(tokens))
 
-    # the examples that are answered without training; the other processes find the first one's cache
+    # the zero-shot examples of --probe; the other processes find the first one's cache
     n_positions = settings.n_ctx if sizes is None else sizes.n_positions
     with ranks.first_alone():
         probes = read_probes(settings.probe, encoder, n_positions, settings.probe_examples)
@@ -96,7 +96,7 @@ def pre_train(settings: PreTrainingFlags, ranks: Ranks, make_network=None) -> LM
     model.transformer.checkpoint_activations = settings.checkpoint_activations
     model.to(ranks.device)
 
-    # its optimiser; here --lr_warmup counts updates, in train.py it is a share of them; the schedule takes a share
+    # its optimiser; --lr_warmup counts updates here, and the schedule takes a share of them
     warmup = settings.lr_warmup / plan.t_total
     schedule = {"schedule": "warmup_cosine", "warmup": warmup, "t_total": plan.t_total}
     optimizer = OpenAIAdam(model.parameters(), **settings.adam(), **schedule)
@@ -112,10 +112,9 @@ def pre_train(settings: PreTrainingFlags, ranks: Ranks, make_network=None) -> LM
     if ranks.is_first:
         announce(run, sequences, encoder, n_held_out)
 
-    # the losses of a batch; where all sequences predict as many tokens, backward waits for no GPU
-    n_next = sequences.lengths - 1  # tokens that each sequence predicts
-    are_alike = n_next[:n_train].min() == n_next[:n_train].max()
-    losses = run.wrap(SequenceLosses(model, alike=are_alike))
+    # the loss of a batch, and how many tokens each sequence predicts
+    token_loss = run.wrap(TokenLoss(model))
+    n_next = sequences.lengths - 1
 
     with run:
         # what an adaptation starts from
@@ -135,8 +134,7 @@ def pre_train(settings: PreTrainingFlags, ranks: Ranks, make_network=None) -> LM
             for part in run.parts(examples):
                 packing = sequences.packed(part, encoder.n_vocab).to(ranks.device)
                 with run.autocast:
-                    loss = token_mean(losses(packing), packing.n_next())
-                    loss = run.weight(n_next, part) * loss / settings.accumulate
+                    loss = run.weight(n_next, part) * token_loss(packing) / settings.accumulate
                 loss.backward()
                 cost = cost + loss.detach()
 
@@ -175,7 +173,7 @@ def make_folders(settings: PreTrainingFlags) -> None:
         make_output_folder(folder)
 
     # weights that are there are not overwritten, but by the run that was to write them
-    is_begun = (settings.resume or restarted()) and any(run_folder.glob("checkpoint_*"))
+    is_begun = (settings.resume or restarted()) and checkpoints(run_folder)
     if not is_begun and (model_dir / SHAPES_FILE).exists():
         raise InputError(f"{model_dir} holds weights already. Name another --model_dir.")
 
@@ -265,8 +263,9 @@ class Orders:
         order = generator.permutation(self.n_train)
 
         # the last few, too few for an update, are left out; a line an update
-        n_used = self.plan.per_epoch * self.plan.n_update
-        updates = order[:n_used].reshape(-1, self.plan.n_update)
+        size = self.plan.update_size
+        n_used = self.plan.per_epoch * size
+        updates = order[:n_used].reshape(-1, size)
         return np.sort(updates, 1).ravel()
 
 
@@ -303,7 +302,7 @@ def announce(run: Run, sequences: Sequences, encoder: TextEncoder, n_held_out: i
     print(f"network  {cfg.n_layer} blocks, {cfg.n_embd} features, {cfg.n_head} heads{source}")
 
     # a run that is resumed has less to do
-    updates = f"{plan.t_total} updates of {plan.n_update} sequences"
+    updates = f"{plan.t_total} updates of {plan.update_size} sequences"
     print(f"plan     {plan.n_iter} epochs, {updates}, {run.n_updates} of them done")
 
 
@@ -374,13 +373,13 @@ def perplexity(cost: float) -> float:
 def is_log_due(run: Run) -> bool:
     """Return whether to measure: every --log_every updates, and after the last."""
     is_due = run.n_updates % run.settings.log_every == 0 or run.n_updates == run.plan.t_total
-    return is_due and run.n_updates > run.last_log()
+    return is_due and run.n_updates > run.n_updates_logged()
 
 
 def write_log(run: Run, measured: Measured) -> None:
     """Write the perplexities, of training since the last log and of the held-out sequences, to the log."""
     run.settle()
-    # each update weighs as many tokens as it predicted; 1.0 where all predicted as many
+    # each update weighs as many tokens as it predicted; 1.0 where all predicted equally many
     weights = np.array(run.sizes) / np.mean(run.sizes)
     training_cost = sum(weights * run.costs) / len(run.costs)
     figures = {"tr_ppl": perplexity(training_cost)} | measured.figures(run)

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib.figure import Figure
+from torch import Tensor
 
 import running.figures
 import train
@@ -41,7 +42,7 @@ from reading.workers import in_processes, n_cores
 from running.command import exit_code
 from running.metrics import METRICS
 from running.predictions import read_predictions
-from running.processes import Ranks
+from running.processes import Ranks, autocast, pick_precision
 from running.settings import WHAT, FineTuningFlags, ReproduceFlags, parse
 from running.training import Plan
 from text_utils import TextEncoder
@@ -580,7 +581,7 @@ def print_plan(jobs: list[Job]) -> None:
 
 
 def measure_update(settings: FineTuningFlags) -> tuple[int, float]:
-    """Return the number of updates of a run, and the seconds that its first takes."""
+    """Return the number of updates of a run, and the seconds that one takes."""
     # the run, as train.py makes it
     encoder = TextEncoder(settings.encoder_path, settings.bpe_path)
     splits = train.read_task(settings, encoder)
@@ -592,17 +593,26 @@ def measure_update(settings: FineTuningFlags) -> tuple[int, float]:
     optimizer = OpenAIAdam(model.parameters(), **settings.adam(), schedule="warmup_linear", warmup=0.1, t_total=10)
     optimizer.preallocate()
 
-    # one update, with its time
-    started = time.monotonic()
-    for first in range(0, plan.n_update, settings.n_batch):
-        part = range(first, first + settings.n_batch)
-        packing = splits.train.packed(part).to(device)
+    precision = autocast(pick_precision(settings.precision, device), device)
+
+    def compute(part: range) -> Tensor:
+        # forward and backward, as in train.py
+        packing = splits.train.packed(part, settings.share_context).to(device)
         y = splits.train.targets(part).to(device)
-        task_losses, lm_losses = losses(packing, y)
-        loss = task_losses.mean()
-        if lm_losses is not None:
-            loss = loss + settings.lm_coef * lm_losses.mean()
+        with precision:
+            task_losses, lm_losses = losses(packing, y)
+            loss = task_losses.mean()
+            if lm_losses is not None:
+                loss = loss + settings.lm_coef * lm_losses.mean()
         loss.backward()
+        return loss
+
+    # a batch makes the device ready; then an update, with its time
+    n_batch = settings.n_batch
+    compute(range(n_batch)).item()
+    started = time.monotonic()
+    for first in range(0, plan.update_size, n_batch):
+        compute(range(first, first + n_batch))
     optimizer.step()
     next(model.parameters()).sum().item()  # waits for the device
     return plan.t_total, time.monotonic() - started

@@ -30,7 +30,13 @@ from formats.folders import BPE_FILE, ENCODER_FILE, RUN_FILES, is_model, is_run
 from loss import PackedLosses
 from model_pytorch import DoubleHeadModel
 from opt import OpenAIAdam
-from reading.rows import FORMS, N_SPECIAL, Rows, special_tokens, transform_roc  # noqa: F401  a public name of this file
+from reading.rows import (
+    FORMS,
+    N_SPECIAL,
+    Rows,
+    special_tokens,
+    transform_roc,  # noqa: F401  a public name of this file
+)
 from reading.splits import Limits, Splits, describe, majority, read_splits
 from reading.tasks import Task
 from running.checkpoint import load_parameters, only_writer
@@ -47,10 +53,9 @@ from running.processes import (
     peak_memory,
     pick_precision,
 )
-from running.record import RunRecord
 from running.settings import FineTuningFlags, parse
 from running.training import Plan, Run, summary_writer
-from speed.packing import to_device
+from speed.device import to_device
 from text_utils import TextEncoder
 from weights import folder_sizes, load_weights, parameter_files
 
@@ -59,7 +64,7 @@ def fine_tune(settings: FineTuningFlags, ranks: Ranks, make_network=None) -> Non
     """Fine-tune, and if asked predict; the files are written by the first process.
 
     Args:
-        make_network: another network than build_network's, a function of its arguments.
+        make_network: what makes another network, called as build_network is.
 
     Raises InputError for what the user can fix.
     """
@@ -74,8 +79,8 @@ def fine_tune(settings: FineTuningFlags, ranks: Ranks, make_network=None) -> Non
     encoder = TextEncoder(settings.encoder_path, settings.bpe_path)
     with ranks.first_alone():
         splits = read_task(settings, encoder)
-    check_splits(settings, splits)
-    # now, and not after training
+    check_class_weights(settings, splits)
+    # an output that cannot be written is refused now, not after training
     refuse_folders(output_files(settings, splits.task))
     train = splits.train
 
@@ -101,15 +106,16 @@ def fine_tune(settings: FineTuningFlags, ranks: Ranks, make_network=None) -> Non
 
     # with --resume from the newest checkpoint on (running/checkpoint.py)
     record = record_of(settings, splits, encoder, model, plan, ranks)
-    run = Run(settings, plan, model, optimizer, record.to_json(), ranks)
+    run = Run(settings, plan, model, optimizer, record, ranks)
     if ranks.is_first:
         announce(run, splits, encoder, loaded)
         if run.n_updates == 0:
             remove_results(settings)
+        # with its vocabulary the run's folder can be opened alone
         copy_file(Path(settings.encoder_path), run.folder / ENCODER_FILE)
         copy_file(Path(settings.bpe_path), run.folder / BPE_FILE)
 
-    # the losses of a batch, and how much an example weighs in their means
+    # the losses of a batch (DoubleHeadModel.forward_packed), and how much an example weighs in their means
     losses = run.wrap(PackedLosses(model, settings.lm_coef))
     n_rows = train.n_rows()
     class_weights = None
@@ -134,7 +140,7 @@ def fine_tune(settings: FineTuningFlags, ranks: Ranks, make_network=None) -> Non
                     if class_weights is not None:
                         task_losses = task_losses * class_weights[y]
                     loss = task_losses.mean()
-                    if lm_losses is not None:
+                    if lm_losses is not None:  # its mean is over rows, of which parts may have different numbers
                         loss = loss + settings.lm_coef * run.weight(n_rows, part) * lm_losses.mean()
                     loss = loss / settings.accumulate
                 loss.backward()
@@ -201,11 +207,8 @@ def read_task(settings: FineTuningFlags, encoder: TextEncoder) -> Splits:
     return read_splits(task, Path(settings.data_dir), encoder, limits)
 
 
-def check_splits(settings: FineTuningFlags, splits: Splits) -> None:
-    """Raise InputError for missing labels, and for class weights where there are no classes."""
-    for name, rows in (("train", splits.train), ("validation", splits.valid)):
-        if rows.labels is None:
-            raise InputError(f"{settings.data_dir}: a {name} example has no label. Fix the line or remove it.")
+def check_class_weights(settings: FineTuningFlags, splits: Splits) -> None:
+    """Raise InputError for class weights where there are no classes."""
     has_classes = splits.task.scores is None and not splits.train.has_choices()
     if settings.class_weights == "balanced" and not has_classes:
         raise InputError("--class_weights balanced needs classes: leave it out for scores and multiple choice.")
@@ -280,8 +283,8 @@ def record_of(
     model: DoubleHeadModel,
     plan: Plan,
     ranks: Ranks,
-) -> RunRecord:
-    """Return what settings.json holds of this run."""
+) -> dict:
+    """Return what settings.json holds of this run: the fields of RunRecord, and others."""
     # what the flags set, and the files that it depends on
     weights = []
     if settings.n_transfer >= 0:
@@ -310,12 +313,12 @@ def record_of(
         "t_total": plan.t_total,
     }
     sizes = {name: getattr(model.cfg, name) for name in ("n_embd", "n_head", "n_layer", "afn")}
-    return RunRecord.of_json(set_by_flags | found | sizes, Path(settings.save_dir) / settings.desc)
+    return set_by_flags | found | sizes
 
 
 def is_log_due(run: Run) -> bool:
     """Return whether to evaluate: after each epoch, and in the first at updates 1000, 2000, 4000, ... (TF:431-440)."""
-    if run.n_updates == run.last_log():
+    if run.n_updates == run.n_updates_logged():
         return False
     if run.n_updates % run.plan.per_epoch == 0:
         return True
@@ -349,8 +352,8 @@ def write_log(run: Run, splits: Splits) -> None:
 def warn_of_nothing_learned(run: Run, splits: Splits) -> None:
     """Print a warning if the run is no better than a constant prediction.
 
-    So it is at a correlation of 1 % or less, at the share of the most frequent label, and within 0.02 nats of the cost
-    of a blind guess.
+    No better means: a correlation of 1 % or less, the share of the most frequent label, or a cost within 0.02 nats of
+    a blind guess.
     """
     metric = splits.task.metrics[0]
     best = max(line[f"va_{metric}"] for line in run.logs)
@@ -363,7 +366,7 @@ def warn_of_nothing_learned(run: Run, splits: Splits) -> None:
         # a blind guess among n labels or choices costs ln n
         n_labels = splits.valid.n_choices() if splits.train.has_choices() else splits.n_out()
         cost = run.logs[-1]["tr_cost"]
-        accuracy = max(line.get("va_acc", 100.0) for line in run.logs)
+        accuracy = max(line.get("va_acc", 100.0) for line in run.logs)  # without one there is no such reason
         if accuracy <= 100 * majority(splits):
             reason = f"valid accuracy {accuracy:.2f} % is no better than always predicting one label"
         elif abs(cost - np.log(n_labels)) < 0.02:
@@ -389,7 +392,7 @@ def announce(run: Run, splits: Splits, encoder: TextEncoder, loaded: str) -> Non
 
     # a run that is resumed has less to do
     plan = run.plan
-    updates = f"{plan.t_total} updates of {plan.n_update} examples"
+    updates = f"{plan.t_total} updates of {plan.update_size} examples"
     if run.n_updates > 0:
         updates += f", {run.n_updates} of them done"
     print(f"plan     {plan.n_iter} epochs, {updates}")

@@ -321,8 +321,6 @@ def read_probes(text: str | None, encoder: TextEncoder, n_ctx: int, n_examples: 
             good_label(heuristic, splits.task, None)
 
         # only what the probe answers is kept
-        if splits.train.labels is None or splits.valid.labels is None:
-            raise InputError(f"{folder}: an example has no label, which a probe needs. Fix the line or remove it.")
         train = splits.train.first(n_examples) if heuristic == "acceptability" else None  # for its threshold
         valid = splits.valid.first(n_examples)
         splits = replace(splits, train=train, valid=valid, test=None)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bench import common
 from bench.common import Case, Step, Work
-from loss import sequence_losses
+from loss import TokenLoss
 from model_pytorch import Config, LMModel
 from reading.rows import with_positions
 from running.processes import Ranks
@@ -53,14 +53,13 @@ def their_model(case: Case):
 def ours(case: Case) -> tuple[Step, Work]:
     """Return our update."""
     model = our_model(case).train()
+    token_loss = TokenLoss(model)
 
     def cost_of(turn: int) -> Tensor:
         ids = batch(case, turn).numpy()
         x = torch.from_numpy(with_positions(ids, case.n_vocab))
         packing = Packing.full(x).to(Ranks().device)
-        # sequences of one length weigh alike
-        losses = sequence_losses(model, packing, alike=True)
-        return losses.mean()
+        return token_loss(packing)
 
     step = common.updates(cost_of, model, common.our_optimizer(model), case)
     return step, partial(count_work, case)

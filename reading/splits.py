@@ -1,6 +1,7 @@
 """A task's files -> train, valid and test as rows, and the summary of them printed before training."""
 
 import reprlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -69,8 +70,8 @@ def read_splits(task: Task, data_dir: Path, encoder: TextEncoder, limits: Limits
             encoded[name] = encode_cached(replace(files, sources=sources), encoder)
     notes = list(task.notes)
     if is_own and "test" in encoded:
-        encoded["test"], note = without_placeholders(task, folder, encoded["test"])
-        notes += note
+        encoded["test"], found = without_placeholders(task, folder, encoded["test"])
+        notes += found
 
     # texts to rows, labels to numbers
     rows = {}
@@ -79,7 +80,7 @@ def read_splits(task: Task, data_dir: Path, encoder: TextEncoder, limits: Limits
         rows[name], why = make_rows(task, folder, split, encoder, limits.n_ctx, name == "test")
         parts[name] = split.parts
 
-        # examples that their labels left out count as bad lines
+        # examples that their labels left out count as bad lines; own data, where it happens, have one part
         if why:
             n_good = len(rows[name])
             n_bad = split.n_bad + len(split) - n_good
@@ -143,11 +144,7 @@ def with_labels(task: Task, train: Encoded, path: Path) -> Task:
             notes += (f"{path}: its labels are {len(scores)} different {why}",)
         return replace(task, scores=(min(scores), max(scores)), metrics=("pearson", "spearman"), notes=notes)
 
-    # 1 and 1.0 are one class where all are numbers
-    names = train.names
-    if None not in numbers:
-        by_number = {as_number(name): name for name in reversed(train.names)}
-        names = [name for name in train.names if by_number[as_number(name)] == name]
+    names = class_names(train.names)
     if len(names) < 2:
         raise InputError(
             f"{path}: every label is {reprlib.repr(names[0])}: there is nothing to learn. Give two labels or more."
@@ -162,6 +159,17 @@ def with_labels(task: Task, train: Encoded, path: Path) -> Task:
     return replace(task, labels=tuple(sorted(names)), metrics=("acc", "macro_f1"), notes=notes)
 
 
+def class_names(names: Sequence[str]) -> list[str]:
+    """Return the names of classes; of 1 and 1.0, which are one where all are numbers, the first."""
+    numbers = [as_number(name) for name in names]
+    if None in numbers:
+        return list(names)
+    first_of = {}
+    for name, number in zip(names, numbers, strict=True):
+        first_of.setdefault(number, name)
+    return list(first_of.values())
+
+
 def without_placeholders(task: Task, folder: Path, test: Encoded) -> tuple[Encoded, list[str]]:
     """Return the user's test set, its labels removed if they are no labels (-1 in every line), and notes on them."""
     path = folder / task.test[0].files[0]
@@ -169,22 +177,22 @@ def without_placeholders(task: Task, folder: Path, test: Encoded) -> tuple[Encod
     if 0 < n_unlabelled < len(test):
         return test, [f"{path}: {n_unlabelled} of {len(test)} examples have no label: they are predicted, not scored"]
 
-    # labels that train does not have; of scores, one below the lowest
-    if task.scores:
-        lowest = task.scores[0]
-        numbers = {name: as_number(name) for name in test.names}
-        unknown = [name for name, number in numbers.items() if number is None or number < lowest]
-    else:
-        unknown = [name for name in test.names if name not in task.labels]
-    if FORMS[task.form].has_choices or not unknown:
+    # a single label stands for an unknown one
+    if n_unlabelled or len(test.names) > 1 or FORMS[task.form].has_choices:
         return test, []
+    (label,) = test.names
 
-    # a single one stands for an unknown label
-    if len(test.names) == 1 and not n_unlabelled:
-        removed = replace(test, codes=np.full(len(test), -1))
-        shown = reprlib.repr(unknown[0])
-        return removed, [f"{path}: every label is {shown}, which is none of train's: taken for no label"]
-    return test, []
+    # if train does not have it; of scores, if it is below the lowest
+    if task.scores:
+        number = as_number(label)
+        is_known = number is not None and number >= task.scores[0]
+    else:
+        (index,) = class_indices(test.names, task.labels)
+        is_known = index < len(task.labels)
+    if is_known:
+        return test, []
+    removed = replace(test, codes=np.full(len(test), -1))
+    return removed, [f"{path}: every label is {reprlib.repr(label)}, which is none of train's: taken for no label"]
 
 
 def make_rows(
@@ -202,13 +210,13 @@ def make_rows(
     is_good = good_labels(task, rows, is_test)
     if not is_good.all():
         first_bad = int(is_good.argmin())
-        _, label, where, _ = rows.example(first_bad)
+        bad = rows.example(first_bad)
         if task.scores:
             known = "a number, as the others are"
         else:
             shown = ", ".join(task.labels[:10])
             known = f"one of {shown[:100]}"
-        why = f"{where}: the label {reprlib.repr(label)} is not {known}. Fix the line or remove it."
+        why = f"{bad.where}: the label {reprlib.repr(bad.label)} is not {known}. Fix the line or remove it."
         if task.strict or not is_good.any():
             raise InputError(f"{folder}/{why}")
         rows = rows.chosen(np.flatnonzero(is_good))
@@ -230,7 +238,7 @@ def good_labels(task: Task, rows: Rows, is_test: bool) -> np.ndarray:
     if rows.labels is not None and task.scores:
         return np.isfinite(rows.labels)
 
-    # a class of test that train lacks is kept: it counts as wrong
+    # choices are numbers of any size; a class of test that train lacks is kept: it counts as wrong
     if rows.labels is None or rows.has_choices() or is_test:
         return np.ones(len(rows), bool)
     return rows.labels < len(task.labels)
@@ -254,12 +262,16 @@ def label_values(task: Task, encoded: Encoded) -> np.ndarray | None:
         values = [int(name) - 1 for name in encoded.names]
         return np.array(values)[encoded.codes]
 
-    # classes; 1 and 1.0 are one where all are numbers
-    numbers = [as_number(label) for label in task.labels]
-    key_of = str if None in numbers else as_number
-    known = {key_of(label): i for i, label in enumerate(task.labels)}
-    values = [known.get(key_of(name), len(task.labels)) for name in encoded.names]
+    values = class_indices(encoded.names, task.labels)
     return np.array(values)[encoded.codes]
+
+
+def class_indices(names: Sequence[str], labels: Sequence[str]) -> list[int]:
+    """Return the index of each name in labels, len(labels) for another; 1 and 1.0 are one where labels are numbers."""
+    numbers = [as_number(label) for label in labels]
+    key_of = str if None in numbers else as_number
+    known = {key_of(label): i for i, label in enumerate(labels)}
+    return [known.get(key_of(name), len(labels)) for name in names]
 
 
 def held_out(task: Task, labels: np.ndarray, limits: Limits, path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from formats.files import InputError, flush, locked, make_output_folder, refuse_special, replacing, sha256
-from running.processes import Ranks
+from running.processes import Ranks, restarted
 
 KEPT = 2  # checkpoints; the older one is used when the newest is damaged
 FILES = ("tensors.safetensors", "state.json")
@@ -121,6 +121,38 @@ def read_checkpoint(folder: Path, ranks: Ranks) -> tuple[dict[str, Tensor], dict
             f"{folder}: every checkpoint is damaged. Restore one from a copy, or remove them all to start again."
         )
     return None
+
+
+def checkpoint_to_resume(
+    folder: Path, record: dict, resumes: bool, ranks: Ranks
+) -> tuple[dict[str, Tensor], dict] | None:
+    """Return the tensors and the state that a run goes on from; None to start from the beginning.
+
+    Args:
+        record: what settings.json holds; a run is resumed only with the same.
+        resumes: whether --resume was given.
+
+    Raises InputError when the checkpoint is of a run with other settings, or when a run that is not resumed would
+    overwrite the checkpoints of an unfinished one.
+    """
+    found = read_checkpoint(folder, ranks)
+    if found is None:
+        return None
+    _, state = found
+
+    # a run that begins takes no checkpoint, and spares those that somebody may want to go on from
+    if not (resumes or restarted()):
+        if state["updates"] < state["settings"].get("t_total", 0):
+            raise InputError(
+                f"{folder} holds checkpoints of an unfinished run. --resume goes on; else change --desc or remove them."
+            )
+        return None
+
+    # a run that goes on is the same run
+    changed = sorted(name for name, value in record.items() if state["settings"].get(name) != value)
+    if changed:
+        raise InputError(f"{folder} was made with another {', '.join(changed)}. Resume with the settings it had.")
+    return found
 
 
 def _is_state(state: Any) -> bool:

@@ -68,23 +68,23 @@ def predicted_examples(
     form = FORMS[task.form]
     part_names = np.repeat([name for name, _ in parts], [n for _, n in parts]).tolist()
     for i, part in enumerate(part_names):
-        texts, given, where, _ = rows.example(i)
+        example = rows.example(i)
         # a label that train lacks has the number after the last one
         are_classes = rows.labels is not None and not task.scores and not form.has_choices
         if are_classes and rows.labels[i] == len(task.labels):
-            labels[i] = given
+            labels[i] = example.label
         # an example may have fewer choices than others
         n_out = len(probabilities[i])
         if form.has_choices:
-            n_out = len(texts) - form.n_texts
+            n_out = len(example.texts) - form.n_texts
         yield PredictedExample(
             split=split,
             part=part,
-            where=where,
+            where=example.where,
             label=labels[i],
             prediction=predictions[i],
             probabilities=probabilities[i][:n_out],
-            texts=list(texts),
+            texts=list(example.texts),
         )
 
 

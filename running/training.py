@@ -18,7 +18,13 @@ from tqdm import tqdm
 
 from formats.files import InputError, LogFile, write_json
 from opt import OpenAIAdam
-from running.checkpoint import read_checkpoint, remove_checkpoints, restore, save_checkpoint, save_parameters
+from running.checkpoint import (
+    checkpoint_to_resume,
+    remove_checkpoints,
+    restore,
+    save_checkpoint,
+    save_parameters,
+)
 from running.command import is_out_of_memory
 from running.inference import progress_bar
 from running.processes import (
@@ -27,13 +33,12 @@ from running.processes import (
     autocast,
     pick_precision,
     provenance,
-    restarted,
     signals_wait,
     warn_of_slow_bf16,
 )
 from running.record import meaning
 from running.settings import RunFlags
-from speed.packing import is_known
+from speed.device import is_known
 
 
 @dataclass(frozen=True)
@@ -47,14 +52,14 @@ class Plan:
     n_iter: int  # epochs
 
     @property
-    def n_update(self) -> int:
+    def update_size(self) -> int:
         """Return the number of examples of an update, of all processes."""
         return self.n_batch * self.accumulate * self.n_processes
 
     @property
     def per_epoch(self) -> int:
         """Return the number of updates of an epoch; the last examples, fewer than an update has, are left out."""
-        return self.n_examples // self.n_update
+        return self.n_examples // self.update_size
 
     @property
     def t_total(self) -> int:
@@ -139,7 +144,7 @@ class Run:
         self.costs: list[float] = []
         self.sizes: list[int] = []
         self.counted: deque[Counted] = deque()
-        found = self.find_checkpoint()
+        found = checkpoint_to_resume(self.folder, record, settings.resume, ranks)
         if found is not None:
             tensors, state = found
             try:
@@ -153,35 +158,7 @@ class Run:
             self.logs = state["logs"]
             self.costs = state["costs"]
             self.sizes = state["sizes"]
-        self.saved = (self.n_updates, len(self.logs))  # what the newest checkpoint holds
-
-    def find_checkpoint(self) -> tuple[dict[str, Tensor], dict] | None:
-        """Return the tensors and the state to resume from; None to start from the beginning.
-
-        Raises InputError when the checkpoint is of a run with other settings, or when a run that is not resumed would
-        overwrite the checkpoints of an unfinished one.
-        """
-        found = read_checkpoint(self.folder, self.ranks)
-        if found is None:
-            return None
-        _, state = found
-
-        # a run that begins takes no checkpoint, and spares those that somebody may want to go on from
-        if not (self.settings.resume or restarted()):
-            if state["updates"] < state["settings"].get("t_total", 0):
-                raise InputError(
-                    f"{self.folder} holds checkpoints of an unfinished run. --resume goes on; else change --desc or "
-                    "remove them."
-                )
-            return None
-
-        # a run that goes on is the same run
-        changed = [name for name, value in self.record.items() if state["settings"].get(name) != value]
-        if changed:
-            raise InputError(
-                f"{self.folder} was made with another {', '.join(changed)}. Resume with the settings it had."
-            )
-        return found
+        self.saved = (self.n_updates, len(self.logs))  # what the newest checkpoint holds; at first there is nothing
 
     # --- the beginning and the end -----------------------------------------------------------------------------------
 
@@ -223,7 +200,7 @@ class Run:
                 f"{error}; the update was not made. Its examples: {', '.join(map(str, self.examples))}. Look at them, "
                 "or lower --lr."
             ) from None
-        if isinstance(error, RuntimeError | MemoryError) and is_out_of_memory(error):
+        if error is not None and is_out_of_memory(error):
             raise InputError(
                 f"out of memory on {self.ranks.device}, {self.plan.n_batch} examples at a time. Halve --n_batch and "
                 "double --accumulate for the same update; --checkpoint_activations and --precision bf16 save memory "
@@ -243,7 +220,8 @@ class Run:
         Args:
             order_of_epoch: indices of the examples in the order they are trained on, by the number of the epoch.
         """
-        per_epoch, n_update = self.plan.per_epoch, self.plan.n_update
+        per_epoch = self.plan.per_epoch
+        size = self.plan.update_size
         self.bar = progress_bar(self.plan.t_total, "training", "updates", self.ranks, self.n_updates)
         epoch_before = -1
         while True:
@@ -260,7 +238,7 @@ class Run:
             if epoch != epoch_before:
                 order = order_of_epoch[epoch]
                 epoch_before = epoch
-            self.examples = order[i * n_update : (i + 1) * n_update]
+            self.examples = order[i * size : (i + 1) * size]
             self.model.train()
             yield self.examples
             self.ranks.pause()
@@ -280,9 +258,9 @@ class Run:
                 yield own[start : start + n_batch]
 
     def weight(self, counts: np.ndarray, part: Sequence[int]) -> float:
-        """Return how much a part of the update weighs among all parts of all processes, 1.0 if all hold as much.
+        """Return how much a part of the update that is being made weighs among all its parts, 1.0 if all hold as much.
 
-        So weighted, the parts' means make the mean over one large batch.
+        So weighted, the parts' means, of all processes, make the mean over one large batch.
 
         Args:
             counts: of what the mean is over, rows or tokens, in each example of the data set.
@@ -291,7 +269,7 @@ class Run:
         return float(n_parts * counts[part].sum() / counts[self.examples].sum())
 
     def count(self, cost: Tensor, norm: Tensor, size: int = 1) -> None:
-        """Count an update, and show the newest whose figures are known: on a CPU this one.
+        """Count an update, and show the last one whose figures have arrived: on a CPU this one.
 
         Args:
             cost: before the update.
@@ -335,7 +313,7 @@ class Run:
 
     # --- the log -----------------------------------------------------------------------------------------------------
 
-    def last_log(self) -> int:
+    def n_updates_logged(self) -> int:
         """Return the number of updates made at the last log, 0 if there is none."""
         return self.logs[-1]["n_updates"] if self.logs else 0
 

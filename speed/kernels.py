@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speed.packing import is_known, is_recorded
+from speed.device import is_known, is_recorded
 
 # --- dropout ---------------------------------------------------------------------------------------------------------
 

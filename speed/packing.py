@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from speed.device import is_recorded, to_device
+
 # to which row of its sequence a slot belongs, where to none of the rows 0, 1, ...
 SHARED = -1  # to all of them
 FREE = -2  # to none
@@ -47,9 +49,9 @@ class Packing:
     source: Tensor | None = None  # (R, T) index of each padded token in the list, N on padding; None: in order
     read: Tensor | None = None  # (B, K) index of the token of each row that the task head reads
     is_choice: Tensor | None = None  # (B, K) False where an example has fewer choices than K; None: nowhere
-    predictors: Tensor | None = None  # (M,)
-    targets: Tensor | None = None  # (M,)
-    predictions: Tensor | None = None  # (R, T-1), M on padding
+    predictors: Tensor | None = None  # (M,) index of the token that each next token is predicted from
+    targets: Tensor | None = None  # (M,) ids of these next tokens
+    predictions: Tensor | None = None  # (R, T-1) which of the M each row consists of, M on padding
 
     # --- three ways to make one --------------------------------------------------------------------------------------
 
@@ -62,7 +64,7 @@ class Packing:
         check_channels(x)
         x = x.flatten(0, -3)  # (R, T, 2)
         packing = cls(x.flatten(0, 1), shape=x.shape[:2], sequences=x.shape[:2])
-        if is_recorded():
+        if is_recorded():  # without a loss
             return packing
         of_rows = torch.arange(len(packing.tokens), device=x.device).view(packing.shape)
         packing.predictors = of_rows[:, :-1].flatten()
@@ -203,12 +205,12 @@ class Packing:
             first_slot = s * sequences[1]
             slots.append(np.arange(first_slot, first_slot + n_slots[s]))
 
-        # the language model's predictions; each token's number among them is M for one that is none
+        # the language model's predictions: which of them each token is, M for one that is none
         predictors = np.concatenate(predictors)
         predicted = np.concatenate(predicted)
-        number = np.full(len(tokens) + 1, len(predicted))
-        number[predicted] = np.arange(len(predicted))
-        of_rows = number[source[:, 1:]]
+        prediction_of = np.full(len(tokens) + 1, len(predicted))
+        prediction_of[predicted] = np.arange(len(predicted))
+        of_rows = prediction_of[source[:, 1:]]
         packing = cls(tokens, shape, sequences)
         packing.predictors = torch.from_numpy(predictors)
         packing.predictions = torch.from_numpy(of_rows)
@@ -275,12 +277,7 @@ class Packing:
         return torch.cat([t, padding]).index_select(0, self.source.flatten()).unflatten(0, self.shape)
 
 
-# --- what can be computed ---------------------------------------------------------------------------------------------
-
-
-def is_recorded() -> bool:
-    """Return whether the network is traced or exported now: what it does must then be plain, and ask no values."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+# --- where tokens stand in rows --------------------------------------------------------------------------------------
 
 
 def check_channels(x: Tensor) -> None:
@@ -291,21 +288,6 @@ def check_channels(x: Tensor) -> None:
             "x = torch.stack([ids, n_vocab + n_special + torch.arange(ids.size(1)).expand_as(ids)], -1), where "
             "n_vocab + n_special is len(model.transformer.embed.weight) - model.transformer.n_ctx"
         )
-
-
-def is_known(value: Tensor) -> bool:
-    """Return whether a value can be read without waiting for it: a GPU is still at work when it is asked for one."""
-    return value.device.type == "cpu"
-
-
-def to_device(t: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor on a device, which may be at work: from pinned memory it is copied meanwhile."""
-    if device.type == "cuda" and t.device.type == "cpu":
-        t = t.pin_memory()
-    return t.to(device, non_blocking=True)
-
-
-# --- where tokens stand in rows --------------------------------------------------------------------------------------
 
 
 def common_prefix(rows: list[list[int]]) -> int:

@@ -15,7 +15,7 @@ from test_pretrain import SMALL, outcome, write_corpus
 
 import pretrain
 import reading.rows
-from loss import sequence_losses, token_mean
+from loss import TokenLoss, sequence_losses, token_mean
 from model_pytorch import Config, LMModel
 from reading.rows import Sequences, with_positions
 from weights import open_model
@@ -107,11 +107,12 @@ def test_the_cost_by_document_is_the_mean_over_tokens():
     tokens = np.array([1, 9, 5, 6, 7, 8, 1, 2, 9, 3, 3, 9, 4, 9], np.uint16)
     sequences = Sequences(tokens, 8, NEWLINE)
     packing = sequences.packed(np.arange(4), N_VOCAB)
-    cost = token_mean(sequence_losses(model, packing), packing.n_next())
+    cost = TokenLoss(model)(packing)
+    held_out = token_mean(sequence_losses(model, packing), packing.n_next())
     gradients = torch.autograd.grad(cost, list(model.parameters()))
     costs = plain_costs(model, ids_of(sequences), N_VOCAB)
     expected = torch.stack(costs).mean()
-    assert cost.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert cost.item() == held_out.item() == pytest.approx(expected.item(), rel=1e-6)
     mean_of_means = torch.stack([costs[0], *[torch.stack(costs[i:j]).mean() for i, j in ((1, 7), (7, 9), (9, 10))]])
     assert abs(mean_of_means.mean().item() - expected.item()) > 1e-2
     for ours, theirs in zip(gradients, torch.autograd.grad(expected, list(model.parameters())), strict=True):

@@ -172,7 +172,7 @@ def test_each_form_trains_and_predicts(folder, monkeypatch, form):
 
 def test_a_log_is_due_at_each_epochs_end_and_in_the_first_after_doubling_thousands():
     def due(n: int, per_epoch: int) -> list[int]:
-        run = SimpleNamespace(plan=SimpleNamespace(per_epoch=per_epoch), last_log=lambda: 0)
+        run = SimpleNamespace(plan=SimpleNamespace(per_epoch=per_epoch), n_updates_logged=lambda: 0)
         return [updates for updates in range(n) if train.is_log_due(SimpleNamespace(n_updates=updates, **vars(run)))]
 
     assert due(40_001, 17_000) == [1000, 2000, 4000, 8000, 16_000, 17_000, 34_000]

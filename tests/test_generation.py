@@ -22,6 +22,7 @@ from generation import (
     generate_batch,
     generate_text,
     generate_texts,
+    new_caches,
     sample,
     stream_text,
 )
@@ -117,7 +118,7 @@ def test_states_computed_in_parts_are_those_computed_at_once(sizes):
     transformer = double_head().transformer
     x = torch.randint(N_VOCAB, (3, T, 2), generator=torch.Generator().manual_seed(0))
     x[..., 1] = V - T + torch.arange(T)
-    caches = transformer.new_caches(3, T)
+    caches = new_caches(transformer, 3, T)
     parts = [transformer(part, caches=caches) for part in x.split(sizes, 1)]
     torch.testing.assert_close(torch.cat(parts, 1), transformer(x), rtol=0, atol=1e-12)
     assert [cache.n_used for cache in caches] == [T] * CFG.n_layer

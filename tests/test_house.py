@@ -118,8 +118,8 @@ def test_every_room_says_in_a_line_what_it_is_for():
 
 def test_the_model_and_the_files_below_it_import_no_package_but_torch_and_numpy():
     reached = reach("model_pytorch", within_functions=False)
-    expected = {"port", "speed.kernels", "speed.packing", "formats.authors", "formats.config", "formats.files"}
-    expected |= {"formats.folders", "formats.hugging_face"}
+    expected = {"port", "speed.device", "speed.kernels", "speed.packing", "formats.authors", "formats.config"}
+    expected |= {"formats.files", "formats.folders", "formats.hugging_face"}
     assert reached == {"model_pytorch", *expected}
     imported = set().union(*(imports(FILES[name].read_text(encoding="utf-8"), False) for name in reached))
     packages = {name.split(".")[0] for name in imported}  # torch may itself load others, such as tqdm
@@ -163,7 +163,7 @@ def test_importing_the_library_loads_no_package_for_texts_tables_or_pictures(loa
 # --- data and network know nothing of each other ----------------------------------------------------------------------
 
 READERS = ["formats.examples", "reading.tasks", "datasets", "reading.encoding"]
-NETWORK = ["model_pytorch", "speed.kernels", "speed.packing", "loss", "opt", "running.training"]
+NETWORK = ["model_pytorch", "speed.device", "speed.kernels", "speed.packing", "loss", "opt", "running.training"]
 
 
 def names_in(source: str, words: set[str]) -> set[str]:

@@ -494,6 +494,13 @@ def test_placeholders_in_a_test_file_are_no_labels(folder, model_dir, form):
     assert "data/test.csv: every label is '-1', which is none of train's: taken for no label" in splits.notes
 
 
+def test_a_test_file_may_write_its_only_label_in_another_way(folder, model_dir):
+    write(folder / "train.csv", ["text", "label"], [[text, i % 2] for i, (text, _) in enumerate(texts(20))])
+    write(folder / "test.csv", ["text", "label"], [["the cat", "1.0"], ["a hat", "1.0"]])
+    splits = read(model_dir, "classification")
+    assert splits.task.labels == ("0", "1") and splits.test.labels.tolist() == [1, 1] and not splits.notes
+
+
 def test_a_line_of_names_that_was_taken_for_an_example_is_said(folder, model_dir):
     write(folder / "train.csv", ["class", "words"], [row[::-1] for row in texts(20)])
     splits = read(model_dir, "classification", columns={"text": "1", "label": "0"})

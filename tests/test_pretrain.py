@@ -117,13 +117,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(capsys):
 
 
 def test_initial_matrices_have_the_spread_asked_for(monkeypatch):
-    spreads, original = [], loss.sequence_losses
+    spreads, original = [], loss.TokenLoss.forward
 
-    def sequence_losses(model, x, *alike):
-        spreads.append(model.transformer.embed.weight.std().item())
-        return original(model, x, *alike)
+    def forward(token_loss, packing):
+        spreads.append(token_loss.model.transformer.embed.weight.std().item())
+        return original(token_loss, packing)
 
-    monkeypatch.setattr(loss, "sequence_losses", sequence_losses)
+    monkeypatch.setattr(loss.TokenLoss, "forward", forward)
     for n, flags in enumerate((["--desc", "a"], ["--desc", "b", "--model_dir", "b", "--init_std", "0.1"])):
         spreads.clear()
         pretrain.main([*SMALL, "--n_iter", "1", *flags])

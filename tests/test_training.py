@@ -310,7 +310,7 @@ def run_spoilt(name: str, argv: list[str], how: str, at: int, who: int = 0) -> i
     It prints the examples of that update.
     """
     command = {"train": train, "pretrain": pretrain}[name]
-    losses_class = {"train": loss.PackedLosses, "pretrain": loss.SequenceLosses}[name]
+    losses_class = {"train": loss.PackedLosses, "pretrain": loss.TokenLoss}[name]
     forward, parts, numbers, last = losses_class.forward, training.Run.parts, count(1), []
 
     def spoilt_forward(self, *batch):

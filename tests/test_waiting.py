@@ -201,7 +201,7 @@ def test_waiting_for_this_device_is_an_error(wait):
         wait(torch.ones((), device=META))
 
 
-@pytest.mark.parametrize("name", ["train", "pretrain"])
+@pytest.mark.parametrize("name", ["train", "pretrain", "by document"])
 def test_the_updates_of_a_page_never_wait_for_the_device(meta, tmp_path, name):
     flags = ["--n_iter", "1", "--n_batch", "4", "--n_layer", "1", "--n_embd", "64", "--n_head", "2"]
     flags += ["--save_dir", str(tmp_path / "save"), "--log_dir", str(tmp_path / "log")]
@@ -211,9 +211,10 @@ def test_the_updates_of_a_page_never_wait_for_the_device(meta, tmp_path, name):
         train.fine_tune(settings.parse(settings.FineTuningFlags, flags), Ranks(device=META))
     else:
         corpus = tmp_path / "corpus.txt"
-        corpus.write_text("the cat sat on the mat .\n" * 60)
+        corpus.write_text("the cat sat on the mat .\nit sat .\n" * 60)
         flags += ["--corpus", str(corpus), "--model_dir", str(tmp_path / "new"), "--n_merges", "20"]
         flags += ["--n_ctx", "16", "--lr_warmup", "2", "--workers", "1"]
+        flags += ["--by_document"] if name == "by document" else []
         pretrain.pre_train(settings.parse(settings.PreTrainingFlags, flags), Ranks(device=META))
 
     # only before a log or checkpoint the figures of the last updates are read at once
