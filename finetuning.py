@@ -14,9 +14,9 @@ import numpy as np
 
 from formats.files import InputError, write_json
 from formats.own import OWN_FIELDS
-from running.checkpoint import only_writer
-from running.processes import join_ranks, random_numbers_kept
+from running.processes import random_numbers_kept
 from running.settings import FineTuningFlags
+from running.training import run_processes
 from train import fine_tune
 from weights import SavedRun, open_run
 
@@ -88,10 +88,9 @@ def train_in(folder: Path, task: str, settings: dict) -> SavedRun:
         raise InputError(str(error)) from None
 
     # as its command does
-    run_folder = Path(checked.save_dir) / checked.desc
-    with join_ranks() as ranks, only_writer(run_folder, ranks):
+    with run_processes(checked) as ranks:
         fine_tune(checked, ranks)
-    return open_run(run_folder)
+    return open_run(checked.run_folder())
 
 
 def with_integer_labels(saved: SavedRun) -> SavedRun:

@@ -36,15 +36,12 @@ from running.figures import draw_perplexity
 from running.processes import (
     Ranks,
     describe_device,
-    join_ranks,
-    keep_freed_memory,
-    make_deterministic,
     peak_memory,
     pick_precision,
     restarted,
 )
 from running.settings import PreTrainingFlags, parse
-from running.training import Plan, Run, summary_writer
+from running.training import Plan, Run, run_processes, summary_writer
 from text_utils import TextEncoder
 from weights import copy_weights, open_transformer, parameter_files
 from zero_shot import Probe, parse_probes, read_probes
@@ -72,7 +69,7 @@ def pre_train(settings: PreTrainingFlags, ranks: Ranks, make_network=None) -> LM
         if ranks.is_first:
             make_tokens(settings, encoder)
         encoder = TextEncoder(*vocabulary_of(settings))
-        tokens, corpus_digest = open_tokens(Path(settings.save_dir) / settings.desc, encoder.n_vocab)
+        tokens, corpus_digest = open_tokens(settings.run_folder(), encoder.n_vocab)
 
     # tokens -> sequences, the last ones held out
     separator = newline_of(encoder) if settings.by_document else None
@@ -147,7 +144,7 @@ def pre_train(settings: PreTrainingFlags, ranks: Ranks, make_network=None) -> LM
             if is_log_due(run):
                 write_log(run, measured)
     if ranks.is_first:
-        draw_perplexity(settings.desc, run.logs, run.log_path.with_suffix(".png"))
+        draw_perplexity(settings.desc, run.logs, settings.log_file("png"))
     return model
 
 
@@ -168,7 +165,7 @@ def make_folders(settings: PreTrainingFlags) -> None:
     if settings.tensorboard:
         summary_writer()  # refuses now if it is not installed
     model_dir = Path(settings.model_dir)
-    run_folder = Path(settings.save_dir) / settings.desc
+    run_folder = settings.run_folder()
     for folder in (model_dir, Path(settings.log_dir), run_folder):
         make_output_folder(folder)
 
@@ -179,9 +176,8 @@ def make_folders(settings: PreTrainingFlags) -> None:
 
     # what is written at the end
     names = (SHAPES_FILE, HPARAMS_FILE, *SHARDS)
-    log = Path(settings.log_dir) / settings.desc
     refuse_folders([model_dir / name for name in names])
-    refuse_folders([log.with_name(f"{log.name}.{suffix}") for suffix in ("jsonl", "png")])
+    refuse_folders([settings.log_file(suffix) for suffix in ("jsonl", "png")])
 
 
 def vocabulary_of(settings: PreTrainingFlags) -> tuple[Path, Path]:
@@ -208,9 +204,8 @@ def make_tokens(settings: PreTrainingFlags, encoder: TextEncoder | None) -> None
                 copy_file(source, copy)
 
     # the tokens, and where there is none yet the vocabulary
-    folder = Path(settings.save_dir) / settings.desc
     n_workers = settings.workers or n_cores()
-    prepare(settings.corpus, vocabulary, settings.n_merges, folder, n_workers, settings.field)
+    prepare(settings.corpus, vocabulary, settings.n_merges, settings.run_folder(), n_workers, settings.field)
 
 
 def newline_of(encoder: TextEncoder) -> int:
@@ -391,7 +386,7 @@ def write_log(run: Run, measured: Measured) -> None:
 
 def tokenize(settings: PreTrainingFlags) -> None:
     """Make the vocabulary and the tokens only."""
-    folder = Path(settings.save_dir) / settings.desc
+    folder = settings.run_folder()
     for path in (Path(settings.model_dir), folder):
         make_output_folder(path)
 
@@ -409,18 +404,14 @@ def tokenize(settings: PreTrainingFlags) -> None:
 
 def run(settings: PreTrainingFlags, make_network=None) -> None:
     """Learn merges, tokenize, train and write the model folder. Raises InputError for what the user can fix."""
-    folder = Path(settings.save_dir) / settings.desc
     if settings.tokenize_only:
-        with only_writer(folder, Ranks()):
+        with only_writer(settings.run_folder(), Ranks()):
             tokenize(settings)
         return
 
     # train; the first process writes the model folder
     started = time.monotonic()
-    keep_freed_memory()
-    if settings.deterministic:
-        make_deterministic()
-    with join_ranks() as ranks, only_writer(folder, ranks):
+    with run_processes(settings) as ranks:
         model = pre_train(settings, ranks, make_network)
         if ranks.is_first:
             n_vocab = len(model.transformer.embed.weight) - model.transformer.n_ctx

@@ -39,7 +39,7 @@ from reading.rows import (
 )
 from reading.splits import Limits, Splits, describe, majority, read_splits
 from reading.tasks import Task
-from running.checkpoint import load_parameters, only_writer
+from running.checkpoint import load_parameters
 from running.command import exit_code
 from running.inference import answers, evaluate, predict
 from running.metrics import METRICS
@@ -47,14 +47,11 @@ from running.predictions import write_predictions, write_submission
 from running.processes import (
     Ranks,
     describe_device,
-    join_ranks,
-    keep_freed_memory,
-    make_deterministic,
     peak_memory,
     pick_precision,
 )
 from running.settings import FineTuningFlags, parse
-from running.training import Plan, Run, summary_writer
+from running.training import Plan, Run, run_processes, summary_writer
 from speed.device import to_device
 from text_utils import TextEncoder
 from weights import folder_sizes, load_weights, parameter_files
@@ -182,7 +179,7 @@ def make_folders(settings: FineTuningFlags) -> None:
         summary_writer()  # refuses now if it is not installed
 
     # the weights that the run starts from are not overwritten
-    run_folder = Path(settings.save_dir) / settings.desc
+    run_folder = settings.run_folder()
     if Path(settings.model_dir).resolve() == run_folder.resolve():
         raise InputError(f"{run_folder} is the run to go on from, and would be replaced. Give another --desc.")
 
@@ -405,7 +402,7 @@ def write_results(settings: FineTuningFlags, splits: Splits, predicted: dict[str
         predicted: name of the split -> its rows and their logits.
     """
     # for the analysis
-    path = Path(settings.log_dir) / f"{settings.desc}.predictions.jsonl"
+    path = settings.log_file("predictions.jsonl")
     parts = {"valid": splits.valid_parts, "test": splits.test_parts}
     write_predictions(path, splits.task, predicted, parts)
 
@@ -421,18 +418,16 @@ def write_results(settings: FineTuningFlags, splits: Splits, predicted: dict[str
 
 def result_files(settings: FineTuningFlags) -> list[Path]:
     """Return the files of predictions and analysis."""
-    suffixes = ("predictions.jsonl", "png", "json", "errors.tsv")
-    return [Path(settings.log_dir) / f"{settings.desc}.{suffix}" for suffix in suffixes]
+    return [settings.log_file(suffix) for suffix in ("predictions.jsonl", "png", "json", "errors.tsv")]
 
 
 def output_files(settings: FineTuningFlags, task: Task) -> list[Path]:
     """Return the files that the run writes."""
     # the log and its results
-    written = [Path(settings.log_dir) / f"{settings.desc}.jsonl", *result_files(settings)]
+    written = [settings.log_file(), *result_files(settings)]
 
     # the run's folder
-    folder = Path(settings.save_dir) / settings.desc
-    written += [folder / name for name in RUN_FILES]
+    written += [settings.run_folder() / name for name in RUN_FILES]
 
     # what is handed in
     if settings.submit:
@@ -452,11 +447,7 @@ def remove_results(settings: FineTuningFlags) -> None:
 def run(settings: FineTuningFlags, make_network=None) -> None:
     """Fine-tune, and as asked predict and analyse. Raises InputError for what the user can fix."""
     started = time.monotonic()
-    keep_freed_memory()
-    if settings.deterministic:
-        make_deterministic()
-    folder = Path(settings.save_dir) / settings.desc
-    with join_ranks() as ranks, only_writer(folder, ranks):
+    with run_processes(settings) as ranks:
         fine_tune(settings, ranks, make_network)
 
     # one process reports for all
@@ -465,7 +456,7 @@ def run(settings: FineTuningFlags, make_network=None) -> None:
     if settings.analysis:
         analyse(Path(settings.log_dir), settings.desc)
     seconds = time.monotonic() - started
-    print(f"done in {seconds:.0f} s, {peak_memory(ranks.device)}; see {settings.log_dir} and {folder}")
+    print(f"done in {seconds:.0f} s, {peak_memory(ranks.device)}; see {settings.log_dir} and {settings.run_folder()}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,9 +16,9 @@ import train
 from formats.folders import read_sizes
 from model_pytorch import DoubleHeadModel, LMModel, TransformerModel
 from reading.splits import Splits
-from running.checkpoint import load_parameters, only_writer, save_parameters
-from running.processes import join_ranks
+from running.checkpoint import load_parameters, save_parameters
 from running.settings import FineTuningFlags, PreTrainingFlags
+from running.training import run_processes
 from speed.packing import Packing
 
 
@@ -72,7 +72,7 @@ def language_model(
 
 def pre_train(settings: PreTrainingFlags, weights: Path) -> None:
     """Pre-train the LSTM as pretrain.py does a transformer, and write its parameters to a file."""
-    with join_ranks() as ranks, only_writer(Path(settings.save_dir) / settings.desc, ranks):
+    with run_processes(settings) as ranks:
         model = pretrain.pre_train(settings, ranks, language_model)
     save_parameters(weights, model)
 

@@ -382,6 +382,14 @@ class RunFlags(Flags):
         False, "write the log for TensorBoard too, to <desc>.tensorboard/ in --log_dir", free_on_resume=True
     )
 
+    def run_folder(self) -> Path:
+        """Return the folder of parameters, settings and checkpoints."""
+        return Path(self.save_dir) / self.desc
+
+    def log_file(self, suffix: str = "jsonl") -> Path:
+        """Return the path of the log, or of another file beside it."""
+        return Path(self.log_dir) / f"{self.desc}.{suffix}"
+
 
 # --- fine-tuning -----------------------------------------------------------------------------------------------------
 

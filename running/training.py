@@ -6,7 +6,7 @@ The updates themselves, forward, backward and step, stand in train.py and pretra
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from formats.files import InputError, LogFile, write_json
 from opt import OpenAIAdam
 from running.checkpoint import (
     checkpoint_to_resume,
+    only_writer,
     remove_checkpoints,
     restore,
     save_checkpoint,
@@ -31,6 +32,9 @@ from running.processes import (
     Ranks,
     Stopped,
     autocast,
+    join_ranks,
+    keep_freed_memory,
+    make_deterministic,
     pick_precision,
     provenance,
     signals_wait,
@@ -39,6 +43,16 @@ from running.processes import (
 from running.record import meaning
 from running.settings import RunFlags
 from speed.device import is_known
+
+
+@contextmanager
+def run_processes(settings: RunFlags) -> Iterator[Ranks]:
+    """Join the processes of a run within the `with`; no other run writes into its folder meanwhile."""
+    keep_freed_memory()
+    if settings.deterministic:
+        make_deterministic()
+    with join_ranks() as ranks, only_writer(settings.run_folder(), ranks):
+        yield ranks
 
 
 @dataclass(frozen=True)
@@ -135,8 +149,8 @@ class Run:
         self.precision = pick_precision(settings.precision, ranks.device)
         warn_of_slow_bf16(self.precision, ranks)
         self.autocast = autocast(self.precision, ranks.device)
-        self.folder = Path(settings.save_dir) / settings.desc
-        self.log_path = Path(settings.log_dir) / f"{settings.desc}.jsonl"
+        self.folder = settings.run_folder()
+        self.log_path = settings.log_file()
 
         # where an earlier run stopped
         self.n_updates = 0
