@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import text_utils
 from formats.examples import READERS_VERSION, Bad, Example
-from formats.files import InputError, digests, sha256
+from formats.files import InputError, digests, placing, sha256
 from reading.tasks import Source, hold_out
 from text_utils import TextEncoder
 
@@ -244,18 +244,17 @@ def encode_cached(split: SplitFiles, encoder: TextEncoder) -> Encoded:
 def _make_cache(path: Path, split: SplitFiles, encoder: TextEncoder) -> Encoded:
     """Encode into a folder beside `path`, which gets that name when it is complete."""
     beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    found = None
     try:
-        beside.mkdir()
-        _write(beside, split, encoder)
-        found = _read(beside)
-        try:
-            beside.rename(path)
-        except OSError:
-            if not path.exists():  # else another process has made it meanwhile
-                raise
-        return found
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        with placing(path, beside):
+            beside.mkdir()
+            _write(beside, split, encoder)
+            found = _read(beside)
+    except OSError:
+        # where it is complete, another process may have made one meanwhile
+        if found is None or not path.exists():
+            raise
+    return found
 
 
 @cache
