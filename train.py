@@ -25,6 +25,7 @@ from torch import Tensor
 
 from analysis import analyse
 from formats.authors import check_bytes
+from formats.config import SIZES
 from formats.files import InputError, copy_file, digests, make_output_folder, refuse_folders
 from formats.folders import BPE_FILE, ENCODER_FILE, RUN_FILES, is_model, is_run
 from loss import PackedLosses
@@ -309,7 +310,7 @@ def record_of(
         "vocabulary": list(digests(encoder.files).values()),
         "t_total": plan.t_total,
     }
-    sizes = {name: getattr(model.cfg, name) for name in ("n_embd", "n_head", "n_layer", "afn")}
+    sizes = {name: getattr(model.cfg, name) for name in SIZES}
     return set_by_flags | found | sizes
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from formats.authors import check_bytes, check_sizes, load_openai_pretrained_model
+from formats.config import SIZES
 from formats.examples import Example
 from formats.files import InputError, make_output_folder, replacing_all, sha256
 from formats.folders import (
@@ -66,7 +67,7 @@ def open_model(folder: str | os.PathLike, return_probs: bool = True) -> tuple[LM
 
     # the network, once its weights are known to be there
     check_bytes(folder, sizes)
-    same = {name: getattr(sizes, name) for name in ("n_embd", "n_head", "n_layer", "afn")}
+    same = {name: getattr(sizes, name) for name in SIZES}
     cfg = dataclasses.replace(DEFAULT_CONFIG, **same)
     model = LMModel(cfg, sizes.n_vocab + sizes.n_positions, sizes.n_positions, return_probs)
     load_openai_pretrained_model(model.transformer, path=folder, n_transfer=sizes.n_layer)

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from formats.config import SIZES
 from formats.files import InputError, find, read_json, sha256, write_json
 
 # the authors' files
@@ -109,8 +110,7 @@ def read_sizes(folder: str | os.PathLike) -> FolderSizes:
     folder = Path(folder)
     if is_hugging_face(folder):
         config = read_config(folder)
-        names = ("n_positions", "n_embd", "n_head", "n_layer", "afn")
-        same = {name: config[name] for name in names}
+        same = {name: config[name] for name in ("n_positions", *SIZES)}
         return FolderSizes(n_tokens(folder, config), **same)
 
     # the authors' format
