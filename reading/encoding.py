@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import text_utils
 from formats.examples import READERS_VERSION, Bad, Example
-from formats.files import InputError, digests, placing, sha256
+from formats.files import InputError, digests, placing, reason, sha256
 from reading.tasks import Source, hold_out
 from text_utils import TextEncoder
 
@@ -230,7 +230,7 @@ def encode_cached(split: SplitFiles, encoder: TextEncoder) -> Encoded:
         _remove_old(split.folder)
         return found
     except OSError as error:
-        _say_no_cache(split.folder, error.strerror)
+        _say_no_cache(split.folder, reason(error))
 
     # none where the data is, but one that is gone with this process
     try:
@@ -239,7 +239,7 @@ def encode_cached(split: SplitFiles, encoder: TextEncoder) -> Encoded:
             return _read(Path(temporary))
     except OSError as error:
         places = f"{split.folder} nor {tempfile.gettempdir()}"
-        raise InputError(f"neither {places} takes files ({error.strerror}).") from None
+        raise InputError(f"neither {places} takes files ({reason(error)}).") from None
 
 
 def _make_cache(path: Path, split: SplitFiles, encoder: TextEncoder) -> Encoded:
