@@ -170,14 +170,14 @@ def refuse_inputs(path: Path, inputs: Iterable[str | os.PathLike | int]) -> None
 
 
 @contextmanager
-def placing(path: Path, part: Path) -> Iterator[None]:
-    """Give what is written under the name `part` within the `with`, a file or a folder, the name `path`.
+def placing(path: Path, part: Path) -> Iterator[Path]:
+    """Give the name `path` to the file or folder that is written within the `with` as `part`, once it is on disk.
 
-    It gets it once it is on disk. Of what is not complete nothing stays.
+    Of what is not complete nothing stays.
     """
     _remove(part)  # of a process that was killed
     try:
-        yield
+        yield part
         to_disk(part)
         os.replace(part, path)
         _flush(path.parent)
@@ -202,8 +202,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
         # of a link, the file that it names
         target = Path(os.path.realpath(path))
-        part = _part_of(target)
-        with placing(target, part), open(part, "wb") as file:
+        with placing(target, _part_of(target)) as part, open(part, "wb") as file:
             _lock(file.fileno())
             yield file
             _to_disk(file)  # while no other process takes it for one that was left
@@ -248,8 +247,7 @@ def making_folder(path: Path) -> Iterator[Path]:
 
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = _part_of(target)
-        with placing(target, part):
+        with placing(target, _part_of(target)) as part:
             part.mkdir()
             yield part
     except OSError as error:

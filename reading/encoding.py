@@ -244,10 +244,9 @@ def encode_cached(split: SplitFiles, encoder: TextEncoder) -> Encoded:
 
 def _make_cache(path: Path, split: SplitFiles, encoder: TextEncoder) -> Encoded:
     """Encode into a folder beside `path`, which gets that name when it is complete."""
-    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     found = None
     try:
-        with placing(path, beside):
+        with placing(path, path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")) as beside:
             beside.mkdir()
             _write(beside, split, encoder)
             found = _read(beside)

@@ -64,10 +64,9 @@ def save_checkpoint(
     state = {"updates": updates, "param_groups": optimizer_state["param_groups"], **state}
 
     # written under another name
-    part = folder / "checkpoint.part"
     final = folder / f"checkpoint_{updates:09d}"
     try:
-        with placing(final, part):
+        with placing(final, folder / "checkpoint.part") as part:
             part.mkdir(parents=True)
             _save_tensors(tensors, part / FILES[0])
             (part / FILES[1]).write_text(json.dumps(state))
@@ -200,10 +199,8 @@ def save_parameters(path: Path, model: nn.Module, meaning: str = "") -> None:
     Args:
         meaning: what `meaning_of` returns.
     """
-    # written under another name
-    part = path.with_name(path.name + ".part")
     try:
-        with placing(path, part):
+        with placing(path, path.with_name(path.name + ".part")) as part:
             _save_tensors(dict(model.named_parameters()), part, {"meaning": meaning})
             digest = sha256(part)
     except (OSError, SafetensorError) as error:
