@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from formats.authors import save_openai_model
+from formats.config import Config
 from formats.files import InputError, copy_file, digests, making_folder, write_json
 from formats.folders import (
     BPE_FILE,
@@ -35,13 +36,12 @@ from formats.folders import (
     vocabulary_files,
 )
 from formats.hugging_face import authors_arrays, read_tensors, write_hugging_face
-from model_pytorch import Config, DoubleHeadModel
-from reading.rows import CUTS, N_SPECIAL, special_tokens
+from reading.rows import CUTS, N_SPECIAL
 from running.checkpoint import save_parameters
 from running.command import exit_code
 from running.record import RunRecord, meaning
 from running.settings import ConvertFlags, parse
-from weights import SavedRun, open_model, open_run
+from weights import SavedRun, open_model, open_run, task_model
 
 # their classes
 LANGUAGE_MODEL = "OpenAIGPTLMHeadModel"
@@ -153,15 +153,13 @@ def run_from_hugging_face(src: Path, config: dict[str, Any], out: Path) -> None:
     sizes = read_sizes(src)
     tensors = read_tensors(src)
     positions, tokens, *blocks = authors_arrays(src, tensors, sizes.shapes())
-    n_embeddings = sizes.n_vocab + N_SPECIAL + sizes.n_positions
     n_tokens = sizes.n_vocab + N_SPECIAL
 
     # the network, with its head; whatever contradicts what was kept is an error here
     dropouts = [config.get(name, 0.1) for name in (*DROPOUTS, "summary_first_dropout")]
     try:
         network = Config(sizes.n_embd, sizes.n_head, sizes.n_layer, *dropouts, sizes.afn)
-        classify = special_tokens(sizes.n_vocab).classify
-        model = DoubleHeadModel(network, classify, "multiple_choice", n_embeddings, sizes.n_positions)
+        model = task_model(network, "multiple_choice", 1, sizes.n_vocab, sizes.n_positions)
         if config["vocab_size"] < n_tokens or len(tokens) < n_tokens:
             raise ValueError("without the special tokens")
         table = torch.cat([tokens[:n_tokens], positions])

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from formats.files import InputError, decoded, text_lines
+from formats.files import InputError, decoded, reason, text_lines
 from generation import stream_text
 from model_pytorch import DoubleHeadModel, LMModel
 from port import append_batch  # noqa: F401  a public name of this file
@@ -52,7 +52,7 @@ def read_prompts(settings: GenerateFlags) -> Iterator[tuple[str, str, str]]:
         try:
             content = Path(settings.prompt_file).read_bytes()
         except OSError as error:
-            raise InputError(f"{settings.prompt_file} cannot be read ({error.strerror}). Name another file.") from None
+            raise InputError(f"{settings.prompt_file} cannot be read ({reason(error)}). Name another file.") from None
         yield *decoded(content), settings.prompt_file
     else:
         for i, line, why in text_lines(iter(ask, b"")):

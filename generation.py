@@ -55,7 +55,8 @@ def sample(
         probabilities, order = logits.softmax(1).sort(descending=True)
         is_out = probabilities.cumsum(1) - probabilities >= top_p  # those before it suffice
         is_out[:, 0] = False
-        logits = logits.masked_fill(is_out.scatter(1, order, is_out), -math.inf)
+        is_out = is_out.scatter(1, order, is_out)  # in the order of the tokens again
+        logits = logits.masked_fill(is_out, -math.inf)
     return torch.multinomial(logits.softmax(1), 1, generator=generator).squeeze(1)
 
 
@@ -104,7 +105,8 @@ def generate_batch(model: Model, prompts: Sequence[Sequence[int]], n_tokens: int
         return found
 
     # the shortest begins; the others begin when they have been read, and none goes on for longer
-    n_steps = n_tokens + max(map(len, prompts)) - min(map(len, prompts))
+    lengths = [len(ids) for ids in prompts]
+    n_steps = n_tokens + max(lengths) - min(lengths)
     for step, logits in _generate(model, prompts, n_steps, **how):
         # of all samples, also of those whose token does not count
         ids = torch.tensor([0 if token is None else token for token in step], device=logits.device)
@@ -168,8 +170,10 @@ def _generate(
     has_ended = [False] * n_samples
     for n_read in range(n_first, n_first + n_steps):
         # the logits of the next token
-        positions = first_position + torch.arange(window.size(1) - new.size(1), window.size(1), device=table.device)
-        h = transformer(torch.stack([new, positions.expand_as(new)], -1), caches=caches)[:, -1]
+        end = window.size(1)
+        positions = first_position + torch.arange(end - new.size(1), end, device=table.device)
+        x = torch.stack([new, positions.expand_as(new)], -1)
+        h = transformer(x, caches=caches)[:, -1]
         logits = F.linear(h, table[:n_rows]).float().expand(n_samples, -1)  # (S, R)
         logits = logits.masked_fill(is_forbidden, -math.inf)
         unchanged = logits
@@ -198,7 +202,8 @@ def _generate(
         window = torch.cat([window, new], 1)
         has_occurred.scatter_(1, new, True)
         if window.size(1) > n_ctx:
-            window = new = window[:, -max(1, n_ctx // 2) :]
+            n_kept = max(1, n_ctx // 2)
+            window = new = window[:, -n_kept:]
             caches = new_caches(transformer, n_samples, n_slots)
 
 

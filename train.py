@@ -25,16 +25,15 @@ from torch import Tensor
 
 from analysis import analyse
 from formats.authors import check_bytes
+from formats.config import SIZES
 from formats.files import InputError, copy_file, digests, make_output_folder, refuse_folders
 from formats.folders import BPE_FILE, ENCODER_FILE, RUN_FILES, is_model, is_run
 from loss import PackedLosses
 from model_pytorch import DoubleHeadModel
 from opt import OpenAIAdam
 from reading.rows import (
-    FORMS,
     N_SPECIAL,
     Rows,
-    special_tokens,
     transform_roc,  # noqa: F401  a public name of this file
 )
 from reading.splits import Limits, Splits, describe, majority, read_splits
@@ -54,7 +53,7 @@ from running.settings import FineTuningFlags, parse
 from running.training import Plan, Run, run_processes, summary_writer
 from speed.device import to_device
 from text_utils import TextEncoder
-from weights import folder_sizes, load_weights, parameter_files
+from weights import folder_sizes, load_weights, parameter_files, task_model
 
 
 def fine_tune(settings: FineTuningFlags, ranks: Ranks, make_network=None) -> None:
@@ -249,8 +248,7 @@ def build_network(settings: FineTuningFlags, splits: Splits, n_vocab: int) -> tu
 
     # the longest row decides how many positions there are
     n_ctx = splits.n_ctx()
-    head = FORMS[splits.task.form].head(splits.n_out())
-    model = DoubleHeadModel(cfg, special_tokens(n_vocab).classify, head, n_vocab + N_SPECIAL + n_ctx, n_ctx)
+    model = task_model(cfg, splits.task.form, splits.n_out(), n_vocab, n_ctx)
 
     # its weights
     if not loads:
@@ -309,7 +307,7 @@ def record_of(
         "vocabulary": list(digests(encoder.files).values()),
         "t_total": plan.t_total,
     }
-    sizes = {name: getattr(model.cfg, name) for name in ("n_embd", "n_head", "n_layer", "afn")}
+    sizes = {name: getattr(model.cfg, name) for name in SIZES}
     return set_by_flags | found | sizes
 
 

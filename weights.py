@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from formats.authors import check_bytes, check_sizes, load_openai_pretrained_model
+from formats.config import DEFAULT_CONFIG, SIZES, Config
 from formats.examples import Example
 from formats.files import InputError, make_output_folder, replacing_all, sha256
 from formats.folders import (
@@ -27,7 +28,7 @@ from formats.folders import (
     vocabulary_files,
     weight_files,
 )
-from model_pytorch import DEFAULT_CONFIG, DoubleHeadModel, LMModel, TransformerModel
+from model_pytorch import DoubleHeadModel, LMModel, TransformerModel
 from reading.encoding import Encoded, has_unknown
 from reading.rows import FORMS, N_SPECIAL, Rows, special_tokens
 from running.checkpoint import load_parameters, meaning_of
@@ -66,7 +67,7 @@ def open_model(folder: str | os.PathLike, return_probs: bool = True) -> tuple[LM
 
     # the network, once its weights are known to be there
     check_bytes(folder, sizes)
-    same = {name: getattr(sizes, name) for name in ("n_embd", "n_head", "n_layer", "afn")}
+    same = {name: getattr(sizes, name) for name in SIZES}
     cfg = dataclasses.replace(DEFAULT_CONFIG, **same)
     model = LMModel(cfg, sizes.n_vocab + sizes.n_positions, sizes.n_positions, return_probs)
     load_openai_pretrained_model(model.transformer, path=folder, n_transfer=sizes.n_layer)
@@ -127,6 +128,12 @@ def copy_weights(source: TransformerModel, target: TransformerModel, n_vocab: in
         target.embed.weight.copy_(torch.cat([tokens, positions]))
         for value, parameter in zip(source.h.parameters(), target.h.parameters(), strict=True):
             parameter.copy_(value)
+
+
+def task_model(cfg: Config, form: str, n_out: int, n_vocab: int, n_ctx: int) -> DoubleHeadModel:
+    """Return a network with random weights for a task of a form: n_vocab tokens, the special ones, n_ctx positions."""
+    head = FORMS[form].head(n_out)
+    return DoubleHeadModel(cfg, special_tokens(n_vocab).classify, head, n_vocab + N_SPECIAL + n_ctx, n_ctx)
 
 
 def parameter_files(folder: Path) -> list[Path]:
@@ -306,10 +313,7 @@ def open_run(folder: str | os.PathLike) -> SavedRun:
     # the network, once its parameters are known to be of its sizes
     check_meaning(folder, record)
     try:
-        clf_token = special_tokens(record.n_vocab).classify
-        head = FORMS[record.form].head(record.n_out)
-        n_embeddings = record.n_vocab + N_SPECIAL + record.n_ctx
-        model = DoubleHeadModel(record.config(), clf_token, head, n_embeddings, record.n_ctx)
+        model = task_model(record.config(), record.form, record.n_out, record.n_vocab, record.n_ctx)
         load_parameters(folder / "best_params", model)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(

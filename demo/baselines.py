@@ -33,11 +33,15 @@ def majority_accuracy(train: list[Example], test: list[Example]) -> float:
 def rules(train: list[Example]) -> dict[str, Features]:
     """Return what a simple rule may look at in a task; an ending or hypothesis is the last text."""
     bag = bag_of_words(train)
+
+    def last_alone(columns: Columns) -> csr_matrix:
+        return bag(columns[-1:])
+
     found: dict[str, Features] = {"bag of words": bag, "length": lengths}
     # of two texts, how alike they are, and whether the second tells the answer alone
     if len(train[0].texts) > 1:
         found["word overlap"] = overlaps
-        found["last text alone"] = lambda columns: bag(columns[-1:])
+        found["last text alone"] = last_alone
     return found
 
 
@@ -94,7 +98,8 @@ def rule_accuracy(features: Features, train: list[Example], test: list[Example],
         right = is_right(test)
         scores = model.decision_function(features(with_each_choice(test)))
         best = scores.reshape(right.shape).argmax(1)
-        return float(np.mean(right[np.arange(len(test)), best]))
+        is_best_right = right[np.arange(len(test)), best]
+        return float(np.mean(is_best_right))
 
     # the labels are classes
     model = LogisticRegression(max_iter=2000)

@@ -30,7 +30,7 @@ import train
 from demo import lstm, stories
 from demo.baselines import majority_accuracy, rule_accuracy, rules
 from formats.examples import Example
-from formats.files import InputError, copy_file, digests, make_output_folder, replacing
+from formats.files import InputError, copy_file, digests, make_output_folder, placing, replacing
 from formats.folders import BPE_FILE, ENCODER_FILE, is_model, weight_files
 from reading.rows import FORMS
 from reading.tasks import Source, Task, find_task
@@ -216,17 +216,15 @@ def make_data(work: Path) -> None:
     tasks = work / "tasks"
     if not tasks.exists():
         print("the tasks are made", flush=True)
-        part = work / "tasks.part"
-        stories.write_tasks(part)
-        part.rename(tasks)
+        with placing(tasks, work / "tasks.part") as part:
+            stories.write_tasks(part)
 
     # without the examples of the tasks
     corpus = work / "corpus.txt"
     if not corpus.exists():
         print("the corpus is made", flush=True)
-        part = work / "corpus.txt.part"
-        stories.write_corpus(part, exclude=tasks)
-        part.rename(corpus)
+        with placing(corpus, work / "corpus.txt.part") as part:
+            stories.write_corpus(part, exclude=tasks)
 
 
 def task_of(flags: list[str], work: Path) -> tuple[Task, Path]:

@@ -18,11 +18,11 @@ from formats.folders import (
     SHAPES_FILE,
     SHARDS,
     FolderSizes,
+    hugging_face_weights,
     is_hugging_face,
     open_folder,
     read_sizes,
-    weights_file,
-    weights_files,
+    weights_or_index,
 )
 from formats.hugging_face import array_names, authors_arrays, read_tensors
 
@@ -39,15 +39,15 @@ def check_bytes(folder: Path, sizes: FolderSizes) -> None:
         return
 
     # of Hugging Face's files the size does, roughly: a number has a byte or more
-    paths = weights_files(folder)
+    paths = hugging_face_weights(folder)
     for path in paths:
         refuse_special(path)
     n_bytes = sum(path.stat().st_size for path in paths)
     if n_bytes < sizes.n_values():
         read_tensors(folder)  # a damaged file says so itself
         raise InputError(
-            f"{weights_file(folder)}: {n_bytes:,} bytes are not the {sizes.n_values():,} numbers that {CONFIG_FILE} "
-            "asks for. Take both from one model."
+            f"{weights_or_index(folder)}: {n_bytes:,} bytes are not the {sizes.n_values():,} numbers that "
+            f"{CONFIG_FILE} asks for. Take both from one model."
         )
 
 
@@ -146,7 +146,7 @@ def _copy_arrays(folder: Path, sizes: FolderSizes, tensors: list[Tensor]) -> Non
         unused = sorted(found.keys() - set(array_names(sizes.n_layer)))
         if unused:
             shown = ", ".join(unused)
-            print(f"{weights_file(folder)}: not of the transformer, left out: {shown}", file=sys.stderr)
+            print(f"{weights_or_index(folder)}: not of the transformer, left out: {shown}", file=sys.stderr)
         for tensor, array in zip(tensors, arrays[: len(tensors)], strict=True):
             tensor.copy_(array[: len(tensor)])
     else:

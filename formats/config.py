@@ -30,3 +30,4 @@ class Config(Items):
 
 
 DEFAULT_CONFIG = Config()
+SIZES = ("n_embd", "n_head", "n_layer", "afn")  # what a model folder tells

@@ -4,11 +4,11 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from formats.files import WHERE_TO_GET_IT, InputError, text_lines
+from formats.files import WHERE_TO_GET_IT, InputError, reason, text_lines
 
 READERS_VERSION = 3  # raise it when a reader finds other examples in the same file: cached ones are then read anew
 
@@ -44,7 +44,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str, str]]:
     except FileNotFoundError:
         raise InputError(f"{path} is missing. {WHERE_TO_GET_IT}") from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}).") from None
+        raise InputError(f"{path} cannot be read ({reason(error)}).") from None
 
 
 def read_csv(path: Path) -> Iterator[tuple[int, list[str], str]]:
@@ -186,17 +186,24 @@ def json_lines(
             yield json_example(line.rstrip("\r\n"), where, texts, label, choices)
 
 
-def json_example(
-    line: str, where: str, texts: tuple[str, ...], label: str | None, choices: str | None
-) -> Example | Bad:
-    """Return the example in a line that is a JSON object."""
-    # the line is an object
+def json_object(line: str, where: str, parse: Callable[[str], Any] = json.loads) -> dict | Bad:
+    """Return the object in a line."""
     try:
-        value = json.loads(line)
+        value = parse(line)
     except (ValueError, RecursionError) as error:
         return Bad(where, f"not JSON ({error}). Fix the line or remove it.")
     if not isinstance(value, dict):
         return Bad(where, "not a JSON object. Fix the line or remove it.")
+    return value
+
+
+def json_example(
+    line: str, where: str, texts: tuple[str, ...], label: str | None, choices: str | None
+) -> Example | Bad:
+    """Return the example in a line that is a JSON object."""
+    value = json_object(line, where)
+    if isinstance(value, Bad):
+        return value
 
     # it has every field
     fields = texts if choices is None else (*texts, choices)

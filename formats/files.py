@@ -170,6 +170,22 @@ def refuse_inputs(path: Path, inputs: Iterable[str | os.PathLike | int]) -> None
 
 
 @contextmanager
+def placing(path: Path, part: Path) -> Iterator[Path]:
+    """Give the name `path` to the file or folder that is written within the `with` as `part`, once it is on disk.
+
+    Of what is not complete nothing stays.
+    """
+    _remove(part)  # of a process that was killed
+    try:
+        yield part
+        to_disk(part)
+        os.replace(part, path)
+        _flush(path.parent)
+    finally:
+        _remove(part)
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file beside `path` for writing; once complete and on disk, it replaces `path`.
 
@@ -186,18 +202,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
         # of a link, the file that it names
         target = Path(os.path.realpath(path))
-        part = _part_of(target)
-        try:
-            # the bytes are on disk before the name points to them, and the name before we go on
-            with open(part, "wb") as file:
-                _lock(file.fileno())
-                yield file
-                _to_disk(file)
-            os.replace(part, target)
-            flush(target.parent)
-        finally:
-            with suppress(OSError):
-                part.unlink()
+        with placing(target, _part_of(target)) as part, open(part, "wb") as file:
+            _lock(file.fileno())
+            yield file
+            _to_disk(file)  # while no other process takes it for one that was left
     except OSError as error:
         raise InputError(f"{path} cannot be written ({reason(error)}). What was there before is intact.") from None
 
@@ -237,20 +245,11 @@ def making_folder(path: Path) -> Iterator[Path]:
     if held:
         raise InputError(f"{path} holds {held[0]} already. Name another folder.")
 
-    # what is in it is on disk before it gets the name
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = _part_of(target)
-        try:
-            _remove(part)
+        with placing(target, _part_of(target)) as part:
             part.mkdir()
             yield part
-            for written in (*part.iterdir(), part):
-                flush(written)
-            os.replace(part, target)
-            flush(target.parent)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({reason(error)}). Name another folder, or make room.") from None
 
@@ -321,7 +320,15 @@ def _to_disk(file: IO[bytes]) -> None:
     os.fsync(file.fileno())
 
 
-def flush(path: Path) -> None:
+def to_disk(path: Path) -> None:
+    """Wait until a file, or a folder with the files in it, is on disk."""
+    if path.is_dir():
+        for file in path.iterdir():
+            _flush(file)
+    _flush(path)
+
+
+def _flush(path: Path) -> None:
     """Wait until a file's bytes, or a folder's names, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

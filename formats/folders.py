@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from formats.config import SIZES
 from formats.files import InputError, find, read_json, sha256, write_json
 
 # the authors' files
@@ -96,7 +97,7 @@ def vocabulary_files(folder: Path) -> tuple[Path, Path]:
 def weight_files(folder: Path) -> list[Path]:
     """Return the files of a model folder that hold its weights."""
     if is_hugging_face(folder):
-        return weights_files(folder)
+        return hugging_face_weights(folder)
     return [folder / name for name in SHARDS if (folder / name).exists()]
 
 
@@ -109,8 +110,7 @@ def read_sizes(folder: str | os.PathLike) -> FolderSizes:
     folder = Path(folder)
     if is_hugging_face(folder):
         config = read_config(folder)
-        names = ("n_positions", "n_embd", "n_head", "n_layer", "afn")
-        same = {name: config[name] for name in names}
+        same = {name: config[name] for name in ("n_positions", *SIZES)}
         return FolderSizes(n_tokens(folder, config), **same)
 
     # the authors' format
@@ -261,7 +261,7 @@ def _vocabulary_in(path: Path, _digest: str) -> tuple[Path, Path]:
     return folder / VOCAB_FILE, folder / MERGES_FILE
 
 
-def weights_file(folder: Path) -> Path:
+def weights_or_index(folder: Path) -> Path:
     """Return the file of the weights, or the index of several. Raises InputError when there is none."""
     for name in WEIGHTS_FILES:
         for path in (folder / name, folder / (name + INDEX)):
@@ -270,9 +270,9 @@ def weights_file(folder: Path) -> Path:
     raise InputError(f"{folder / WEIGHTS_FILES[0]} is missing, and so is {WEIGHTS_FILES[1]}. Fetch one of them.")
 
 
-def weights_files(folder: Path) -> list[Path]:
+def hugging_face_weights(folder: Path) -> list[Path]:
     """Return the files of the weights: one, or all that an index names. Raises InputError when one is missing."""
-    path = weights_file(folder)
+    path = weights_or_index(folder)
     if not path.name.endswith(INDEX):
         return [path]
 

@@ -15,7 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from formats.files import InputError, copy_file, read_json, refuse_special, replacing, write_json
-from formats.folders import CONFIG_FILE, EPSILON, MERGES_FILE, VOCAB_FILE, WEIGHTS_FILES, weights_file, weights_files
+from formats.folders import (
+    CONFIG_FILE,
+    EPSILON,
+    MERGES_FILE,
+    VOCAB_FILE,
+    WEIGHTS_FILES,
+    hugging_face_weights,
+    weights_or_index,
+)
 
 SPECIAL_TOKENS = ("_start_", "_delimiter_", "_classify_")
 
@@ -31,9 +39,9 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     Raises InputError for a file that is missing or damaged, or holds anything but tensors of finite numbers.
     """
     # all that the files hold
-    path = weights_file(folder)
+    path = weights_or_index(folder)
     loaded = {}
-    for part in weights_files(folder):
+    for part in hugging_face_weights(folder):
         loaded |= _load(part)
 
     # only dense tensors of finite numbers
@@ -116,7 +124,7 @@ def authors_arrays(folder: Path, tensors: Mapping[str, Tensor], shapes: Sequence
 
     Raises InputError when one is missing or has another shape, and when there are more blocks than these.
     """
-    path = weights_file(folder)
+    path = weights_or_index(folder)
     names = array_names((len(shapes) - 2) // 12)
 
     # no further block

@@ -15,8 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from formats.examples import Bad, Example, as_number, numbered_lines
-from formats.files import InputError, is_utf16, refuse_special
+from formats.examples import Bad, Example, as_number, json_object, numbered_lines
+from formats.files import InputError, is_utf16, reason, refuse_special
 
 OWN_FIELDS = {
     "classification": ("text",),
@@ -272,7 +272,7 @@ def encoding_of(path: Path, encoding: str | None) -> str:
     except FileNotFoundError:
         raise InputError(f"{path} is missing. Is its name right?") from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}).") from None
+        raise InputError(f"{path} cannot be read ({reason(error)}).") from None
     if start == b"\x1f\x8b":
         raise InputError(f"{path} is compressed. Unpack it: gunzip")
     if encoding is None:
@@ -305,7 +305,7 @@ def own_lines(path: Path, encoding: str | None) -> Iterator[tuple[int, str, str]
     except UnicodeError as error:
         raise InputError(f"{path}, line {number + 1}: not {encoding} ({error}). Name another --encoding.") from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}).") from None
+        raise InputError(f"{path} cannot be read ({reason(error)}).") from None
 
 
 def json_records(path: Path, encoding: str | None) -> Iterator[tuple[str, dict | Bad]]:
@@ -354,13 +354,7 @@ def json_items(path: Path, encoding: str | None) -> Iterator[tuple[str, dict | B
 
 def json_record(line: str, where: str) -> dict | Bad:
     """Return the object in a line."""
-    try:
-        value = DECODER.decode(line)
-    except (ValueError, RecursionError) as error:
-        return Bad(where, f"not JSON ({error}). Fix the line or remove it.")
-    if not isinstance(value, dict):
-        return Bad(where, "not a JSON object. Fix the line or remove it.")
-    return value
+    return json_object(line, where, DECODER.decode)
 
 
 def _nothing(name: str) -> None:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import text_utils
 from formats.examples import READERS_VERSION, Bad, Example
-from formats.files import InputError, digests, sha256
+from formats.files import InputError, digests, placing, reason, sha256
 from reading.tasks import Source, hold_out
 from text_utils import TextEncoder
 
@@ -40,7 +40,6 @@ class Encoded:
     ids: np.ndarray  # int32, of all texts
     text_ends: np.ndarray  # (number of texts,), where each text ends in ids
     example_ends: np.ndarray  # (N,), where each example ends in text_ends
-    largest_id: int
     codes: np.ndarray | None = None  # (N,) index into names, -1 without a label
     names: tuple[str, ...] = ()  # labels as in the files, in order of first appearance
     records: np.ndarray | None = None  # bytes: each example as JSON; None: not read from a file
@@ -72,8 +71,7 @@ class Encoded:
         """Return an Encoded in memory of these examples, each a sequence of texts, each a sequence of ids."""
         texts = list(chain.from_iterable(examples))
         all_ids = list(chain.from_iterable(texts))
-        ids = np.array(all_ids, np.int32)
-        return cls(ids, _ends(texts), _ends(examples), int(ids.max(initial=0)))
+        return cls(np.array(all_ids, np.int32), _ends(texts), _ends(examples))
 
 
 def _ends(items: Sequence) -> np.ndarray:
@@ -87,6 +85,12 @@ def _bounds(ends: np.ndarray, i: int) -> tuple[int, int]:
     return start, int(ends[i])
 
 
+# --- unknown tokens --------------------------------------------------------------------------------------------------
+
+MANY_UNKNOWN = 0.1  # fraction of the tokens
+READ_AS_ONE = "the network reads all unknown tokens as one. Is the text in the vocabulary's language?"
+
+
 def describe_unknown(ids: Sequence[np.ndarray], encoder: TextEncoder) -> list[str]:
     """Return in words how many of some token ids are that of the unknown token; above a tenth with a warning."""
     if not has_unknown(encoder):
@@ -98,10 +102,6 @@ def describe_unknown(ids: Sequence[np.ndarray], encoder: TextEncoder) -> list[st
     if share > MANY_UNKNOWN:
         lines.append(f"warning  {READ_AS_ONE}")
     return lines
-
-
-MANY_UNKNOWN = 0.1  # fraction of the tokens
-READ_AS_ONE = "the network reads all unknown tokens as one. Is the text in the vocabulary's language?"
 
 
 def has_unknown(encoder: TextEncoder) -> bool:
@@ -180,7 +180,8 @@ class SplitFiles:
         sources = []
         for source in self.present():
             files = {name: _digests(self.folder / name) for name in source.files}
-            sources.append([source.read.func.__qualname__, repr(source.read.keywords), files])
+            reader = source.read  # a partial: a function and its settings
+            sources.append([reader.func.__qualname__, repr(reader.keywords), files])
 
         # the tokenizer, and what chooses examples
         vocabulary = [sha256(Path(file)) for file in encoder.files]
@@ -229,7 +230,7 @@ def encode_cached(split: SplitFiles, encoder: TextEncoder) -> Encoded:
         _remove_old(split.folder)
         return found
     except OSError as error:
-        _say_no_cache(split.folder, error.strerror)
+        _say_no_cache(split.folder, reason(error))
 
     # none where the data is, but one that is gone with this process
     try:
@@ -238,24 +239,22 @@ def encode_cached(split: SplitFiles, encoder: TextEncoder) -> Encoded:
             return _read(Path(temporary))
     except OSError as error:
         places = f"{split.folder} nor {tempfile.gettempdir()}"
-        raise InputError(f"neither {places} takes files ({error.strerror}).") from None
+        raise InputError(f"neither {places} takes files ({reason(error)}).") from None
 
 
 def _make_cache(path: Path, split: SplitFiles, encoder: TextEncoder) -> Encoded:
     """Encode into a folder beside `path`, which gets that name when it is complete."""
-    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    found = None
     try:
-        beside.mkdir()
-        _write(beside, split, encoder)
-        found = _read(beside)
-        try:
-            beside.rename(path)
-        except OSError:
-            if not path.exists():  # else another process has made it meanwhile
-                raise
-        return found
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        with placing(path, path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")) as beside:
+            beside.mkdir()
+            _write(beside, split, encoder)
+            found = _read(beside)
+    except OSError:
+        # where it is complete, another process may have made one meanwhile
+        if found is None or not path.exists():
+            raise
+    return found
 
 
 @cache
@@ -301,7 +300,6 @@ def _read(path: Path) -> Encoded | None:
         codes=codes,
         records=records,
         record_ends=np.cumsum(n_bytes, dtype=np.int64),
-        largest_id=index["largest_id"],
         names=tuple(index["names"]),
         parts=tuple((part, n) for part, n in index["parts"]),
         n_bad=index["n_bad"],
@@ -313,7 +311,6 @@ def _write(path: Path, split: SplitFiles, encoder: TextEncoder) -> None:
     """Read and tokenize the examples of a split, and write the files of a cache into a folder."""
     # the numbers of the labels; those that the split does not fix are in the order of their first appearance
     codes = {label: i for i, label in enumerate(split.labels or ())}
-    largest_id = 0
     parts = []
     bad = []
     with ExitStack() as stack:
@@ -323,29 +320,11 @@ def _write(path: Path, split: SplitFiles, encoder: TextEncoder) -> None:
             n = 0
             examples = split.chosen(source, bad)
             while step := list(islice(examples, EXAMPLES_PER_STEP)):
-                # a text that several examples share, such as an article with its questions, is tokenized once
-                texts = list(chain.from_iterable(example.texts for example in step))
-                different = list(dict.fromkeys(texts))
-                known = dict(zip(different, encoder.encode(different, verbose=False), strict=True))
-                ids = [known[text] for text in texts]
-                records = [json.dumps(example).encode() + b"\n" for example in step]
                 for example in step:
                     if example.label is not None:
                         codes.setdefault(example.label, len(codes))
-
-                # appended to the files
-                all_ids = list(chain.from_iterable(ids))
-                largest_id = max([largest_id, *all_ids])
-                arrays = {
-                    "ids": all_ids,
-                    "n_ids": [len(text) for text in ids],
-                    "n_texts": [len(example.texts) for example in step],
-                    "n_bytes": [len(record) for record in records],
-                    "codes": [codes.get(example.label, -1) for example in step],
-                }
-                for name, values in arrays.items():
-                    files[name].write(np.array(values, np.int32).tobytes())
-                files["records.jsonl"].writelines(records)
+                for name, content in _contents(step, encoder, codes).items():
+                    files[name].write(content)
                 n += len(step)
                 bar.update(len(step))
             if n == 0:
@@ -354,8 +333,29 @@ def _write(path: Path, split: SplitFiles, encoder: TextEncoder) -> None:
             parts.append((source.part, n))
 
         # what is known at the end
-        index = {"names": list(codes), "parts": parts, "largest_id": largest_id}
+        index = {"names": list(codes), "parts": parts}
         index |= {"n_bad": len(bad), "first_bad": bad[0] if bad else ""}
         files["index.json"].write(json.dumps(index).encode())
     of_files = digests(path / name for name in FILES)
     (path / "digests.json").write_text(json.dumps(of_files))
+
+
+def _contents(examples: Sequence[Example], encoder: TextEncoder, codes: dict[str, int]) -> dict[str, bytes]:
+    """Return what some examples add to each file of a cache but the index; `codes` has the number of each label."""
+    # a text that several examples share, such as an article with its questions, is tokenized once
+    texts = list(chain.from_iterable(example.texts for example in examples))
+    different = list(dict.fromkeys(texts))
+    known = dict(zip(different, encoder.encode(different, verbose=False), strict=True))
+    ids = [known[text] for text in texts]
+
+    # a line for each example
+    records = [json.dumps(example).encode() + b"\n" for example in examples]
+    arrays = {
+        "ids": list(chain.from_iterable(ids)),
+        "n_ids": [len(text) for text in ids],
+        "n_texts": [len(example.texts) for example in examples],
+        "n_bytes": [len(record) for record in records],
+        "codes": [codes.get(example.label, -1) for example in examples],
+    }
+    contents = {name: np.array(values, np.int32).tobytes() for name, values in arrays.items()}
+    return contents | {"records.jsonl": b"".join(records)}

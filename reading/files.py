@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from formats.files import InputError, refuse_special
+from formats.files import InputError, reason, refuse_special
 
 
 def find_files(names: Iterable[str | os.PathLike]) -> list[Path]:
@@ -58,4 +58,4 @@ def _files_of(path: Path) -> list[Path]:
 
 def unreadable(path: Path, error: OSError) -> InputError:
     """Return the error that says why a file of a corpus cannot be read."""
-    return InputError(f"{path} cannot be read ({error.strerror}). --corpus names a text file, a folder or a glob.")
+    return InputError(f"{path} cannot be read ({reason(error)}). --corpus names a text file, a folder or a glob.")

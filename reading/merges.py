@@ -21,6 +21,7 @@ from pathlib import Path
 from formats.files import replacing, write_json
 
 Pair = tuple[int, int]  # ids of neighbouring tokens
+Heap = list[tuple[int, Pair, list[int]]]  # count, negative so that the largest is first; pair; words with it
 
 
 def learn_vocabulary(counts: Mapping[str, int], n_merges: int, encoder_path: Path, bpe_path: Path) -> None:
@@ -73,20 +74,18 @@ def learn_merges(
             words_of[pair].append(i)
 
     merges: list[tuple[str, str]] = []
-    heap: list[tuple[int, Pair, list[int]]] = []  # count, negative so that the largest is first; pair; words with it
+    heap: Heap = []
     while len(tokens) < len(alphabet) + n_merges:
         # pairs that the newest token has made, at first all
         for pair, where in words_of.items():
             if n_found[pair] > 0:
                 heapq.heappush(heap, (-n_found[pair], pair, where))
 
-        # the pair that is found most; a count in the heap may be too high, as merges have taken occurrences away
-        while heap and -heap[0][0] != n_found[heap[0][1]]:
-            _, pair, where = heap[0]
-            heapq.heapreplace(heap, (-n_found[pair], pair, where))
-        if not heap or heap[0][0] >= 0:
+        # the one that is found most
+        found = take_most_frequent(heap, n_found)
+        if found is None:
             break
-        _, (left, right), where = heapq.heappop(heap)
+        (left, right), where = found
 
         # it becomes a token
         merges.append((tokens[left], tokens[right]))
@@ -103,6 +102,19 @@ def learn_merges(
                 n_found[made] += repeats[i]
                 words_of[made].append(i)
     return tokens, merges
+
+
+def take_most_frequent(heap: Heap, n_found: Mapping[Pair, int]) -> tuple[Pair, list[int]] | None:
+    """Take the pair that is found most off the heap, with the words that may hold it; None if none is found still."""
+    while heap:
+        negative, pair, where = heap[0]
+        if -negative == n_found[pair]:
+            heapq.heappop(heap)
+            return (pair, where) if negative < 0 else None
+
+        # merges have taken occurrences away since the count came onto the heap
+        heapq.heapreplace(heap, (-n_found[pair], pair, where))
+    return None
 
 
 def merge(word: list[int], left: int, right: int, new: int) -> Iterator[tuple[Pair, Pair]]:

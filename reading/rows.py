@@ -369,8 +369,6 @@ class Rows:
         scores: tuple[float, float] | None = None,
         which: np.ndarray | None = None,
     ):
-        if encoded.largest_id >= layout.n_vocab:
-            raise ValueError(f"a token id of {layout.n_vocab} or more is a special token, which ends a row")
         self.encoded = encoded
         self.layout = layout
         self.labels = labels

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from formats.files import InputError, flush, locked, make_output_folder, refuse_special, replacing, sha256
+from formats.files import InputError, locked, make_output_folder, placing, refuse_special, replacing, sha256, to_disk
 from running.processes import Ranks, restarted
 
 KEPT = 2  # checkpoints; the older one is used when the newest is damaged
@@ -63,27 +63,23 @@ def save_checkpoint(
             tensors[f"optimizer.{i}.{name}"] = value
     state = {"updates": updates, "param_groups": optimizer_state["param_groups"], **state}
 
-    # written under another name, flushed and renamed
-    part = folder / "checkpoint.part"
+    # written under another name
     final = folder / f"checkpoint_{updates:09d}"
     try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        _save_tensors(tensors, part / FILES[0])
-        (part / FILES[1]).write_text(json.dumps(state))
-        (part / "SHA256.json").write_text(json.dumps({name: sha256(part / name) for name in FILES}))
-        for path in (*part.iterdir(), part):
-            flush(path)
-        if final.exists():
-            _remove(final)  # of the same update, before its evaluation
-        os.replace(part, final)
-        flush(folder)
+        with placing(final, folder / "checkpoint.part") as part:
+            part.mkdir(parents=True)
+            _save_tensors(tensors, part / FILES[0])
+            (part / FILES[1]).write_text(json.dumps(state))
+            (part / "SHA256.json").write_text(json.dumps({name: sha256(part / name) for name in FILES}))
+            if final.exists():
+                # of the same update, before its evaluation: there until the new one is on disk
+                to_disk(part)
+                _remove(final)
 
         # the earlier ones, now that this one is safe
         for old in checkpoints(folder)[KEPT:]:
             _remove(old)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(part, ignore_errors=True)
         raise InputError(f"{final} cannot be written ({error}). Earlier checkpoints are intact; make room.") from None
 
 
@@ -203,15 +199,11 @@ def save_parameters(path: Path, model: nn.Module, meaning: str = "") -> None:
     Args:
         meaning: what `meaning_of` returns.
     """
-    # written under another name, flushed and renamed
-    part = path.with_name(path.name + ".part")
     try:
-        _save_tensors(dict(model.named_parameters()), part, {"meaning": meaning})
-        digest = sha256(part)
-        flush(part)
-        os.replace(part, path)
+        with placing(path, path.with_name(path.name + ".part")) as part:
+            _save_tensors(dict(model.named_parameters()), part, {"meaning": meaning})
+            digest = sha256(part)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
         raise InputError(f"{path} cannot be written ({error}). What was there before is intact.") from None
 
     # until it is written too, the old digest says that the file is not whole

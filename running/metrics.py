@@ -161,7 +161,8 @@ def calibration(confidence: np.ndarray, is_right: np.ndarray) -> tuple[float, li
             "confidence": 100 * float(confidence[inside].mean()),
             "accuracy": 100 * float(is_right[inside].mean()),
         }
-        error += line["n"] / len(bins) * abs(line["accuracy"] - line["confidence"])
+        share = line["n"] / len(bins)
+        error += share * abs(line["accuracy"] - line["confidence"])
         curve.append(line)
     return error, curve
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from formats.config import Config
+from formats.config import SIZES, Config
 from formats.files import NAME_A_RUN, InputError, read_json, text_sha256
 from formats.own import parse_columns
 from opt import SCHEDULES
@@ -16,7 +16,7 @@ from running.metrics import METRICS
 
 # what the answers of given parameters depend on
 MEANING = (
-    *("form", "cut", "labels", "scores", "n_embd", "n_head", "n_layer", "afn"),
+    *("form", "cut", "labels", "scores", *SIZES),
     *("n_out", "n_vocab", "n_ctx", "n_ctx_allowed", "vocabulary"),
 )
 NETWORK = tuple(f.name for f in dataclasses.fields(Config))
@@ -118,14 +118,14 @@ def problem_of(values: Any) -> str | None:
     return problem_of_values(values)
 
 
-SIZES = ("n_embd", "n_head", "n_layer", "n_out", "n_vocab", "n_ctx", "n_ctx_allowed")
+FROM_ONE = ("n_embd", "n_head", "n_layer", "n_out", "n_vocab", "n_ctx", "n_ctx_allowed")
 DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop", "clf_pdrop")
 
 
 def problem_of_values(values: dict[str, Any]) -> str | None:
     """Return in words which value of the right type cannot be one of a run; None if there is none."""
     # numbers
-    for name in SIZES:
+    for name in FROM_ONE:
         if values[name] < 1:
             return f"{name} is {values[name]}"
     if values["n_embd"] % values["n_head"]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from formats.config import DEFAULT_CONFIG, Config
+from formats.config import DEFAULT_CONFIG, SIZES, Config
 from formats.files import NAME_A_RUN, WHERE_TO_GET_IT, InputError, find
 from formats.folders import (
     BPE_FILE,
@@ -266,7 +266,6 @@ def refuse_missing_data(task: Task, folder: str | Path) -> None:
 
 # --- groups of settings that commands have in common -----------------------------------------------------------------
 
-SIZES = ("n_embd", "n_head", "n_layer", "afn")  # what a model folder tells
 AFNS = ("relu", "swish", "gelu")  # the keys of model_pytorch.ACTIVATIONS
 
 
