@@ -81,10 +81,7 @@ def open_transformer(folder: Path) -> tuple[TransformerModel, TextEncoder, Folde
         model, encoder = run.model, run.encoder
     else:
         model, encoder = open_model(folder)
-    cfg = model.cfg
-    n_positions = model.transformer.n_ctx
-    sizes = FolderSizes(encoder.n_vocab, n_positions, cfg.n_embd, cfg.n_head, cfg.n_layer, cfg.afn)
-    return model.transformer, encoder, sizes
+    return model.transformer, encoder, folder_sizes(folder)
 
 
 def folder_sizes(folder: Path) -> FolderSizes:

@@ -320,9 +320,6 @@ def _write(path: Path, split: SplitFiles, encoder: TextEncoder) -> None:
             n = 0
             examples = split.chosen(source, bad)
             while step := list(islice(examples, EXAMPLES_PER_STEP)):
-                for example in step:
-                    if example.label is not None:
-                        codes.setdefault(example.label, len(codes))
                 for name, content in _contents(step, encoder, codes).items():
                     files[name].write(content)
                 n += len(step)
@@ -341,7 +338,11 @@ def _write(path: Path, split: SplitFiles, encoder: TextEncoder) -> None:
 
 
 def _contents(examples: Sequence[Example], encoder: TextEncoder, codes: dict[str, int]) -> dict[str, bytes]:
-    """Return what some examples add to each file of a cache but the index; `codes` has the number of each label."""
+    """Return what some examples add to each file of a cache but the index; `codes` gets a number for a new label."""
+    for example in examples:
+        if example.label is not None:
+            codes.setdefault(example.label, len(codes))
+
     # a text that several examples share, such as an article with its questions, is tokenized once
     texts = list(chain.from_iterable(example.texts for example in examples))
     different = list(dict.fromkeys(texts))
