@@ -78,7 +78,7 @@ def to_hugging_face(src: Path, out: Path) -> None:
     model, encoder = open_model(src)
     config = {"architectures": [LANGUAGE_MODEL], "afn": read_sizes(src).afn}
     with making_folder(out) as part:
-        write_hugging_face(part, model.transformer, encoder.n_vocab, vocabulary_files(src), {}, config)
+        write_hugging_face(part, model.transformer, encoder.n_vocab, encoder.files, {}, config)
     print(f"{out}: {LANGUAGE_MODEL}, {encoder.n_vocab} tokens")
 
 
@@ -108,9 +108,8 @@ def run_to_hugging_face(run: SavedRun, out: Path) -> None:
         config["architectures"] = [LANGUAGE_MODEL]
         why = f"without the head of the {record.form} ({WHY_NO_HEAD[record.form]})"
         note = f"{LANGUAGE_MODEL}: the language model only, {why}"
-    vocabulary = (run.folder / ENCODER_FILE, run.folder / BPE_FILE)
     with making_folder(out) as part:
-        write_hugging_face(part, run.model.transformer, record.n_vocab, vocabulary, head, config)
+        write_hugging_face(part, run.model.transformer, record.n_vocab, run.encoder.files, head, config)
     print(f"{out}: {note}; {record.n_vocab} tokens and {N_SPECIAL} added ones")
 
 

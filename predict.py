@@ -81,11 +81,7 @@ def read_standard_input(own: OwnData) -> Iterator[Example | Bad]:
         if FIELDS[own.form] == ("text",) and not line.lstrip().startswith("{"):
             yield Example((line,), None, where)
             continue
-        record = json_record(line, where)
-        if isinstance(record, Bad):
-            yield record
-        else:
-            yield own_example(record, where, own, labelled=None)
+        yield own_example(json_record(line, where), where, own, labelled=None)
 
 
 def read_official(path: Path, dataset: str) -> Iterator[Example | Bad]:

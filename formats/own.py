@@ -102,17 +102,16 @@ def own_examples(folder: Path, file: str, own: OwnData, labelled: bool | None) -
 
     # its records as examples
     for where, record in found:
-        if isinstance(record, Bad):
-            yield record
-        else:
-            yield own_example(record, where, own, labelled)
+        yield own_example(record, where, own, labelled)
 
 
 # --- one example -----------------------------------------------------------------------------------------------------
 
 
-def own_example(record: dict[str, Any], where: str, own: OwnData, labelled: bool | None) -> Example | Bad:
+def own_example(record: dict[str, Any] | Bad, where: str, own: OwnData, labelled: bool | None) -> Example | Bad:
     """Return the example in a record, a multiple-choice label as a number from 1, or a Bad that says what is wrong."""
+    if isinstance(record, Bad):
+        return record
     # its texts
     found = []
     for column in own.text_columns:
