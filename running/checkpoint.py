@@ -74,11 +74,11 @@ def save_checkpoint(
             if final.exists():
                 # of the same update, before its evaluation: there until the new one is on disk
                 to_disk(part)
-                _remove(final)
+                _remove_at_once(final)
 
         # the earlier ones, now that this one is safe
         for old in checkpoints(folder)[KEPT:]:
-            _remove(old)
+            _remove_at_once(old)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{final} cannot be written ({error}). Earlier checkpoints are intact; make room.") from None
 
@@ -91,7 +91,7 @@ def checkpoints(folder: Path) -> list[Path]:
 def remove_checkpoints(folder: Path) -> None:
     """Remove all checkpoints of a folder, the newest last: it is the one that shows whether the run was finished."""
     for path in reversed(checkpoints(folder)):
-        _remove(path)
+        _remove_at_once(path)
 
 
 def read_checkpoint(folder: Path, ranks: Ranks) -> tuple[dict[str, Tensor], dict] | None:
@@ -253,7 +253,7 @@ def _digest_line(digest: str, path: Path) -> bytes:
     return f"{digest}  {path.name}\n".encode()  # as sha256sum writes
 
 
-def _remove(path: Path) -> None:
+def _remove_at_once(path: Path) -> None:
     """Remove a checkpoint without ever leaving half of it under its name."""
     # one that was left by a run that was killed meanwhile
     gone = path.with_name("checkpoint.old")
