@@ -36,6 +36,7 @@ from formats.folders import (
     vocabulary_files,
 )
 from formats.hugging_face import authors_arrays, read_tensors, write_hugging_face
+from formats.own import CHOICE_FORMS
 from reading.rows import CUTS, N_SPECIAL
 from running.checkpoint import save_parameters
 from running.command import exit_code
@@ -48,8 +49,7 @@ LANGUAGE_MODEL = "OpenAIGPTLMHeadModel"
 MULTIPLE_CHOICE = "OpenAIGPTDoubleHeadsModel"
 HEAD = "multiple_choice_head.summary"  # name of its linear map there
 
-# the forms with a head that is the same there, and why the others have none
-CHOICE_FORMS = ("multiple_choice", "reading")
+# with choices the head is the same there; why the other forms have none
 WHY_NO_HEAD = {
     "classification": "OpenAIGPTForSequenceClassification has no bias",
     "regression": "OpenAIGPTForSequenceClassification has no bias",
@@ -57,7 +57,7 @@ WHY_NO_HEAD = {
     "similarity": "no head of transformers adds the states of two rows",
 }
 
-DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")  # by the same names there
+THEIR_DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")  # that have the same names there
 # what config.json keeps of a run's settings, under RUN_KEY, which transformers keeps when it saves
 RUN_KEY = "fine_tuned"
 RUN_SETTINGS = ("title", "form", "cut", "labels", "scores", "metrics", "columns", "n_out", "n_ctx_allowed")
@@ -87,7 +87,7 @@ def run_to_hugging_face(run: SavedRun, out: Path) -> None:
     record = run.record
 
     # the settings that transformers has too
-    config: dict[str, Any] = {name: getattr(record, name) for name in ("afn", *DROPOUTS)}
+    config: dict[str, Any] = {name: getattr(record, name) for name in ("afn", *THEIR_DROPOUTS)}
     config["pad_token_id"] = 0  # our padding
 
     # the head, and what the user is told of it
@@ -155,7 +155,7 @@ def run_from_hugging_face(src: Path, config: dict[str, Any], out: Path) -> None:
     n_tokens = sizes.n_vocab + N_SPECIAL
 
     # the network, with its head; whatever contradicts what was kept is an error here
-    dropouts = [config.get(name, 0.1) for name in (*DROPOUTS, "summary_first_dropout")]
+    dropouts = [config.get(name, 0.1) for name in (*THEIR_DROPOUTS, "summary_first_dropout")]
     try:
         network = Config(sizes.n_embd, sizes.n_head, sizes.n_layer, *dropouts, sizes.afn)
         model = task_model(network, "multiple_choice", 1, sizes.n_vocab, sizes.n_positions)
