@@ -140,8 +140,8 @@ def run_from_hugging_face(src: Path, config: dict[str, Any], out: Path) -> None:
     """Write the run of multiple choice in a Hugging Face folder. Raises InputError when it is not complete."""
     # the settings that were kept of it
     kept = config[RUN_KEY]
-    is_run = isinstance(kept, dict) and set(RUN_SETTINGS) <= kept.keys()
-    if not is_run or kept["form"] not in CHOICE_FORMS or kept["cut"] not in list(CUTS):
+    is_whole = isinstance(kept, dict) and set(RUN_SETTINGS) <= kept.keys()
+    if not is_whole or kept["form"] not in CHOICE_FORMS or kept["cut"] not in list(CUTS):
         raise InputError(
             f"{src / CONFIG_FILE}: {RUN_KEY!r} is not the settings of a run of multiple choice. "
             f"Remove {RUN_KEY!r} for the transformer alone."

@@ -5,7 +5,6 @@ authors' two vocabulary files byte for byte. Special tokens are added tokens the
 transformers of today writes tokenizer.json instead of these two, and large weights in several files with an index.
 """
 
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -156,7 +155,7 @@ def write_hugging_face(
     folder: Path,
     transformer: nn.Module,
     n_vocab: int,
-    vocabulary: tuple[str | os.PathLike, str | os.PathLike],
+    vocabulary: tuple[Path, Path],
     head: Mapping[str, Tensor],
     config: Mapping[str, Any],
 ) -> None:
@@ -184,8 +183,8 @@ def write_hugging_face(
 
     # the tokenizer
     encoder_path, bpe_path = vocabulary
-    copy_file(Path(encoder_path), folder / VOCAB_FILE)
-    copy_file(Path(bpe_path), folder / MERGES_FILE)
+    copy_file(encoder_path, folder / VOCAB_FILE)
+    copy_file(bpe_path, folder / MERGES_FILE)
 
     # and which of its tokens are special
     vocab_size = len(table) - n_positions
