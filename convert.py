@@ -151,7 +151,7 @@ def run_from_hugging_face(src: Path, config: dict[str, Any], out: Path) -> None:
     check_vocabulary(src)
     sizes = read_sizes(src)
     tensors = read_tensors(src)
-    positions, tokens, *blocks = authors_arrays(src, tensors, sizes.shapes())
+    positions, tokens, *blocks = authors_arrays(src, tensors, sizes)
     n_tokens = sizes.n_vocab + N_SPECIAL
 
     # the network, with its head; whatever contradicts what was kept is an error here

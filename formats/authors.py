@@ -142,7 +142,7 @@ def _copy_arrays(folder: Path, sizes: FolderSizes, tensors: list[Tensor]) -> Non
     """Copy the first arrays of a folder into tensors, which may have fewer rows, once all of the folder is checked."""
     if is_hugging_face(folder):
         found = read_tensors(folder)
-        arrays = authors_arrays(folder, found, sizes.shapes())
+        arrays = authors_arrays(folder, found, sizes)
         unused = sorted(found.keys() - set(array_names(sizes.n_layer)))
         if unused:
             shown = ", ".join(unused)

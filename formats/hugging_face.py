@@ -20,6 +20,7 @@ from formats.folders import (
     MERGES_FILE,
     VOCAB_FILE,
     WEIGHTS_FILES,
+    FolderSizes,
     hugging_face_weights,
     weights_or_index,
 )
@@ -115,16 +116,16 @@ def array_names(n_layer: int) -> list[str]:
     return names
 
 
-def authors_arrays(folder: Path, tensors: Mapping[str, Tensor], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+def authors_arrays(folder: Path, tensors: Mapping[str, Tensor], sizes: FolderSizes) -> list[Tensor]:
     """Return the authors' arrays among the tensors of a folder.
 
     Args:
-        shapes: of the arrays in the authors' order; more tokens than that are added ones, left in.
+        sizes: of the network; more tokens than that are added ones, left in.
 
     Raises InputError when one is missing or has another shape, and when there are more blocks than these.
     """
     path = weights_or_index(folder)
-    names = array_names((len(shapes) - 2) // 12)
+    names = array_names(sizes.n_layer)
 
     # no further block
     for name in tensors:
@@ -133,7 +134,7 @@ def authors_arrays(folder: Path, tensors: Mapping[str, Tensor], shapes: Sequence
 
     # each array is there in its shape; the embedding matrix may have more tokens
     arrays = []
-    for name, shape in zip(names, shapes, strict=True):
+    for name, shape in zip(names, sizes.shapes(), strict=True):
         if name not in tensors:
             raise InputError(f"{path}: {name} is missing. Take weights and config.json from one model.")
         expected = list(shape[-2:])  # the authors' matrices have a third axis, of size 1

@@ -124,9 +124,7 @@ def draw_learning_rate(axes: "Axes", record: RunRecord) -> None:
     schedule = SCHEDULES[record.lr_schedule]
     updates = np.arange(1, t_total + 1)
     # as in opt.py, from the share of the updates
-    rates = []
-    for t in updates:
-        rates.append(record.lr * schedule(t / t_total, record.lr_warmup))
+    rates = [record.lr * schedule(t / t_total, record.lr_warmup) for t in updates]
     axes.plot(updates, rates)
     axes.set(xlabel="update", ylabel="learning rate", xlim=(0, t_total * 1.02))
 
