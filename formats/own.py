@@ -112,6 +112,7 @@ def own_example(record: dict[str, Any] | Bad, where: str, own: OwnData, labelled
     """Return the example in a record, a multiple-choice label as a number from 1, or a Bad that says what is wrong."""
     if isinstance(record, Bad):
         return record
+
     # its texts
     found = []
     for column in own.text_columns:

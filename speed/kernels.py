@@ -295,7 +295,8 @@ def attention(
 ) -> Tensor:
     """Return plain_attention; written out for dropout on a CPU, as torch samples its masks slowly there."""
     # buys 7 % of an update in bf16, nothing in fp32 (one core of an AMD EPYC, batch 8), and 0.7 of 7.9 GiB in fp32 and
-    # 1.3 of 7.2 GiB in bf16 at batch 64; in blocks, 0.4 of 5.1 GiB in fp32 and 0.1 of 4.4 GiB in bf16 at 4 x 512 tokens
+    # 1.3 of 7.2 GiB in bf16 at batch 64; blocks of 128 queries bought 0.4 of 5.1 GiB in fp32 at 4 x 512 tokens, and
+    # those of 256 two thirds of that (by count) with a third fewer steps for threads to wait for each other
     pdrop = dropout.p if dropout.training else 0.0
     n_dropped = round(pdrop * 2**16)
     if n_dropped in (0, 2**16) or q.device.type != "cpu":
