@@ -49,7 +49,8 @@ def test_a_test_that_hangs_or_is_killed_fails_alone(tmp_path):
 def test_a_run_that_waits_for_ever_is_ended_with_its_report(tmp_path):
     (tmp_path / "test_a.py").write_text(FORKING)
     (tmp_path / "test_b.py").write_text(PASSING)
-    ours = "import tests.conftest\nfrom tests.conftest import pytest_xdist_setupnodes\ntests.conftest.ALL_TESTS = 15\n"
+    ours = f"import sys\nsys.path.append({str(ROOT / 'tests')!r})\nimport tests.conftest\n"
+    ours += "from tests.conftest import pytest_xdist_setupnodes\ntests.conftest.ALL_TESTS = 15\n"
     (tmp_path / "conftest.py").write_text(ours)
     run = make_test(tmp_path, "-p", "no:cacheprovider")
     assert run.returncode == 1 and "the tests are not done after 15 s" in run.stdout, run.stdout + run.stderr
