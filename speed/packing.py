@@ -243,10 +243,6 @@ class Packing:
         rows = torch.arange(self.shape[0], device=places.device).view(places.shape)
         return rows * self.shape[1] + places if self.source is None else self.source[rows, places]
 
-    def n_next(self) -> Tensor:
-        """Return how many next tokens each row predicts (R,)."""
-        return (self.predictions < len(self.targets)).sum(1)
-
     def to(self, device: torch.device) -> "Packing":
         """Move all tensors to a device, without waiting for it, and return self."""
         for name, value in vars(self).items():
