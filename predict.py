@@ -149,7 +149,7 @@ def predict_input(settings: PredictFlags) -> None:
     """Predict the input. Raises InputError for what the user can fix; no output file is written then."""
     keep_freed_memory()
     # the output is no file that is read
-    folder = Path(settings.save_dir) / settings.desc
+    folder = settings.run_folder()
     if settings.output != "-":
         refuse_folders([Path(settings.output)])
         refuse_inputs(Path(settings.output), [given_input(settings), *folder.glob("*")])

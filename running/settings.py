@@ -350,11 +350,23 @@ class AdamFlags(Flags):
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(AdamFlags)}
 
 
+class OfARun:
+    """Where the files of a run are, for flags that name it."""
+
+    def run_folder(self) -> Path:
+        """Return the folder of parameters, settings and checkpoints."""
+        return Path(self.save_dir) / self.desc
+
+    def log_file(self, suffix: str = "jsonl") -> Path:
+        """Return the path of the log, or of another file beside it."""
+        return Path(self.log_dir) / f"{self.desc}.{suffix}"
+
+
 CHECKPOINT_EVERY = "updates between two checkpoints in --save_dir; 0: only at the end of each epoch"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFlags(Flags):
+class RunFlags(OfARun, Flags):
     """Where a run writes; memory, speed and long runs.
 
     All but accumulate, which makes updates larger, change results by rounding only.
@@ -380,14 +392,6 @@ class RunFlags(Flags):
     tensorboard: bool = setting(
         False, "write the log for TensorBoard too, to <desc>.tensorboard/ in --log_dir", free_on_resume=True
     )
-
-    def run_folder(self) -> Path:
-        """Return the folder of parameters, settings and checkpoints."""
-        return Path(self.save_dir) / self.desc
-
-    def log_file(self, suffix: str = "jsonl") -> Path:
-        """Return the path of the log, or of another file beside it."""
-        return Path(self.log_dir) / f"{self.desc}.{suffix}"
 
 
 # --- fine-tuning -----------------------------------------------------------------------------------------------------
@@ -581,7 +585,7 @@ class PreTrainingFlags(RunFlags, NetworkFlags, AdamFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictFlags(Flags):
+class PredictFlags(OfARun, Flags):
     """The flags of predict.py."""
 
     ABOUT: ClassVar[str] = "Predict with a saved run."
@@ -611,7 +615,7 @@ class PredictFlags(Flags):
             raise ValueError("official is for a file of the data set: give input, and no columns")
 
     def refuse_missing(self) -> None:
-        settings_file = Path(self.save_dir) / self.desc / "settings.json"
+        settings_file = self.run_folder() / "settings.json"
         refuse_missing_file(settings_file, "Run train.py with that --desc first, or give the --save_dir of the run.")
         if self.input != "-":
             refuse_missing_file(self.input, "Name the file of the examples.")
@@ -726,7 +730,7 @@ NO_LOG = "Run train.py with that --desc and --submit first, or give its --log_di
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnalysisFlags(Flags):
+class AnalysisFlags(OfARun, Flags):
     """The flags of analysis.py."""
 
     ABOUT: ClassVar[str] = (
@@ -736,12 +740,8 @@ class AnalysisFlags(Flags):
     desc: str = setting("rocstories", "name of the run, as given to train.py", run_name)
     log_dir: str = setting("log/", "folder of the run's log")
 
-    def log_path(self) -> Path:
-        """Return the path of the log."""
-        return Path(self.log_dir) / f"{self.desc}.jsonl"
-
     def refuse_missing(self) -> None:
-        refuse_missing_file(self.log_path(), NO_LOG)
+        refuse_missing_file(self.log_file(), NO_LOG)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -145,12 +145,11 @@ class Run:
         self.record = record
         self.ranks = ranks
 
-        # how it is computed, and where it is written
+        # how it is computed, and where it is kept
         self.precision = pick_precision(settings.precision, ranks.device)
         warn_of_slow_bf16(self.precision, ranks)
         self.autocast = autocast(self.precision, ranks.device)
         self.folder = settings.run_folder()
-        self.log_path = settings.log_file()
 
         # where an earlier run stopped
         self.n_updates = 0
@@ -185,7 +184,7 @@ class Run:
                 remove_checkpoints(self.folder)
             told = self.record | provenance(self.ranks)
             write_json(self.folder / "settings.json", told, indent=2)
-            self.log = Log(self.log_path, told, self.settings.tensorboard)
+            self.log = Log(self.settings.log_file(), told, self.settings.tensorboard)
             for line in self.logs:
                 self.log.write(line)
 
