@@ -633,16 +633,16 @@ def reproduce(settings: ReproduceFlags) -> None:
         report(results, out)
         return
 
-    # what is to be done; with --dry_run only shown
+    # what is to be done; a wrong flag of --flags ends the command before anything is made
     jobs = jobs_of(settings)
+    for job in jobs:
+        parse(FineTuningFlags, job.all_flags())
+
+    # with --dry_run it is only shown
     if settings.dry_run:
         print_plan(results.missing(jobs))
         return
     make_output_folder(out)
-
-    # a wrong flag of --flags ends the command before the first run
-    for job in jobs:
-        parse(FineTuningFlags, job.all_flags())
 
     # results of other weights or settings are not mixed with these
     weights = list(digests(weight_files(Path(settings.model_dir))).values())
