@@ -86,6 +86,8 @@ def train_in(folder: Path, task: str, settings: dict) -> SavedRun:
         checked = FineTuningFlags(**flags | settings)
     except (ValueError, TypeError) as error:
         raise InputError(str(error)) from None
+    if checked.lstm is not None:
+        raise InputError("an LSTM is for train.py: fit returns runs of the transformer only. Leave out lstm.")
 
     # as its command does
     with run_processes(checked) as ranks:

@@ -22,7 +22,7 @@ import torch
 
 from formats.authors import save_openai_model
 from formats.files import InputError, copy_file, digests, make_output_folder, refuse_folders, sha256
-from formats.folders import BPE_FILE, ENCODER_FILE, HPARAMS_FILE, SHAPES_FILE, SHARDS, FolderSizes
+from formats.folders import BPE_FILE, ENCODER_FILE, HPARAMS_FILE, LSTM_FILE, SHAPES_FILE, SHARDS, FolderSizes
 from loss import TokenLoss, sequence_losses, token_mean
 from model_pytorch import LMModel, TransformerModel
 from opt import OpenAIAdam
@@ -33,6 +33,7 @@ from reading.workers import n_cores
 from running.checkpoint import checkpoints, only_writer
 from running.command import exit_code
 from running.figures import draw_perplexity
+from running.lstm import replace_blocks, save_lstm
 from running.processes import (
     Ranks,
     describe_device,
@@ -47,14 +48,8 @@ from weights import copy_weights, open_transformer, parameter_files
 from zero_shot import Probe, parse_probes, read_probes
 
 
-def pre_train(settings: PreTrainingFlags, ranks: Ranks, make_network=None) -> LMModel:
-    """Learn merges, tokenize, and train; return the language model.
-
-    Args:
-        make_network: what makes another network, called as build_network is.
-
-    Raises InputError for what the user can fix.
-    """
+def pre_train(settings: PreTrainingFlags, ranks: Ranks) -> LMModel:
+    """Learn merges, tokenize, and train; return the language model. Raises InputError for what the user can fix."""
     # the network to start from, if there is one, and its tokenizer and sizes
     initial = None
     encoder = None
@@ -87,9 +82,7 @@ def pre_train(settings: PreTrainingFlags, ranks: Ranks, make_network=None) -> LM
 
     # the network, with random weights or those to start from
     torch.manual_seed(settings.seed)
-    if make_network is None:
-        make_network = build_network
-    model = make_network(settings, encoder.n_vocab, n_positions, initial)
+    model = build_network(settings, encoder.n_vocab, n_positions, initial)
     model.transformer.checkpoint_activations = settings.checkpoint_activations
     model.to(ranks.device)
 
@@ -169,15 +162,17 @@ def make_folders(settings: PreTrainingFlags) -> None:
     for folder in (model_dir, Path(settings.log_dir), run_folder):
         make_output_folder(folder)
 
-    # weights that are there are not overwritten, but by the run that was to write them
-    is_begun = (settings.resume or restarted()) and checkpoints(run_folder)
-    if not is_begun and (model_dir / SHAPES_FILE).exists():
-        raise InputError(f"{model_dir} holds weights already. Name another --model_dir.")
-
     # what is written at the end
-    names = (SHAPES_FILE, HPARAMS_FILE, *SHARDS)
+    names = [SHAPES_FILE, HPARAMS_FILE, *SHARDS]
+    if settings.lstm_units is not None:
+        names = [LSTM_FILE]
     refuse_folders([model_dir / name for name in names])
     refuse_folders([settings.log_file(suffix) for suffix in ("jsonl", "png")])
+
+    # weights that are there are not overwritten, but by the run that was to write them
+    is_begun = (settings.resume or restarted()) and checkpoints(run_folder)
+    if not is_begun and (model_dir / names[0]).exists():
+        raise InputError(f"{model_dir} holds weights already. Name another --model_dir.")
 
 
 def vocabulary_of(settings: PreTrainingFlags) -> tuple[Path, Path]:
@@ -242,6 +237,8 @@ def build_network(
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter *= settings.init_std / 0.02
+    if settings.lstm_units is not None:
+        replace_blocks(model.transformer, settings.lstm_units)
     return model
 
 
@@ -290,11 +287,16 @@ def announce(run: Run, sequences: Sequences, encoder: TextEncoder, n_held_out: i
     n_ctx = f"at most {settings.n_ctx}" if settings.by_document else f"{settings.n_ctx}"
     n_tokens = f"{len(sequences.tokens):,}, vocabulary {encoder.n_vocab:,}"
     print(f"tokens   {n_tokens}: {plan.n_examples:,} + {n_held_out} sequences of {n_ctx}")
-    print("\n".join(describe_unknown([sequences.tokens], encoder)))
+    for line in describe_unknown([sequences.tokens], encoder):
+        print(line)
 
     cfg = run.model.cfg
-    source = "" if settings.init_from is None else f"; weights of {settings.init_from}"
-    print(f"network  {cfg.n_layer} blocks, {cfg.n_embd} features, {cfg.n_head} heads{source}")
+    network = f"{cfg.n_layer} blocks, {cfg.n_embd} features, {cfg.n_head} heads"
+    if settings.init_from is not None:
+        network += f"; weights of {settings.init_from}"
+    if settings.lstm_units is not None:
+        network = f"an LSTM of {run.model.transformer.h[0].n_hidden} units, {cfg.n_embd} features"
+    print(f"network  {network}")
 
     # a run that is resumed has less to do
     updates = f"{plan.t_total} updates of {plan.update_size} sequences"
@@ -402,7 +404,17 @@ def tokenize(settings: PreTrainingFlags) -> None:
     print(f"tokens   {len(tokens):,}, vocabulary {n_vocab:,}: {folder / 'tokens.bin'}")
 
 
-def run(settings: PreTrainingFlags, make_network=None) -> None:
+def write_model(settings: PreTrainingFlags, model: LMModel) -> None:
+    """Write the weights to the model folder."""
+    folder = Path(settings.model_dir)
+    if settings.lstm_units is not None:
+        save_lstm(model, folder)
+        return
+    n_vocab = len(model.transformer.embed.weight) - model.transformer.n_ctx
+    save_openai_model(model.transformer, n_vocab, folder, model.cfg.afn)
+
+
+def run(settings: PreTrainingFlags) -> None:
     """Learn merges, tokenize, train and write the model folder. Raises InputError for what the user can fix."""
     if settings.tokenize_only:
         with only_writer(settings.run_folder(), Ranks()):
@@ -412,10 +424,9 @@ def run(settings: PreTrainingFlags, make_network=None) -> None:
     # train; the first process writes the model folder
     started = time.monotonic()
     with run_processes(settings) as ranks:
-        model = pre_train(settings, ranks, make_network)
+        model = pre_train(settings, ranks)
         if ranks.is_first:
-            n_vocab = len(model.transformer.embed.weight) - model.transformer.n_ctx
-            save_openai_model(model.transformer, n_vocab, Path(settings.model_dir), model.cfg.afn)
+            write_model(settings, model)
 
     # one process reports for all
     if not ranks.is_first:

@@ -19,7 +19,7 @@ import shutil
 import sys
 import time
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
@@ -34,7 +34,7 @@ import running.figures
 import train
 from analysis import label_names, labelled_splits, parts_of, read_run_log
 from formats.files import InputError, digests, make_output_folder, read_json, replacing, write_json
-from formats.folders import weight_files
+from formats.folders import LSTM_FILE, weight_files
 from loss import PackedLosses
 from opt import OpenAIAdam
 from reading.tasks import TASKS, find_task
@@ -122,6 +122,7 @@ STORY_SEEDS = 10  # of the authors' protocol
 FULL = "transformer with auxiliary LM"
 NO_AUXILIARY = "without auxiliary LM"
 NOT_PRE_TRAINED = "without pre-training"
+LSTM = "LSTM with auxiliary LM"  # its flag names its folder
 N_LAYER = 12
 PARTIAL = {n: f"{n} blocks transferred" for n in range(N_LAYER)}
 VARIANTS = {FULL: [], NO_AUXILIARY: ["--lm_coef=0"], NOT_PRE_TRAINED: ["--n_transfer=-1"]}
@@ -142,6 +143,7 @@ PUBLISHED5 = {
     FULL: [74.7, 45.4, 91.3, 82.3, 82.0, 70.3, 81.8, 88.1, 56.0],
     NOT_PRE_TRAINED: [59.9, 18.9, 84.0, 79.4, 30.9, 65.5, 75.7, 71.2, 53.8],
     NO_AUXILIARY: [75.0, 47.9, 92.0, 84.9, 83.2, 69.8, 81.1, 86.9, 54.4],
+    LSTM: [69.1, 30.3, 90.5, 83.2, 71.8, 68.1, 73.7, 81.1, 54.6],
 }
 
 # figure 2, left: the lines (title -> data set, part, metric), and their points from left to right
@@ -184,16 +186,12 @@ class Job:
         return ["--desc=run", "--submit", "--resume", *folders, f"--seed={self.seed}", *self.flags]
 
 
-def fine_tune(job: Job, run=train.run) -> dict[str, Any]:
-    """Fine-tune and return all metrics and the seconds; the parameters are removed.
-
-    Args:
-        run: what trains, with train.run's settings.
-    """
+def fine_tune(job: Job) -> dict[str, Any]:
+    """Fine-tune and return all metrics and the seconds; the parameters are removed."""
     started = time.monotonic()
     folder = job.folder()
     with printing_to(folder / "printed.txt", job.name()):
-        run(parse(FineTuningFlags, job.all_flags()))
+        train.run(parse(FineTuningFlags, job.all_flags()))
     figures = read_figures(folder / "log")
     shutil.rmtree(folder / "save")
     return {"figures": figures, "seconds": time.monotonic() - started}
@@ -393,7 +391,7 @@ def report(results: Results, out: Path) -> None:
     texts = []
     given = []
     for name, value in results.made_with.items():
-        if name != "weights" and value:
+        if not name.startswith("weights") and value:
             given.append(f"{name} {value}")
     if given:
         texts.append(f"Not the paper's settings: {', '.join(given)}.")
@@ -472,9 +470,12 @@ def glue_score(results: Results) -> pd.Series:
 
 
 def ablations(results: Results) -> str:
-    """Return Table 5: for each variant the published numbers, then ours on the dev sets."""
+    """Return Table 5: for each variant the published numbers, then ours on the dev sets; the LSTM if it was run."""
+    done = {run["variant"] for run in results.runs}
     rows = []
     for variant, published in PUBLISHED5.items():
+        if variant == LSTM and LSTM not in done:
+            continue
         rows.append([f"{variant}, published", *map(str, published)])
 
         # ours; the average is over the seeds that all sets have
@@ -511,18 +512,20 @@ def pack_hand_in(results: Results, out: Path) -> bool:
 # --- what to run -----------------------------------------------------------------------------------------------------
 
 
-def wanted(what: list[str], n_seeds: int | None) -> list[tuple[str, str, int]]:
+def wanted(what: list[str], n_seeds: int | None, variants: Collection[str] = VARIANTS) -> list[tuple[str, str, int]]:
     """Return data set, variant and seed of each run that tables and figure need, each once.
 
     Args:
         n_seeds: None: 1, and as many as the authors had for the table `stories`.
+        variants: those that can be run.
     """
     asked = WHAT[:-1] if "all" in what else what
     found = []
     for key in asked:
         # data sets and variants
         if key == "table5":
-            pairs = [(dataset, variant) for variant in PUBLISHED5 for _, dataset, *_ in TABLE5]
+            rows = [variant for variant in PUBLISHED5 if variant in variants]
+            pairs = [(dataset, variant) for variant in rows for _, dataset, *_ in TABLE5]
         elif key == "figure2":
             pairs = [(dataset, variant) for dataset, *_ in FIGURE2.values() for variant in FIGURE2_VARIANTS]
         else:
@@ -546,14 +549,22 @@ def jobs_of(settings: ReproduceFlags) -> list[Job]:
         n_valid = max(1, settings.max_examples // 5)
         common += [f"--max_examples={settings.max_examples}", f"--n_valid={n_valid}"]
 
+    # the LSTM, where its weights are given
+    what = settings.what or ["all"]
+    variants = dict(VARIANTS)
+    if settings.lstm is not None:
+        variants[LSTM] = [f"--lstm={settings.lstm}"]
+    elif {"table5", "all"} & set(what):
+        print("left out Table 5's LSTM: it needs --lstm DIR. To make one: pretrain.py --lstm_units 2048")
+
     # the runs of the data sets that are there
     data_dir = Path(settings.data_dir)
     jobs = []
     absent = []
-    for dataset, variant, seed in wanted(settings.what or ["all"], settings.seeds):
+    for dataset, variant, seed in wanted(what, settings.seeds, variants):
         task = find_task(dataset, data_dir)
         if task.is_in(task.find(data_dir)):
-            flags = [f"--dataset={dataset}", *common, *VARIANTS[variant], *settings.flags.split()]
+            flags = [f"--dataset={dataset}", *common, *variants[variant], *settings.flags.split()]
             jobs.append(Job(Path(settings.out), dataset, variant, seed, flags))
         elif dataset not in absent:
             absent.append(dataset)
@@ -647,6 +658,8 @@ def reproduce(settings: ReproduceFlags) -> None:
     # results of other weights or settings are not mixed with these
     weights = list(digests(weight_files(Path(settings.model_dir))).values())
     results.claim(weights=weights, max_examples=settings.max_examples, flags=settings.flags)
+    if settings.lstm is not None:
+        results.claim(weights_of_the_LSTM=list(digests([Path(settings.lstm) / LSTM_FILE]).values()))
 
     # one run at a time keeps a GPU busy
     n_workers = settings.workers

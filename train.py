@@ -27,7 +27,7 @@ from analysis import analyse
 from formats.authors import check_bytes
 from formats.config import SIZES
 from formats.files import InputError, copy_file, digests, make_output_folder, refuse_folders
-from formats.folders import BPE_FILE, ENCODER_FILE, RUN_FILES, is_model, is_run
+from formats.folders import BPE_FILE, ENCODER_FILE, LSTM_FILE, RUN_FILES, is_model, is_run
 from loss import PackedLosses
 from model_pytorch import DoubleHeadModel
 from opt import OpenAIAdam
@@ -41,6 +41,7 @@ from reading.tasks import Task
 from running.checkpoint import load_parameters
 from running.command import exit_code
 from running.inference import answers, evaluate, predict
+from running.lstm import load_lstm
 from running.metrics import METRICS
 from running.predictions import write_predictions, write_submission
 from running.processes import (
@@ -56,11 +57,8 @@ from text_utils import TextEncoder
 from weights import folder_sizes, load_weights, parameter_files, task_model
 
 
-def fine_tune(settings: FineTuningFlags, ranks: Ranks, make_network=None) -> None:
+def fine_tune(settings: FineTuningFlags, ranks: Ranks) -> None:
     """Fine-tune, and if asked predict; the files are written by the first process.
-
-    Args:
-        make_network: what makes another network, called as build_network is.
 
     Raises InputError for what the user can fix.
     """
@@ -85,9 +83,7 @@ def fine_tune(settings: FineTuningFlags, ranks: Ranks, make_network=None) -> Non
     check_plan(plan)
 
     # the network, with the weights of the model folder; this draws the embeddings of the special tokens
-    if make_network is None:
-        make_network = build_network
-    model, loaded = make_network(settings, splits, encoder.n_vocab)
+    model, loaded = build_network(settings, splits, encoder.n_vocab)
     model.transformer.checkpoint_activations = settings.checkpoint_activations
     model.to(ranks.device)
 
@@ -255,6 +251,9 @@ def build_network(settings: FineTuningFlags, splits: Splits, n_vocab: int) -> tu
         np.random.randn(N_SPECIAL, cfg.n_embd)  # what the loader draws: the epochs' order stays the same
         return model, "nothing"
     n_blocks = load_weights(model.transformer, settings.n_transfer, model_dir)
+    if settings.lstm is not None:
+        load_lstm(model.transformer, n_vocab, Path(settings.encoder_path), Path(settings.lstm))
+        return model, f"the LSTM in {settings.lstm}, in the place of the blocks"
     return model, f"embeddings and {n_blocks} blocks from {model_dir}"
 
 
@@ -284,6 +283,8 @@ def record_of(
     weights = []
     if settings.n_transfer >= 0:
         weights = parameter_files(Path(settings.model_dir))
+    if settings.lstm is not None:
+        weights.append(Path(settings.lstm) / LSTM_FILE)
     set_by_flags = settings.fixed_on_resume() | {
         "n_processes": ranks.size,
         "precision": pick_precision(settings.precision, ranks.device),
@@ -442,11 +443,11 @@ def remove_results(settings: FineTuningFlags) -> None:
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def run(settings: FineTuningFlags, make_network=None) -> None:
+def run(settings: FineTuningFlags) -> None:
     """Fine-tune, and as asked predict and analyse. Raises InputError for what the user can fix."""
     started = time.monotonic()
     with run_processes(settings) as ranks:
-        fine_tune(settings, ranks, make_network)
+        fine_tune(settings, ranks)
 
     # one process reports for all
     if not ranks.is_first:

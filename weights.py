@@ -299,6 +299,8 @@ def open_run(folder: str | os.PathLike) -> SavedRun:
     """
     folder = open_folder(folder)
     record = RunRecord.read(folder)
+    if (record.others or {}).get("lstm") is not None:
+        raise InputError(f"{folder} is a run of an LSTM (--lstm), which train.py alone uses: --submit predicts.")
 
     # the vocabulary that it was trained with
     vocabulary = (folder / ENCODER_FILE, folder / BPE_FILE)

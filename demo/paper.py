@@ -16,7 +16,6 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,11 @@ from matplotlib.figure import Figure
 
 import pretrain
 import running.figures
-import train
-from demo import lstm, stories
+from demo import stories
 from demo.baselines import majority_accuracy, rule_accuracy, rules
 from formats.examples import Example
 from formats.files import InputError, copy_file, digests, make_output_folder, placing, replacing
-from formats.folders import BPE_FILE, ENCODER_FILE, is_model, weight_files
+from formats.folders import BPE_FILE, ENCODER_FILE, LSTM_FILE, is_model, weight_files
 from reading.rows import FORMS
 from reading.tasks import Source, Task, find_task
 from reading.workers import in_processes, n_cores
@@ -78,9 +76,9 @@ TABLE = {
     "transformer with auxiliary LM": [],
     "without auxiliary LM": ["--lm_coef=0"],
     "without pre-training": ["--n_transfer=-1"],
-    "LSTM with auxiliary LM": ["--n_transfer=0"],  # of the transformer it takes the sizes and the vocabulary only
+    "LSTM with auxiliary LM": ["--lstm={work}/LSTM"],
 }
-FULL, _, NOT_PRE_TRAINED, LSTM = TABLE
+FULL, _, NOT_PRE_TRAINED, _ = TABLE
 NETWORKS = {"transformer": "-", "LSTM": "--"}  # -> line in the figure
 
 FOLDER = Path(__file__).resolve().parent
@@ -116,10 +114,10 @@ class PreTrainingJob:
     def weights(self) -> list[Path]:
         """Return the files of the weights; empty if they are not there."""
         # one file, or those of a model folder
-        if self.network == "LSTM":
-            path = self.work / "LSTM.safetensors"
-            return [path] if path.exists() else []
         folder = self.work / self.network
+        if self.network == "LSTM":
+            path = folder / LSTM_FILE
+            return [path] if path.exists() else []
         return weight_files(folder) if is_model(folder) else []
 
 
@@ -137,6 +135,8 @@ def pre_training_jobs(work: Path) -> list[PreTrainingJob]:
             f"--probe={probes}",
             *PRE_TRAINING,
         ]
+        if network == "LSTM":
+            flags.append("--lstm_units=0")  # as many parameters as the transformer
         jobs.append(PreTrainingJob(work, network, flags))
     return jobs
 
@@ -151,7 +151,7 @@ def fine_tuning_jobs(work: Path, n_seeds: int) -> list[Job]:
                 flags = [f"--model_dir={work / 'transformer'}"]
                 flags += filled(flags_of_task, work)
                 flags += FINE_TUNING
-                flags += flags_of_variant
+                flags += filled(flags_of_variant, work)
                 jobs.append(Job(work, task, variant, seed, flags))
 
     # the sort keeps the order of equals
@@ -169,24 +169,13 @@ def pre_train_network(job: PreTrainingJob) -> None:
     """Pre-train a network, from its newest checkpoint on."""
     use_one_thread()
     with printing_to(job.work / f"{job.network}.txt", job.network):
-        settings = parse(PreTrainingFlags, [*job.flags, "--resume"])
-        if job.network == "LSTM":
-            lstm.pre_train(settings, job.work / "LSTM.safetensors")
-        else:
-            pretrain.run(settings)
+        pretrain.run(parse(PreTrainingFlags, [*job.flags, "--resume"]))
 
 
 def fine_tune_network(job: Job) -> dict[str, Any]:
     """Fine-tune once and return what it reached; the files of the run are removed."""
     use_one_thread()
-
-    # what trains
-    run = train.run
-    if job.variant == LSTM:
-        run = partial(lstm.fine_tune, weights=job.out / "LSTM.safetensors")
-
-    # what it reached
-    found = fine_tune(job, run)
+    found = fine_tune(job)
     shutil.rmtree(job.folder())
     return found
 

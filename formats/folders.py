@@ -21,6 +21,7 @@ ENCODER_FILE, BPE_FILE = "encoder_bpe_40000.json", "vocab_40000.bpe"
 SHAPES_FILE = "params_shapes.json"
 HPARAMS_FILE = "hparams.json"  # what no shape tells; absent beside the authors' own weights
 SHARDS = [f"params_{i}.npy" for i in range(10)]
+LSTM_FILE = "LSTM.safetensors"  # ours: what the paper compares the transformer with
 
 # those of a run of train.py, which can be opened with them alone; the first makes it one
 RUN_FILES = ("settings.json", ENCODER_FILE, BPE_FILE, "best_params", "best_params.sha256")

@@ -20,6 +20,7 @@ from formats.files import NAME_A_RUN, WHERE_TO_GET_IT, InputError, find
 from formats.folders import (
     BPE_FILE,
     ENCODER_FILE,
+    LSTM_FILE,
     FolderSizes,
     is_model,
     is_run,
@@ -246,6 +247,11 @@ def refuse_missing_file(path: str | Path, remedy: str = WHERE_TO_GET_IT) -> None
         raise InputError(f"{path} is missing. {remedy}")
 
 
+def refuse_missing_lstm(folder: str | Path) -> None:
+    """Raise InputError when a folder holds no LSTM."""
+    refuse_missing_file(Path(folder) / LSTM_FILE, "pretrain.py --lstm_units makes it.")
+
+
 def refuse_missing_model(folder: str | Path) -> None:
     """Raise InputError when a folder holds neither a model nor a run."""
     folder = Path(folder)
@@ -445,6 +451,11 @@ class FineTuningFlags(OwnFlags, RunFlags, NetworkFlags, AdamFlags):
     n_ctx: int = setting(512, "tokens of the longest row allowed", number(int, 6))
     # what is loaded and what is learned
     n_transfer: int = setting(12, "blocks to load; 0: only the embeddings; -1: nothing", number(int, -1))
+    lstm: str | None = setting(
+        None,
+        "folder with the LSTM of pretrain.py --lstm_units, to train in the place of the blocks (the paper's Table 5)",
+        is_input=True,
+    )
     lm_coef: float = setting(0.5, "weight of the auxiliary language-model loss; 0: none", NOT_NEGATIVE)
     lr_schedule: str = setting("warmup_linear", "learning-rate schedule", choices=SCHEDULES)
     lr_warmup: float = setting(0.002, "fraction of all updates spent warming up", number(float, 0, 1))
@@ -465,6 +476,8 @@ class FineTuningFlags(OwnFlags, RunFlags, NetworkFlags, AdamFlags):
         for name in ("columns", "encoding"):
             if getattr(self, name) is not None and self.dataset != "own":
                 raise ValueError(f"{name} is for dataset own: the official files are known")
+        if self.lstm is not None and self.n_transfer < 0:
+            raise ValueError("lstm is pre-trained, and n_transfer -1 loads nothing: leave out one of them")
 
     def find_task(self) -> Task:
         """Return the data set's record. Raises InputError for a missing folder."""
@@ -477,6 +490,8 @@ class FineTuningFlags(OwnFlags, RunFlags, NetworkFlags, AdamFlags):
         refuse_missing_data(self.find_task(), self.data_dir)
         if self.n_transfer >= 0:
             refuse_missing_model(self.model_dir)
+        if self.lstm is not None:
+            refuse_missing_lstm(self.lstm)
 
 
 # --- pre-training ----------------------------------------------------------------------------------------------------
@@ -523,7 +538,13 @@ class PreTrainingFlags(RunFlags, NetworkFlags, AdamFlags):
     n_iter: int = setting(100, "epochs", COUNT)
     n_batch: int = setting(64, "sequences per device and batch", COUNT)
     valid_share: float = setting(0.01, "fraction of the sequences, at the end of the text, to hold out", FRACTION)
-    # initial weights and learning rate
+    # the network and its initial weights, and the learning rate
+    lstm_units: int | None = setting(
+        None,
+        "train an LSTM in the place of the blocks, with so many units: 2048 in the paper's Table 5; 0: as many as give "
+        "it the blocks' number of parameters",
+        COUNT_OR_ZERO,
+    )
     init_std: float = setting(
         0.02, "standard deviation of the initial matrices; small networks learn sooner from 0.05 to 0.1", NOT_NEGATIVE
     )
@@ -545,6 +566,8 @@ class PreTrainingFlags(RunFlags, NetworkFlags, AdamFlags):
         super().__post_init__()
         corpus = [self.corpus] if isinstance(self.corpus, str) else list(self.corpus)
         object.__setattr__(self, "corpus", corpus)
+        if self.lstm_units is not None and self.init_from is not None:
+            raise ValueError("lstm_units is for an LSTM with random weights: leave out init_from")
         # sizes that contradict each other are refused now; with init_from its sizes decide
         if self.init_from is None:
             self.config()
@@ -777,6 +800,9 @@ class ReproduceFlags(Flags):
     seeds: int | None = setting(None, "runs of each kind, with seeds 1, 2, ...; default: 1, stories 10", COUNT)
     workers: int | None = setting(None, "runs at a time; default: one a core, or with a GPU one", COUNT)
     out: str = setting("paper", "folder for everything")
+    lstm: str | None = setting(
+        None, "folder with the LSTM of pretrain.py --lstm_units, for its row of Table 5", is_input=True
+    )
     max_examples: int | None = setting(None, "at most this many examples of each file, for a rehearsal", COUNT)
     flags: str = setting("", "further flags of train.py, for every run")
     dry_run: bool = setting(False, "print the commands, their updates and hours only")
@@ -788,3 +814,5 @@ class ReproduceFlags(Flags):
         else:
             refuse_missing_file(self.data_dir, "Name the folder of the data sets' folders.")
             read_sizes(self.model_dir)
+            if self.lstm is not None:
+                refuse_missing_lstm(self.lstm)

@@ -1,4 +1,4 @@
-"""The paper in miniature on tiny data: every run once, the tables, the figure; the LSTM."""
+"""The paper in miniature on tiny data: every run once, the tables, the figure."""
 
 import contextlib
 import io
@@ -9,86 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from helpers import write_lines
 
 import reproduce
-from demo import lstm, paper
+from demo import paper
 from formats.files import InputError
-from loss import sequence_losses
-from model_pytorch import Config, LMModel
-from speed.packing import Packing
-
-# --- the LSTM --------------------------------------------------------------------------------------------------------
-
-
-def models(**sizes) -> tuple[LMModel, LMModel]:
-    """Return a transformer and the LSTM that replaces it."""
-    torch.manual_seed(0)
-    pair = LMModel(Config(**sizes), 30, 10).eval(), LMModel(Config(**sizes), 30, 10).eval()
-    lstm.replace_blocks(pair[1].transformer)
-    return pair
-
-
-@pytest.mark.parametrize("n_embd, n_layer", [(16, 1), (96, 4), (96, 6), (768, 12)])
-def test_the_lstm_has_as_many_parameters_as_the_blocks(n_embd, n_layer):
-    n_blocks = n_layer * (12 * n_embd**2 + 13 * n_embd)
-    n = sum(p.numel() for p in lstm.LSTM(n_embd, lstm.hidden_size(n_embd, n_blocks)).parameters())
-    assert n == pytest.approx(n_blocks, rel=0.05 if n_embd == 16 else 0.01)
-
-
-def test_the_lstm_takes_the_position_of_the_blocks():
-    ours, theirs = ([p.numel() for p in model.parameters()] for model in models(n_embd=96, n_head=3, n_layer=4))
-    assert sum(theirs) == pytest.approx(sum(ours), rel=0.01) and theirs[0] == ours[0] and len(theirs) == 7
-
-
-def rows(*lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return random rows (B, T, 2) and the mask of their real tokens."""
-    x = torch.randint(0, 20, (len(lengths), max(lengths), 2))
-    x[..., 1] = 20 + torch.arange(max(lengths))
-    m = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    return x * m[..., None], m.float()
-
-
-def test_rows_of_different_lengths_do_not_influence_each_other():
-    _, model = models(n_embd=16, n_head=2, n_layer=1)
-    x, m = rows(8, 3, 5)
-    packed = Packing.of_padded(x, m)
-    together = packed.unpack(model.transformer(packed))
-    for i, n in enumerate((8, 3, 5)):
-        alone = model.transformer(x[i : i + 1, :n])[0]
-        torch.testing.assert_close(together[i, :n], alone)
-    full = model.transformer(Packing.full(x[:1]))  # without padding: nothing is packed
-    torch.testing.assert_close(full, model.transformer(x[:1])[0])
-
-
-def test_no_token_sees_a_later_one():
-    _, model = models(n_embd=16, n_head=2, n_layer=1)
-    x, m = rows(8, 6)
-    changed = x.clone()
-    changed[0, 5, 0] = (x[0, 5, 0] + 1) % 20
-    before, after = (
-        packed.unpack(model.transformer(packed)) for packed in (Packing.of_padded(x, m), Packing.of_padded(changed, m))
-    )
-    torch.testing.assert_close(after[0, :5], before[0, :5])
-    torch.testing.assert_close(after[1], before[1])
-    assert not torch.allclose(after[0, 5:8], before[0, 5:8])
-
-
-def test_a_shared_context_changes_nothing():
-    _, model = models(n_embd=16, n_head=2, n_layer=1)
-    x, m = rows(7, 8)
-    x[1, :4] = x[0, :4]
-    x, m = x[None], m[None]
-    packings = [Packing.of_padded(x, m, share_context) for share_context in (False, True)]
-    torch.testing.assert_close(*(packed.unpack(model.transformer(packed)) for packed in packings))
-
-
-def test_the_lstm_learns_from_its_loss():
-    _, model = models(n_embd=16, n_head=2, n_layer=1)
-    sequence_losses(model, Packing.of_padded(*rows(8, 3))).mean().backward()
-    assert all(p.grad.abs().sum() > 0 for p in model.parameters())
-
 
 # --- all runs --------------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,9 @@ from test_official import HAND_IN
 import reproduce
 import train
 from formats.files import InputError
+from formats.folders import read_sizes
+from model_pytorch import Config, LMModel
+from running.lstm import replace_blocks, save_lstm
 
 NINE = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
 
@@ -47,7 +50,7 @@ def test_published_numbers_have_runs_and_metrics_of_their_data_set():
 
 def test_the_published_average_and_score_are_those_of_their_numbers():
     for average, *values in reproduce.PUBLISHED5.values():
-        assert sum(values) / len(values) == pytest.approx(average, abs=0.06)
+        assert sum(values) / len(values) == pytest.approx(average, abs=0.1)  # all of them are rounded
     by_set = {}
     for number in reproduce.TABLES["glue"]:
         by_set.setdefault(number.dataset, []).append(number.published)
@@ -141,6 +144,41 @@ def test_a_wrong_flag_of_the_runs_ends_the_command_before_the_first(everything, 
         run("--what", "table3", "--flags=--lr=none")
     assert "argument --lr: 'none' is not a number" in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+def test_the_lstm_has_its_row_where_its_weights_are_given(everything, capsys):
+    shutil.copytree("model", "lstm")
+    sizes = read_sizes("model")
+    network = LMModel(Config(n_embd=sizes.n_embd, n_head=1), sizes.n_vocab + sizes.n_positions, sizes.n_positions)
+    replace_blocks(network.transformer, 5)
+    save_lstm(network, Path("lstm"))
+    for folder in Path("data").iterdir():
+        if folder.name != "RTE":
+            shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+
+    # without them it is left out
+    assert run("--what", "table5", "--dry_run") == 0
+    out = capsys.readouterr().out
+    assert "left out Table 5's LSTM: it needs --lstm DIR." in out and "3 runs" in out
+    assert run("--what", "table5", "--lstm", "lstm", "--dry_run") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"python train.py --desc=run .*--dataset=rte .*--lstm=\S*lstm ", out) and "4 runs" in out
+
+    # and with them the last of four
+    assert run("--what", "table5") == 0
+    assert "LSTM" not in Path("out/tables.md").read_text()
+    assert run("--what", "table5", "--lstm", "lstm") == 0
+    assert "run 4 of 4: rte, LSTM with auxiliary LM, seed 1" in capsys.readouterr().out
+    text = Path("out/tables.md").read_text()
+    assert "| LSTM with auxiliary LM, published | 69.1 | 30.3 |" in text and "weights" not in text
+    assert re.search(r"\| LSTM with auxiliary LM, ours on dev \| - .*\| [\d.]+ \|", text)
+
+    # its runs are of one LSTM
+    Path("lstm/LSTM.safetensors").unlink()
+    replace_blocks(network.transformer, 6)
+    save_lstm(network, Path("lstm"))
+    assert run("--what", "table5", "--lstm", "lstm") == 2
+    assert "was made with another weights of the LSTM" in capsys.readouterr().err
 
 
 @pytest.mark.slow
