@@ -295,7 +295,7 @@ def announce(run: Run, sequences: Sequences, encoder: TextEncoder, n_held_out: i
     if settings.init_from is not None:
         network += f"; weights of {settings.init_from}"
     if settings.lstm_units is not None:
-        network = f"an LSTM of {run.model.transformer.h[0].n_hidden} units, {cfg.n_embd} features"
+        network = f"an LSTM of {run.model.transformer.h[0].lstm.hidden_size} units, {cfg.n_embd} features"
     print(f"network  {network}")
 
     # a run that is resumed has less to do

@@ -34,6 +34,11 @@ from reading.rows import FORMS
 from reading.tasks import Source, Task, find_task
 from reading.workers import in_processes, n_cores
 from reproduce import (
+    FULL,
+    LSTM,
+    NO_AUXILIARY,
+    NOT_PRE_TRAINED,
+    VARIANTS,
     Job,
     Results,
     draw_transfer,
@@ -72,13 +77,8 @@ TASKS = {
     "similarity": ["--dataset=own", "--task=similarity", "--data_dir={work}/tasks/similarity", "--lr=2e-4"],
 }
 # the rows of Table 5 -> flags of train.py
-TABLE = {
-    "transformer with auxiliary LM": [],
-    "without auxiliary LM": ["--lm_coef=0"],
-    "without pre-training": ["--n_transfer=-1"],
-    "LSTM with auxiliary LM": ["--lstm={work}/LSTM"],
-}
-FULL, _, NOT_PRE_TRAINED, _ = TABLE
+TABLE = {name: VARIANTS[name] for name in (FULL, NO_AUXILIARY, NOT_PRE_TRAINED)}
+TABLE[LSTM] = ["--lstm={work}/LSTM"]
 NETWORKS = {"transformer": "-", "LSTM": "--"}  # -> line in the figure
 
 FOLDER = Path(__file__).resolve().parent

@@ -25,7 +25,6 @@ class LSTM(nn.Module):
 
     def __init__(self, n_embd: int, n_hidden: int):
         super().__init__()
-        self.n_hidden = n_hidden
         self.lstm = nn.LSTM(n_embd, n_hidden, batch_first=True)
         self.c_proj = nn.Linear(n_hidden, n_embd)
 
@@ -97,17 +96,16 @@ def load_lstm(transformer: TransformerModel, n_vocab: int, vocabulary: Path, fol
     # the network as it was pre-trained
     cfg = dataclasses.replace(DEFAULT_CONFIG, n_embd=n_embd, n_head=1, n_layer=0)
     source = LMModel(cfg, n_rows, n_positions)
-    for network in (source.transformer, transformer):
-        replace_blocks(network, n_hidden)
+    replace_blocks(source.transformer, n_hidden)
     load_parameters(path, source)
 
-    # its tokens, its first positions and its LSTM
+    # its LSTM, its tokens and its first positions
+    transformer.h = source.transformer.h
     loaded = source.transformer.embed.weight
     with torch.no_grad():
         table = transformer.embed.weight
         table[:n_vocab] = loaded[:n_vocab]
         table[-n_ctx:] = loaded[n_vocab : n_vocab + n_ctx]
-    transformer.h.load_state_dict(source.transformer.h.state_dict())
 
 
 def sizes_of(path: Path) -> tuple[int, int, int]:

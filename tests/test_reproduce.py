@@ -49,8 +49,9 @@ def test_published_numbers_have_runs_and_metrics_of_their_data_set():
 
 
 def test_the_published_average_and_score_are_those_of_their_numbers():
-    for average, *values in reproduce.PUBLISHED5.values():
-        assert sum(values) / len(values) == pytest.approx(average, abs=0.1)  # all of them are rounded
+    for variant, (average, *values) in reproduce.PUBLISHED5.items():
+        rounding = 0.07 if variant == reproduce.LSTM else 0.06  # the paper's 69.1 is of numbers with the mean 69.16
+        assert sum(values) / len(values) == pytest.approx(average, abs=rounding)
     by_set = {}
     for number in reproduce.TABLES["glue"]:
         by_set.setdefault(number.dataset, []).append(number.published)
